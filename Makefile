@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. Each makes the environment it needs; the second run starts at once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.crosskd_hf_dev
+
+.PHONY: demo test lint types imports unit format clean
+
+demo: $(STAMP)  ## train a teacher, a student and a distilled student on made data, and compare them
+	$(BIN)/python examples/distill_coco.py
+
+test: lint types imports unit  ## everything that a pull request has to pass
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what runs and tools leave behind, but not the environment
+	rm -rf outputs runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(STAMP): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	@touch $@
