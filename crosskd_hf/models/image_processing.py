@@ -1,0 +1,198 @@
+"""Image processor of the detectors: images to a padded batch, and a model's outputs to detections."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.models.deformable_detr.image_processing_deformable_detr import (
+    DeformableDetrImageProcessor,
+    DeformableDetrImageProcessorKwargs,
+)
+from transformers.utils import ModelOutput
+
+
+class DetectionImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):  # type: ignore[call-arg]
+    """Settings of `DetectionImageProcessor` beyond those of `DeformableDetrImageProcessor`; all are saved with it.
+
+    size_divisor: height and width of a batch are padded to multiples of this many pixels.
+    channel_order: "rgb", or "bgr" for weights trained on images as OpenCV reads them. `image_mean` and `image_std` are
+        given in this order.
+    score_threshold: a class of a prior is a candidate if its classification score is above this, in [0, 1].
+    candidates_per_level: so many candidates with the highest classification scores are kept per image and level.
+    nms_threshold: of two boxes of one class whose IoU is above this, the one with the lower score goes, in [0, 1].
+    max_detections: so many detections are kept per image.
+    """
+
+    size_divisor: int
+    channel_order: Literal["rgb", "bgr"]
+    score_threshold: float
+    candidates_per_level: int
+    nms_threshold: float
+    max_detections: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scored boxes of a batch before NMS: one row each, the rows of an image together and images in order."""
+
+    image: Tensor  # (M,) int64, index in the batch
+    label: Tensor  # (M,) int64
+    score: Tensor  # (M,) float32 in [0, 1]
+    box: Tensor  # (M, 4) float32, cxcywh relative to the unpadded image
+
+
+class DetectionImageProcessor(DeformableDetrImageProcessor):
+    """Resize, normalise and pad images; turn the outputs of a dense detector into detections.
+
+    Takes PIL images, NumPy arrays or uint8 tensors, and COCO annotations as the DETR processors do. Images are resized
+    (bilinear, antialiased) to `size`, {"shortest_edge", "longest_edge"} or {"height", "width"}, and padded on the right
+    and at the bottom. Boxes of the labels, and `size` beside them, refer to the resized image without its padding.
+
+    The defaults of the post-processing are MMDetection's for dense detectors (`test_cfg` of its GFL config). A detector
+    that finds its candidates in another way overrides `candidates`; clipping, NMS and limits stay the same.
+
+    Raises ValueError for a setting out of its range, see `DetectionImageProcessorKwargs`.
+    """
+
+    valid_kwargs = DetectionImageProcessorKwargs
+    do_convert_rgb = True
+    size_divisor = 32
+    channel_order = "rgb"
+    score_threshold = 0.05
+    candidates_per_level = 1000
+    nms_threshold = 0.6
+    max_detections = 100
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.channel_order not in ("rgb", "bgr"):
+            raise ValueError(f'channel_order is {self.channel_order!r}; give "rgb" or "bgr"')
+        for name in ("size_divisor", "candidates_per_level", "max_detections"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; give a whole number of at least 1")
+        for name in ("score_threshold", "nms_threshold"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is {value}; give a number in [0, 1]")
+
+    def process_image(self, image: ImageInput, channel_order: str = "rgb", **kwargs: Any) -> Tensor:
+        """One image as a (3, H, W) tensor in the order of channels that the weights were trained with."""
+        pixels = super().process_image(image, **kwargs)
+        return pixels.flip(0) if channel_order == "bgr" else pixels
+
+    def _preprocess(self, *args: Any, size_divisor: int, **kwargs: Any) -> BatchFeature:
+        if size_divisor != self.size_divisor:
+            raise ValueError(
+                f"size_divisor={size_divisor} was given for one call, but this processor pads to multiples of "
+                f"{self.size_divisor}; set processor.size_divisor instead"
+            )
+        return super()._preprocess(*args, **kwargs)
+
+    def pad(
+        self,
+        image: Tensor,
+        padded_size: tuple[int, int],
+        annotation: Any = None,
+        update_bboxes: bool = False,
+        fill: int = 0,
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Pad (..., 3, H, W) to `padded_size` rounded up to `size_divisor`; annotations stay as they are.
+
+        The DETR processors would rescale boxes to the padded canvas (`update_bboxes`), which depends on the batch.
+        """
+        height, width = (math.ceil(edge / self.size_divisor) * self.size_divisor for edge in padded_size)
+        image, pixel_mask, _ = super().pad(image, (height, width), annotation=None, fill=fill)
+        return image, pixel_mask, annotation
+
+    @torch.no_grad()
+    def post_process_object_detection(
+        self,
+        outputs: ModelOutput,
+        threshold: float = 0.0,
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        *,
+        score_threshold: float | None = None,
+        candidates_per_level: int | None = None,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image, the surest first.
+
+        outputs: what `candidates` reads, for B images.
+        threshold: only detections with a final score above this are returned, in [0, 1]. At its default
+            `score_threshold` alone decides, as in MMDetection. Where a centerness is multiplied in, final scores may
+            lie below `score_threshold`: keep the default when computing AP.
+        target_sizes: (height, width) per image, as a (B, 2) tensor or a sequence: boxes are returned in its pixels.
+            Without it they are relative, in [0, 1].
+        The other arguments replace the processor's own settings in this call.
+
+        Returns per image `scores` (D,) in [0, 1], `labels` (D,) int64 and `boxes` (D, 4) xyxy, D <= max_detections.
+        Raises ValueError if `target_sizes` doesn't hold one size per image.
+        """
+        batch_size = len(outputs.logits)
+        if target_sizes is not None and len(target_sizes) != batch_size:
+            raise ValueError(
+                f"target_sizes holds {len(target_sizes)} sizes for {batch_size} images; give one per image"
+            )
+        score_threshold = self.score_threshold if score_threshold is None else score_threshold
+        per_level = self.candidates_per_level if candidates_per_level is None else candidates_per_level
+        nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
+        max_detections = self.max_detections if max_detections is None else max_detections
+
+        # No final score exceeds its classification score, and no box suppresses one with a higher score: what can't
+        # reach the threshold may go first, and nothing changes but the time.
+        found = self.candidates(outputs, max(score_threshold, threshold), per_level)
+        boxes = box_convert(found.box, "cxcywh", "xyxy").clamp(0, 1)
+        rows = ((boxes[:, 2:] > boxes[:, :2]).all(1) & (found.score > threshold)).nonzero().squeeze(1)
+        image, boxes = found.image[rows], boxes[rows]
+        if target_sizes is not None:
+            sizes = torch.stack([torch.as_tensor(size) for size in target_sizes]).to(boxes)  # (B, 2)
+            boxes = boxes * sizes.flip(1).repeat(1, 2)[image]
+
+        counts = torch.bincount(image, minlength=batch_size).tolist()
+        columns = (column.split(counts) for column in (found.score[rows], found.label[rows], boxes))
+        results = []
+        for scores, labels, xyxy in zip(*columns, strict=True):
+            kept = batched_nms(xyxy, scores, labels, nms_threshold)[:max_detections]
+            results.append({"scores": scores[kept], "labels": labels[kept], "boxes": xyxy[kept]})
+        return results
+
+    def candidates(self, outputs: ModelOutput, score_threshold: float, candidates_per_level: int) -> Candidates:
+        """The (prior, class) pairs of a dense detector's outputs that NMS shall see.
+
+        Reads `logits` (B, N, K), `pred_boxes` (B, N, 4) relative cxcywh, `centerness` (B, N) logits or None and
+        `level_lengths` (B, L), priors per level, or None for one level. Thresholding and the best of each level go by
+        the classification score; only then it is multiplied by the centerness (MMDetection, `base_dense_head.py`).
+        """
+        logits = outputs.logits.float()
+        _, priors, classes = logits.shape
+        least = (
+            torch.tensor(score_threshold, dtype=torch.float64).logit().item()
+        )  # compare logits: no copy of all scores
+        pair = (logits.flatten() > least).nonzero().squeeze(1)  # (M,) of B * N * K
+        image, prior = pair // (priors * classes), pair // classes % priors
+        score = logits.flatten()[pair].sigmoid()
+
+        group = image
+        if outputs.level_lengths is not None:
+            ends = outputs.level_lengths.cumsum(1)  # (B, L)
+            group = image * ends.shape[1] + (prior[:, None] >= ends[image]).sum(1)
+        best = _best_of_each_group(score, group, candidates_per_level)
+        pair, image, prior, score = pair[best], image[best], prior[best], score[best]
+        if outputs.centerness is not None:
+            score = score * outputs.centerness[image, prior].float().sigmoid()
+        return Candidates(image, pair % classes, score, outputs.pred_boxes[image, prior].float())
+
+
+def _best_of_each_group(score: Tensor, group: Tensor, count: int) -> Tensor:
+    """Rows of the `count` highest scores of each group, group by group: (M,), (M,) -> (at most M,)."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    ordered = group[order]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return order[rank < count]
