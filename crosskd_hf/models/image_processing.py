@@ -134,7 +134,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         Returns per image `scores` (D,) in [0, 1], `labels` (D,) int64 and `boxes` (D, 4) xyxy, D <= max_detections.
         Raises ValueError if `target_sizes` doesn't hold one size per image.
         """
-        batch_size = len(outputs.logits)
+        batch_size = len(outputs["logits"])
         if target_sizes is not None and len(target_sizes) != batch_size:
             raise ValueError(
                 f"target_sizes holds {len(target_sizes)} sizes for {batch_size} images; give one per image"
@@ -168,25 +168,24 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         Reads `logits` (B, N, K), `pred_boxes` (B, N, 4) relative cxcywh, `centerness` (B, N) logits or None and
         `level_lengths` (B, L), priors per level, or None for one level. Thresholding and the best of each level go by
         the classification score; only then it is multiplied by the centerness (MMDetection, `base_dense_head.py`).
+        Fields are read as keys: a pipeline hands on a plain `ModelOutput` without those that were None.
         """
-        logits = outputs.logits.float()
+        logits, centerness = outputs["logits"].float(), outputs.get("centerness")
         _, priors, classes = logits.shape
-        least = (
-            torch.tensor(score_threshold, dtype=torch.float64).logit().item()
-        )  # compare logits: no copy of all scores
+        least = torch.tensor(score_threshold, dtype=torch.float64).logit().item()  # so the scores needn't all be made
         pair = (logits.flatten() > least).nonzero().squeeze(1)  # (M,) of B * N * K
         image, prior = pair // (priors * classes), pair // classes % priors
         score = logits.flatten()[pair].sigmoid()
 
-        group = image
-        if outputs.level_lengths is not None:
-            ends = outputs.level_lengths.cumsum(1)  # (B, L)
+        group, lengths = image, outputs.get("level_lengths")
+        if lengths is not None:
+            ends = lengths.cumsum(1)  # (B, L)
             group = image * ends.shape[1] + (prior[:, None] >= ends[image]).sum(1)
         best = _best_of_each_group(score, group, candidates_per_level)
         pair, image, prior, score = pair[best], image[best], prior[best], score[best]
-        if outputs.centerness is not None:
-            score = score * outputs.centerness[image, prior].float().sigmoid()
-        return Candidates(image, pair % classes, score, outputs.pred_boxes[image, prior].float())
+        if centerness is not None:
+            score = score * centerness[image, prior].float().sigmoid()
+        return Candidates(image, pair % classes, score, outputs["pred_boxes"][image, prior].float())
 
 
 def _best_of_each_group(score: Tensor, group: Tensor, count: int) -> Tensor:
