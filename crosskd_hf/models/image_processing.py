@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput
+from transformers.image_utils import AnnotationFormat, ImageInput, SizeDict, validate_annotations
 from transformers.models.deformable_detr.image_processing_deformable_detr import (
     DeformableDetrImageProcessor,
     DeformableDetrImageProcessorKwargs,
@@ -85,29 +85,43 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         pixels = super().process_image(image, **kwargs)
         return pixels.flip(0) if channel_order == "bgr" else pixels
 
-    def _preprocess(self, *args: Any, size_divisor: int, **kwargs: Any) -> BatchFeature:
-        if size_divisor != self.size_divisor:
+    def _preprocess(
+        self, images: list[Tensor], annotations: Any, return_segmentation_masks: bool | None, *_: Any, **settings: Any
+    ) -> BatchFeature:
+        """Resize, normalise and pad a batch. Unlike in the base class, padding never touches the labels."""
+        if return_segmentation_masks:
             raise ValueError(
-                f"size_divisor={size_divisor} was given for one call, but this processor pads to multiples of "
-                f"{self.size_divisor}; set processor.size_divisor instead"
+                "return_segmentation_masks=True was given, but these detectors know boxes only; leave it out"
             )
-        return super()._preprocess(*args, **kwargs)
+        annotations = [annotations] if isinstance(annotations, dict) else annotations
+        if annotations is not None:
+            if len(annotations) != len(images):
+                raise ValueError(
+                    f"{len(annotations)} annotations were given for {len(images)} images; give one per image"
+                )
+            validate_annotations(AnnotationFormat(settings["format"]), (AnnotationFormat.COCO_DETECTION,), annotations)
 
-    def pad(
-        self,
-        image: Tensor,
-        padded_size: tuple[int, int],
-        annotation: Any = None,
-        update_bboxes: bool = False,
-        fill: int = 0,
-    ) -> tuple[Tensor, Tensor, Any]:
-        """Pad (..., 3, H, W) to `padded_size` rounded up to `size_divisor`; annotations stay as they are.
+        pixels = [self._resize_and_normalize(image, settings) for image in images]
+        data = _pad_and_stack(pixels, settings["pad_size"], settings["size_divisor"] if settings["do_pad"] else None)
+        batch = BatchFeature(data, tensor_type=settings["return_tensors"])
+        if annotations is not None:
+            batch["labels"] = [
+                BatchFeature(self._label(*row, settings), tensor_type=settings["return_tensors"])
+                for row in zip(images, annotations, pixels, strict=True)
+            ]
+        return batch
 
-        The DETR processors would rescale boxes to the padded canvas (`update_bboxes`), which depends on the batch.
-        """
-        height, width = (math.ceil(edge / self.size_divisor) * self.size_divisor for edge in padded_size)
-        image, pixel_mask, _ = super().pad(image, (height, width), annotation=None, fill=fill)
-        return image, pixel_mask, annotation
+    def _resize_and_normalize(self, image: Tensor, settings: dict[str, Any]) -> Tensor:
+        if settings["do_resize"]:
+            image = self.resize(image, size=settings["size"], resample=settings["resample"])
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        return self.rescale_and_normalize(image, *(settings[name] for name in names))
+
+    def _label(self, image: Tensor, annotation: Any, pixels: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
+        """The label of one image: boxes in the frame of `pixels`, the resized and still unpadded image."""
+        label = self.prepare_annotation(image, annotation, AnnotationFormat(settings["format"]))
+        label = self.resize_annotation(label, orig_size=image.shape[-2:], target_size=pixels.shape[-2:])
+        return self.normalize_annotation(label, pixels.shape[-2:]) if settings["do_convert_annotations"] else label
 
     @torch.no_grad()
     def post_process_object_detection(
@@ -186,6 +200,28 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         if centerness is not None:
             score = score * centerness[image, prior].float().sigmoid()
         return Candidates(image, pair % classes, score, outputs["pred_boxes"][image, prior].float())
+
+
+def _pad_and_stack(images: list[Tensor], pad_size: SizeDict | None, divisor: int | None) -> dict[str, Tensor]:
+    """(3, H_i, W_i) images in the top left of one batch: `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) int64.
+
+    H and W are multiples of `divisor` that hold every image, and at least `pad_size`. Without a divisor images aren't
+    padded and must be of one size.
+    """
+    if divisor is None:
+        return {"pixel_values": torch.stack(images)}
+    least = (0, 0) if pad_size is None else (pad_size.height, pad_size.width)
+    height, width = (
+        math.ceil(max(edge, *(image.shape[axis] for image in images)) / divisor) * divisor
+        for axis, edge in zip((-2, -1), least, strict=True)
+    )
+    values = images[0].new_zeros(len(images), len(images[0]), height, width)
+    mask = torch.zeros(len(images), height, width, dtype=torch.int64, device=values.device)
+    for index, image in enumerate(images):
+        rows, columns = image.shape[-2:]
+        values[index, :, :rows, :columns] = image
+        mask[index, :rows, :columns] = 1
+    return {"pixel_values": values, "pixel_mask": mask}
 
 
 def _best_of_each_group(score: Tensor, group: Tensor, count: int) -> Tensor:

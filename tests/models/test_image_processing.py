@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional as tvf
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
+from transformers import AutoImageProcessor, DeformableDetrImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.utils import ModelOutput
 
 from crosskd_hf.models.image_processing import Candidates, DetectionImageProcessor
@@ -148,9 +148,49 @@ class TestPreprocess:
         pixels = shifted(images=image, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(pixels[:, 0], rgb[:, 2] - 0.5)  # the mean is in the order of the weights
 
-    def test_one_call_cannot_change_the_divisor(self) -> None:
-        with pytest.raises(ValueError, match=r"size_divisor=64 .* multiples of 16; set processor.size_divisor"):
-            self.processor(images=picture(32, 32), size_divisor=64)
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_every_image_of_a_batch_is_padded_to_the_multiple(self, order: tuple[int, int]) -> None:
+        images = [picture(50, 70), picture(40, 40)]
+        batch = self.processor(images=[images[i] for i in order], return_tensors="pt", do_resize=False, size_divisor=32)
+        assert batch["pixel_values"].shape == (2, 3, 64, 96)
+        assert batch["pixel_mask"].sum((1, 2)).tolist() == [[3500, 1600][i] for i in order]
+
+    def test_pad_size_and_no_padding(self) -> None:
+        images = [picture(30, 40), picture(30, 40)]
+        fixed = self.processor(
+            images=images, return_tensors="pt", do_resize=False, pad_size={"height": 50, "width": 20}
+        )
+        assert fixed["pixel_values"].shape == (2, 3, 64, 48)  # at least pad_size, and room for the image
+        bare = self.processor(images=images, return_tensors="pt", do_resize=False, do_pad=False)
+        assert {name: value.shape for name, value in bare.items()} == {"pixel_values": (2, 3, 30, 40)}
+
+    def test_pixels_and_labels_as_of_the_base_class_but_for_the_padding(self) -> None:
+        image, target = picture(50, 75), annotation(7, [5, 5, 20, 20], [0, 10, 75, 40])
+        size = {"shortest_edge": 64, "longest_edge": 96}
+        ours = self.processor(images=image, annotations=target, return_tensors="pt")
+        base = DeformableDetrImageProcessor(size=size)(images=image, annotations=target, return_tensors="pt")
+        torch.testing.assert_close(ours["pixel_values"], base["pixel_values"], rtol=0, atol=0)
+        assert ours["labels"][0].keys() == base["labels"][0].keys()
+        for name, value in base["labels"][0].items():
+            torch.testing.assert_close(ours["labels"][0][name], value, rtol=0, atol=0)
+
+    def test_boxes_in_pixels(self) -> None:
+        batch = self.processor(
+            images=picture(32, 48),
+            annotations=annotation(1, [6, 8, 10, 12]),
+            do_convert_annotations=False,
+            return_tensors="pt",
+        )
+        torch.testing.assert_close(batch["labels"][0]["boxes"], torch.tensor([[12.0, 16.0, 32.0, 40.0]]))
+
+    def test_wrong_annotations_are_refused(self) -> None:
+        images = [picture(32, 32), picture(32, 32)]
+        with pytest.raises(ValueError, match="1 annotations were given for 2 images"):
+            self.processor(images=images, annotations=[annotation(1)])
+        with pytest.raises(ValueError, match="Invalid COCO detection annotations"):
+            self.processor(images=images, annotations=[{"boxes": []}, {"boxes": []}])
+        with pytest.raises(ValueError, match="boxes only"):
+            self.processor(images=images, annotations=[annotation(1), annotation(2)], return_segmentation_masks=True)
 
 
 class TestSettings:
