@@ -1,0 +1,146 @@
+"""The checks of a data set's image files: names, headers, sizes, and decoding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import PIL.Image
+
+from . import images as image_files
+from .coco_json import Ints
+from .data_report import Finding, Place, Severity, found
+from .images import ImageHeader, ImageSource, probe_image
+
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+}
+
+
+def check_names(names: Sequence[str], folder: Path) -> tuple[list[Finding], list[Path | None]]:
+    """Look for the files of `names` in `folder`; return the findings and the paths (None: not there, or outside)."""
+    inside = [_stays_inside(name) for name in names]
+    there = [fine and (folder / name).is_file() for name, fine in zip(names, inside, strict=True)]
+    pairs = list(zip(names, inside, there, strict=True))
+    escaping = [Place(repr(name)) for name, fine, _ in pairs if not fine]
+    missing = [Place(name) for name, fine, exists in pairs if fine and not exists]
+    counts = Counter(names)
+    empty = not any(folder.iterdir())
+    return [
+        *found("error", "file-name", "the file name leaves the image folder", "use names relative to it", escaping),
+        *found(
+            "error",
+            "missing-image",
+            f"{len(missing)} of {len(pairs)} images are not in {folder}" + (", which is empty" if empty else ""),
+            "give the folder that the json's file names are relative to, or remove these entries from the json",
+            missing,
+        ),
+        *found(
+            "warning",
+            "duplicate-file",
+            "several images of the json are the same file",
+            "keep one entry, and its annotations under one image id",
+            [Place(name, detail=f"{count} entries") for name, count in counts.items() if count > 1],
+        ),
+    ], [folder / name if exists else None for name, exists in zip(names, there, strict=True)]
+
+
+def _stays_inside(name: str) -> bool:
+    windows = PureWindowsPath(name)
+    if not name or "\0" in name or windows.drive or windows.root or PurePosixPath(name).is_absolute():
+        return False
+    return ".." not in windows.parts  # a Windows path is split at both kinds of slash
+
+
+def check_files(
+    names: Sequence[str], sizes: Ints, sources: Sequence[ImageSource | None], decode: bool
+) -> tuple[Ints, list[Finding]]:
+    """Look into image files (None: not there) and compare them with the sizes that the annotations say.
+
+    Returns:
+        sizes (I, 2) with the zeros filled in from the files, and the findings.
+    """
+    sizes = sizes.copy()
+    absurd = (sizes < 0).any(1) | (sizes.astype(np.float64).prod(1) > image_files.MAX_PIXELS)
+    places: dict[str, list[Place]] = {kind: [] for kind in _FILE_FINDINGS}
+    for row, (name, source) in enumerate(zip(names, sources, strict=True)):
+        width, height = (int(value) for value in sizes[row])
+        if absurd[row]:
+            places["image-size"].append(Place(name, detail=f"{width}x{height}"))
+            continue
+        if source is None:
+            continue
+        try:
+            header = probe_image(source, decode)
+        except (OSError, PIL.Image.DecompressionBombError) as error:
+            places["broken-image"].append(Place(name, detail=str(error)))
+            continue
+        if width == 0 or height == 0:
+            places["size-missing"].append(Place(name))
+            sizes[row] = header.upright_size
+        for kind, detail in _header_faults(name, header, (width, height)):
+            places[kind].append(Place(name, detail=detail))
+    findings = [
+        finding
+        for kind, (severity, message, fix) in _FILE_FINDINGS.items()
+        for finding in found(severity, kind, message, fix, places[kind])
+    ]
+    return sizes, findings
+
+
+_FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
+    "image-size": (
+        "error",
+        "the annotations say an impossible width x height",
+        "write the image's own width and height into the json",
+    ),
+    "broken-image": (
+        "error",
+        "the image file can't be decoded",
+        "replace the file, or remove the image and its annotations from the json",
+    ),
+    "size-mismatch": (
+        "error",
+        "width and height of the annotations don't fit the image file",
+        "correct width and height in the json; if the image was resized, scale the boxes too",
+    ),
+    "wrong-extension": ("note", "the file is of another format than its name says; it is read by content", "rename it"),
+    "size-missing": ("note", "the annotations don't say width and height; they are taken from the file", ""),
+    "exif-ignored": (
+        "note",
+        "the annotations were made for the image without its EXIF rotation; it is read without rotation, too",
+        "if the boxes look wrong, swap width and height in the json",
+    ),
+    "exif-rotated": ("note", "the image is turned by its EXIF orientation, which the annotations agree with", ""),
+    "sixteen-bit": ("note", "16-bit (or float) values are scaled to 8 bits", ""),
+    "animated": ("note", "the file holds several frames; the first one is used", ""),
+    "cmyk": ("note", "CMYK is converted to RGB", ""),
+}
+
+
+def _header_faults(name: str, header: ImageHeader, size: tuple[int, int]) -> list[tuple[str, str]]:
+    """The (kind, detail) of what a readable header shows."""
+    faults = []
+    suffixes = _SUFFIXES.get(header.format)
+    if suffixes is not None and Path(name).suffix and not name.lower().endswith(suffixes):
+        faults.append(("wrong-extension", f"is {header.format}"))
+    if min(size) > 0 and size not in (header.upright_size, header.size):
+        width, height = header.upright_size
+        faults.append(("size-mismatch", f"annotations {size[0]}x{size[1]}, file {width}x{height}"))
+    elif header.upright_size != header.size:
+        faults.append(("exif-ignored" if size == header.size else "exif-rotated", ""))
+    if header.mode.startswith(("I", "F")):
+        faults.append(("sixteen-bit", f"mode {header.mode}"))
+    if header.animated:
+        faults.append(("animated", header.format))
+    if header.mode == "CMYK":
+        faults.append(("cmyk", ""))
+    return faults

@@ -1,0 +1,301 @@
+"""Detection data sets: COCO-format folders and Hub data sets to one schema, and its examples to batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import box_convert
+from torchvision.transforms.v2 import functional as F
+from transformers import BaseImageProcessor
+
+from .categories import CategoryMap
+from .check_data import Inspection, check_data, inspect_coco, inspect_table
+from .check_images import check_files
+from .coco_json import CocoTable, Floats, Ints, box_array, float_array
+from .data_report import DataError, DataReport, Finding, Place
+from .images import open_image
+from .sampling import AspectRatioSampler
+from .transforms import Record, TrainTransform, clean_objects, select_objects
+
+__all__ = [
+    "AspectRatioSampler",
+    "CategoryMap",
+    "DataError",
+    "DataReport",
+    "DetectionCollator",
+    "DetectionData",
+    "Finding",
+    "Place",
+    "TrainTransform",
+    "check_data",
+    "load_coco",
+    "load_objects",
+]
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A data set in the schema of this package, its classes, and what was found while it was read.
+
+    An example of `dataset` is `{"image": PIL RGB, "image_id": int, "width": int, "height": int, "objects": {"id":
+    [int], "bbox": [[x, y, w, h] px], "category": [contiguous int], "area": [px], "iscrowd": [0 or 1]}}`. Images are
+    decoded when they are asked for (`crosskd_hf.images.open_image`). Boxes are those of the file: those partly outside
+    of their image are clipped in training labels only; degenerate ones are gone, and listed in `report.dropped`.
+    """
+
+    dataset: datasets.Dataset
+    categories: CategoryMap
+    report: DataReport
+
+
+def load_coco(
+    annotations: str | os.PathLike[str], images: str | os.PathLike[str], categories: CategoryMap | None = None
+) -> DetectionData:
+    """Read a COCO-format json and its image folder; images without objects are kept.
+
+    Args:
+        annotations: path of the json.
+        images: folder that the json's file names are relative to.
+        categories: the map of the training split, to read another split with; None: made from this json.
+
+    Raises:
+        DataError: everything that would make training stop or go wrong, all of it at once (see `check_data`).
+    """
+    inspection = inspect_coco(annotations, images, categories)
+    inspection.demand_ok()
+    folder = Path(images).absolute()
+    paths = pa.array([str(folder / name) for name in inspection.table.file_names])
+    source = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
+    column = datasets.Dataset.from_dict({"image": source}, features=datasets.Features({"image": _IMAGE}))
+    return _detection_data(column, inspection)
+
+
+def load_objects(
+    dataset: datasets.Dataset,
+    categories: CategoryMap | None = None,
+    bbox_format: Literal["xywh", "xyxy"] = "xywh",
+) -> DetectionData:
+    """Bring a data set with an `image` and an `objects` column (as detection sets of the Hub have) to our schema.
+
+    `objects` holds `bbox` and `category` (ClassLabel, int or str), maybe `area`, `iscrowd` and `id`, as a dict of lists
+    or as a list of dicts. Missing `image_id`s are row numbers, missing `width` and `height` are read from the images,
+    missing `id`s are numbered from 1.
+
+    Args:
+        dataset: a map-style data set, e.g. `load_dataset("cppe-5", split="train")`.
+        categories: the classes; None: those of the ClassLabel, or all values that occur.
+        bbox_format: what the four numbers of a box are, in px.
+
+    Raises:
+        ValueError: no such columns. DataError: as `load_coco`.
+    """
+    if not {"image", "objects"} <= set(dataset.column_names):
+        raise ValueError(f"the data set needs columns image and objects, it has {dataset.column_names}; rename them")
+    dataset = dataset.with_format(None).cast_column("image", _IMAGE)
+    table = _table_of_objects(dataset, categories, bbox_format)
+    sizes, findings = check_files(table.file_names, table.sizes, dataset["image"], decode=False)
+    inspection = inspect_table(table, sizes, categories, findings)
+    inspection.demand_ok()
+    return _detection_data(dataset.select_columns("image"), inspection)
+
+
+class DetectionCollator:
+    """Examples of `DetectionData.dataset` to a batch: decode, augment, resize, normalise, pad.
+
+    Args:
+        image_processor: resizes, normalises and pads; it is given images only, so that labels are right with every
+            processor: boxes are relative to the unpadded image.
+        transform: on a `Record`, e.g. `TrainTransform()` or torchvision's v2 transforms. None for evaluation.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, transform: Callable[[Record], Record] | None = None):
+        self.image_processor = image_processor
+        self.transform = transform
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) int64 with 1 for image, and `labels`.
+
+        `labels[i]`: `class_labels` (n,) int64, `boxes` (n, 4) cxcywh in [0, 1] of the unpadded image, `area` (n,) px of
+        the resized image, `iscrowd` (n,) zeros, `image_id` (1,), `orig_size` (2,) height and width of the example.
+        Crowd regions are left out, boxes are clipped, and those left without area dropped.
+        """
+        records = [self._record(example) for example in examples]
+        sizes = [record["image"].shape[-2:] for record in records]
+        options = {"do_resize": False} if isinstance(self.transform, TrainTransform) and self.transform.resizes else {}
+        images = [record["image"].as_subclass(Tensor) for record in records]
+        batch = self.image_processor(images=images, return_tensors="pt", **options)
+        mask = batch.get("pixel_mask")
+        if mask is None:  # processors that stretch every image to one size
+            mask = torch.ones_like(batch["pixel_values"][:, 0], dtype=torch.int64)
+        labels = [
+            _labels(record, example, int(valid.sum()) / (height * width))
+            for record, example, valid, (height, width) in zip(records, examples, mask, sizes, strict=True)
+        ]
+        return {"pixel_values": batch["pixel_values"], "pixel_mask": mask, "labels": labels}
+
+    def _record(self, example: Mapping[str, Any]) -> Record:
+        record = clean_objects(make_record(example))
+        record = select_objects(record, record["iscrowd"] == 0)
+        return record if self.transform is None else clean_objects(self.transform(record))
+
+
+def make_record(example: Mapping[str, Any]) -> Record:
+    """Decode an example into the record that transforms work on; all of its objects, boxes as they are."""
+    image = F.pil_to_tensor(open_image(example["image"], (example["width"], example["height"])))
+    objects = example["objects"]
+    boxes = torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)
+    return Record(
+        image=tv_tensors.Image(image),
+        boxes=tv_tensors.BoundingBoxes(
+            box_convert(boxes, "xywh", "xyxy"), format="XYXY", canvas_size=(image.shape[1], image.shape[2])
+        ),
+        labels=torch.as_tensor(objects["category"], dtype=torch.int64),
+        area=torch.as_tensor(objects["area"], dtype=torch.float32),
+        iscrowd=torch.as_tensor(objects["iscrowd"], dtype=torch.int64),
+        id=torch.as_tensor(objects["id"], dtype=torch.int64),
+    )
+
+
+def _labels(record: Record, example: Mapping[str, Any], scale: float) -> dict[str, Tensor]:
+    """A record's objects as labels; `scale` is the processor's change of area."""
+    height, width = record["image"].shape[-2:]
+    boxes = box_convert(record["boxes"].as_subclass(Tensor), "xyxy", "cxcywh")
+    return {
+        "class_labels": record["labels"],
+        "boxes": boxes / torch.tensor([width, height, width, height], dtype=torch.float32),
+        "area": record["area"] * scale,
+        "iscrowd": record["iscrowd"],
+        "image_id": torch.tensor([example["image_id"]], dtype=torch.int64),
+        "orig_size": torch.tensor([example["height"], example["width"]], dtype=torch.int64),
+    }
+
+
+_IMAGE = datasets.Image(decode=False)
+_INT = datasets.Value("int64")
+_FLOAT = datasets.Value("float64")
+_FEATURES = datasets.Features(
+    {
+        "image_id": _INT,
+        "width": _INT,
+        "height": _INT,
+        "objects": {
+            "id": datasets.List(_INT),
+            "bbox": datasets.List(datasets.List(_FLOAT, length=4)),
+            "category": datasets.List(_INT),
+            "area": datasets.List(_FLOAT),
+            "iscrowd": datasets.List(_INT),
+        },
+    }
+)
+
+
+def _detection_data(images: datasets.Dataset, inspection: Inspection) -> DetectionData:
+    """Put the image column and the inspected columns together, with a row per image."""
+    table, rows = inspection.table, np.flatnonzero(inspection.keep)
+    rows = rows[np.argsort(inspection.image_rows[rows], kind="stable")]
+    counts = np.bincount(inspection.image_rows[rows], minlength=len(table.image_ids))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    boxes = table.boxes[rows]
+    areas = np.where(table.areas[rows] > 0, table.areas[rows], boxes[:, 2] * boxes[:, 3])
+    fields: dict[str, pa.Array] = {
+        "id": pa.array(table.annotation_ids[rows]),
+        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), 4),
+        "category": pa.array(inspection.labels[rows]),
+        "area": pa.array(areas),
+        "iscrowd": pa.array(table.crowds[rows].astype(np.int64)),
+    }
+    lists = [pa.ListArray.from_arrays(offsets, values) for values in fields.values()]
+    columns = {
+        "image_id": pa.array(table.image_ids),
+        "width": pa.array(inspection.sizes[:, 0]),
+        "height": pa.array(inspection.sizes[:, 1]),
+        "objects": pa.StructArray.from_arrays(lists, list(fields)),
+    }
+    annotations = datasets.Dataset.from_dict(columns, features=_FEATURES)
+    dataset = datasets.concatenate_datasets([images, annotations], axis=1).with_transform(decode_images)
+    return DetectionData(dataset, inspection.categories, inspection.report())
+
+
+def decode_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The lazy decoding of `DetectionData.dataset`: `image` becomes PIL RGB in the frame of width and height.
+
+    Give it to `with_transform` together with your own, which would replace it.
+    """
+    if "image" not in batch:
+        return batch
+    known = "width" in batch and "height" in batch
+    sizes = list(zip(batch["width"], batch["height"], strict=True)) if known else [None] * len(batch["image"])
+    return {**batch, "image": [open_image(image, size) for image, size in zip(batch["image"], sizes, strict=True)]}
+
+
+def _table_of_objects(
+    dataset: datasets.Dataset, categories: CategoryMap | None, bbox_format: Literal["xywh", "xyxy"]
+) -> CocoTable:
+    """The columns of a data set with `objects` in the form of a COCO json's."""
+    columns = set(dataset.column_names)
+    rows = [_by_field(objects) for objects in dataset.select_columns("objects")["objects"]]
+    counts = [len(row["bbox"]) for row in rows]
+    names = _category_names(dataset.features["objects"])
+    values = [value for row in rows for value in row["category"]]
+    if categories is not None:
+        listed = dict(zip(categories.names, categories.raw_ids, strict=True))
+    elif names is not None:
+        listed = {name: index for index, name in enumerate(names)}
+    else:
+        listed = {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted(set(values)))}
+    raw = [value if isinstance(value, int) else listed.get(value, -1) for value in values]
+    image_ids = _column(dataset, "image_id") if "image_id" in columns else np.arange(len(dataset))
+    sizes = [_column(dataset, key) if key in columns else np.zeros(len(dataset)) for key in ("width", "height")]
+    boxes = box_array([box for row in rows for box in row["bbox"]])
+    if bbox_format == "xyxy":
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return CocoTable(
+        image_ids=image_ids.astype(np.int64),
+        file_names=[f"row {row}" for row in range(len(dataset))],
+        sizes=np.stack(sizes, axis=1).astype(np.int64),
+        annotation_ids=_joined(rows, "id", np.arange(1, sum(counts) + 1)).astype(np.int64),
+        annotation_images=np.repeat(image_ids, counts).astype(np.int64),
+        annotation_categories=np.array(raw, dtype=np.int64),
+        boxes=boxes,
+        areas=_joined(rows, "area", np.full(sum(counts), np.nan)),
+        crowds=_joined(rows, "iscrowd", np.zeros(sum(counts))) != 0,
+        categories=[{"id": raw, "name": name} for name, raw in listed.items()],
+    )
+
+
+def _by_field(objects: Any) -> dict[str, list[Any]]:
+    """Objects as a dict of lists, whichever way they are stored."""
+    if isinstance(objects, dict):
+        return objects
+    keys = objects[0] if objects else ("bbox", "category")
+    return {key: [entry[key] for entry in objects] for key in keys}
+
+
+def _category_names(objects: Any) -> list[str] | None:
+    """The names of a ClassLabel `category`, whether `objects` is a struct of lists or a list of structs."""
+    inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
+    if "bbox" not in inner or "category" not in inner:
+        raise ValueError(f"'objects' needs 'bbox' and 'category', it has {sorted(inner)}; rename its fields")
+    category = inner["category"]
+    label = category.feature if isinstance(category, datasets.List | datasets.LargeList) else category
+    return list(label.names) if isinstance(label, datasets.ClassLabel) else None
+
+
+def _column(dataset: datasets.Dataset, name: str) -> Ints:
+    return np.asarray(dataset.select_columns(name)[name][:])
+
+
+def _joined(rows: Sequence[Mapping[str, list[Any]]], key: str, default: Floats | Ints) -> Floats:
+    """The values of all objects in a row of their own, `default` where the data set has no such field."""
+    values = [value for row in rows for value in row.get(key, ())]
+    return float_array(values) if len(values) == len(default) else default.astype(np.float64)

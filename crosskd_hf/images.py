@@ -1,0 +1,156 @@
+"""Image files to the RGB that a person sees: the one place where images are opened."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
+
+MAX_PIXELS = 178_956_970
+"""Images with more pixels are refused before they are decoded (twice PIL's warning limit, where PIL refuses too).
+To read larger ones raise both this and `PIL.Image.MAX_IMAGE_PIXELS`."""
+
+ImageSource: TypeAlias = PIL.Image.Image | str | Path | Mapping[str, Any]
+"""A PIL image, a path, or the `{"path", "bytes"}` of a `datasets.Image(decode=False)` column."""
+
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_BROKEN = (OSError, SyntaxError, EOFError, ValueError, IndexError, struct.error)  # what PIL raises on broken files
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself: format ("JPEG", ...), PIL mode, stored and upright (width, height) in px."""
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    upright_size: tuple[int, int]
+    animated: bool
+
+
+def open_image(source: ImageSource, size: tuple[int, int] | None = None) -> PIL.Image.Image:
+    """Decode an image to 8-bit RGB as a person sees it.
+
+    The EXIF orientation is applied, 16-bit values are scaled to 8 bits, transparency is laid on white, of an animation
+    the first frame is taken.
+
+    Args:
+        source: PIL image, path, or `{"path", "bytes"}`.
+        size: the (width, height) px that annotations were made for. If it fits the stored pixels and not the upright
+            image, the annotations ignore the EXIF orientation, and so does the decoding.
+
+    Raises:
+        PIL.Image.DecompressionBombError: more than `MAX_PIXELS` pixels.
+        OSError: the file is missing, not an image or broken.
+        ValueError: `size` fits neither the upright nor the stored pixels. Every message names the image.
+    """
+    with _opened(source) as image:
+        stored, upright = image.size, _upright_size(image)
+        if size is None or size == upright:
+            return _to_rgb(image if _orientation(image) == 1 else PIL.ImageOps.exif_transpose(image))
+        if size == stored:
+            return _to_rgb(image)
+    raise ValueError(
+        f"image {_name(source)} has {upright[0]}x{upright[1]} pixels (width x height), its annotations are for "
+        f"{size}; correct width and height in the annotations, or scale the boxes to the image"
+    )
+
+
+def probe_image(source: ImageSource, decode: bool = False) -> ImageHeader:
+    """Read an image file's header and look for its end marker; `decode` decodes all of it.
+
+    Files without an end marker are decoded in any case, so that a truncated file is found here and not in the middle
+    of an epoch.
+
+    Raises:
+        PIL.Image.DecompressionBombError, OSError: as `open_image`.
+    """
+    with _opened(source) as image:
+        header = ImageHeader(image.format or "", image.mode, image.size, _upright_size(image), _is_animated(image))
+        if decode or not _has_end(source, header.format):
+            image.load()
+    return header
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, PIL.Image.Image):
+        return f"<{source.mode} image in memory>"
+    return str(source.get("path") or "<bytes>") if isinstance(source, Mapping) else str(source)
+
+
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[PIL.Image.Image]:
+    """Open lazily, refuse bombs, and name the file in whatever a decoder raises."""
+    try:
+        with _open(source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PIL.Image.DecompressionBombError(f"{image.size} pixels, the limit is {MAX_PIXELS}")
+            yield image
+    except PIL.Image.DecompressionBombError as error:
+        raise PIL.Image.DecompressionBombError(f"image {_name(source)} is refused: {error}") from error
+    except _BROKEN as error:
+        raise OSError(f"image {_name(source)} can't be decoded: {error or type(error).__name__}") from error
+
+
+def _open(source: ImageSource) -> AbstractContextManager[PIL.Image.Image]:
+    if isinstance(source, PIL.Image.Image):
+        return nullcontext(source)
+    if not isinstance(source, Mapping):
+        return PIL.Image.open(source)
+    data = source.get("bytes")
+    return PIL.Image.open(source["path"] if data is None else io.BytesIO(data))
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    # the base class's method: that of PNG would decode the whole file to look for EXIF behind the pixels
+    return int(PIL.Image.Image.getexif(image).get(PIL.ExifTags.Base.Orientation, 1))
+
+
+def _upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+    return (image.height, image.width) if _orientation(image) in _SIDEWAYS else image.size
+
+
+def _is_animated(image: PIL.Image.Image) -> bool:
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    image.seek(0)
+    return True
+
+
+def _has_end(source: ImageSource, format: str) -> bool:
+    marker = _END_MARKERS.get(format)
+    if marker is None or isinstance(source, PIL.Image.Image):
+        return False
+    if isinstance(source, Mapping) and source.get("bytes") is not None:
+        return bytes(source["bytes"][-len(marker) :]) == marker
+    path: str | Path = source["path"] if isinstance(source, Mapping) else source
+    with open(path, "rb") as file:
+        file.seek(-len(marker), os.SEEK_END)
+        return file.read() == marker
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
+        return PIL.Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":  # no range is agreed on: stretch to what is there
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        span = max(float(np.ptp(values)), np.finfo(np.float64).tiny)
+        return PIL.Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        canvas = PIL.Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    return image.convert("RGB")
