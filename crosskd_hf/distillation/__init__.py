@@ -1,0 +1,8 @@
+"""Distillation methods: what passes between a student and its frozen teacher."""
+
+from .base import Distiller
+from .config import DistillationConfig
+from .dense import DenseDistiller
+from .pair import make_distiller
+
+__all__ = ["DenseDistiller", "DistillationConfig", "Distiller", "make_distiller"]

@@ -1,0 +1,178 @@
+"""Distillation between dense detectors: any teacher head for any student head on the same strides."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crosskd_hf.models.dense import DenseDetector, DenseDetectorOutput, Predictions, image_sizes
+from crosskd_hf.models.losses import LossPart
+
+from .base import Distiller
+from .classes import match_classes
+from .config import DistillationConfig
+from .cross_head import CrossHead
+from .mimic import WEIGHTS, Rows, mimic
+from .pixels import PixelAdapter
+from .pkd import PearsonKD
+
+
+class Published(NamedTuple):
+    """What the authors' configurations set per detector: the cut, and the weight of PKD added to CrossKD."""
+
+    cut: int = 3
+    pkd_weight: float = 6.0
+
+
+PUBLISHED = {
+    "crosskd_gfl": Published(3, 6.0),
+    "crosskd_retinanet": Published(3, 2.0),
+    "crosskd_fcos": Published(2, 2.0),
+    "crosskd_atss": Published(3, 1.0),
+}
+
+
+class DenseDistiller(Distiller):
+    """CrossKD, plain KD and PKD for a pair of dense detectors.
+
+    Args:
+        student, teacher: Models with the same strides. Widths may differ: adapters are made where they do.
+        config: Methods and their settings.
+        pixels: Turns the student's pixel values into the teacher's; `None` if both are normalised alike.
+
+    Raises:
+        ValueError: Strides differ, the cut is out of range, no class is shared, or the heads cannot mimic each other.
+    """
+
+    def __init__(
+        self,
+        student: DenseDetector,
+        teacher: DenseDetector,
+        config: DistillationConfig,
+        pixels: PixelAdapter | None = None,
+    ):
+        super().__init__(teacher)
+        self.config, self.pixels = config, pixels
+        _check_strides(student, teacher)
+        self.classes = match_classes(student.config, teacher.config)
+        published = PUBLISHED.get(teacher.config.model_type, Published())
+        self.cut = config.cut if config.cut is not None else min(published.cut, student.head.num_convs)
+        self.teacher_cut = config.teacher_cut if config.teacher_cut is not None else self.cut
+        methods = set(config.methods)
+        if "crosskd" in methods and self.cut == student.head.num_convs + 1:
+            methods = methods - {"crosskd"} | {"kd"}  # behind the predictors are the student's own predictions
+        self.weights = config.weights(
+            WEIGHTS[teacher.head.regression_kind] | {"loss_feat_kd": published.pkd_weight if "pkd" in methods else 0.0}
+        )
+        self.beta = 1.0 if config.beta is None else config.beta
+        self.temperature = 1.0 if config.temperature is None else config.temperature
+        self._student_head = [student.head]  # for its normalizer; hidden from the module tree
+        self.same_rule = student.head.assignment_rule == teacher.head.assignment_rule
+        self.plain = "kd" in methods
+        self.cross_head = self._cross_head(student, teacher) if "crosskd" in methods else None
+        self.pearson = self._pearson(student, teacher) if "pkd" in methods else None
+        if self.plain:
+            _check_same_rows(student, teacher)
+        self.student_request = {"cut": self.cut if self.cross_head else 0, "output_features": "pkd" in methods}
+
+    def _cross_head(self, student: DenseDetector, teacher: DenseDetector) -> CrossHead:
+        student.head.check_cut(self.cut)
+        teacher.head.check_cut(self.teacher_cut)
+        widths = student.head.tap_width(self.cut), teacher.head.tap_width(self.teacher_cut)
+        return CrossHead(*widths, self.teacher_cut, self.config.statistics)
+
+    def _pearson(self, student: DenseDetector, teacher: DenseDetector) -> PearsonKD:
+        widths = student.config.fpn_channels, teacher.config.fpn_channels
+        return PearsonKD(*widths, self.weights["loss_feat_kd"], self.config.statistics)
+
+    def forward(self, outputs: DenseDetectorOutput, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
+        """See :meth:`Distiller.forward`; `outputs` must come with `student_request`."""
+        target = self._teacher_pass(inputs)
+        head = self.teacher.head
+        parts: dict[str, LossPart] = {}
+        if self.cross_head is not None or self.plain:
+            rows = self._rows(outputs, target, inputs)
+            goal = self._select(target.predictions, self.classes.teacher)
+            settings = (goal, rows, self.weights, self.beta, self.temperature)
+            if self.cross_head is not None:
+                cross = self.cross_head(outputs.taps, target.taps, head)
+                parts = mimic(head, self._select(cross, self.classes.teacher), *settings)
+            if self.plain:
+                own = mimic(head, self._select(outputs.predictions, self.classes.student), *settings)
+                parts = {key: _add(part, parts.get(key)) for key, part in own.items()}
+        if self.pearson is not None:
+            parts["loss_feat_kd"] = self.pearson(outputs.features, target.features)
+        return parts
+
+    @torch.no_grad()
+    def _teacher_pass(self, inputs: Mapping[str, Any]) -> DenseDetectorOutput:
+        pixel_values, pixel_mask = inputs["pixel_values"], inputs.get("pixel_mask")
+        if self.pixels is not None:
+            pixel_values = self.pixels(pixel_values, pixel_mask)
+        cut = self.teacher_cut if self.cross_head is not None else 0
+        return self.teacher(pixel_values, pixel_mask, cut=cut, output_features=self.pearson is not None)
+
+    def _rows(self, outputs: DenseDetectorOutput, target: DenseDetectorOutput, inputs: Mapping[str, Any]) -> Rows:
+        head, priors = self.teacher.head, target.priors
+        assignment = outputs.assignment
+        if not self.same_rule:
+            valid = priors.inside(image_sizes(inputs["pixel_values"], inputs.get("pixel_mask")))
+            assignment = head.assign(priors, valid, outputs.targets)
+        if self.config.normalizer == "teacher":
+            normalizer = head.normalizer(priors, assignment)
+        elif self.config.normalizer == "student":
+            normalizer = self._student_head[0].normalizer(outputs.priors, outputs.assignment)
+        else:
+            scores = self._select(target.predictions, self.classes.teacher).logits.sigmoid().amax(-1)
+            normalizer = (scores * assignment.weight).sum()
+        return Rows(priors, assignment, normalizer, self.config.normalizer_floor)
+
+    def _select(self, predictions: Predictions, classes: list[int]) -> Predictions:
+        if classes == list(range(predictions.logits.shape[-1])):
+            return predictions
+        return predictions._replace(logits=predictions.logits[..., classes])
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Distiller.describe`."""
+        return {
+            "methods": list(self.config.methods),
+            "cut": self.cut if self.cross_head is not None else None,
+            "teacher_cut": self.teacher_cut if self.cross_head is not None else None,
+            "loss_weights": self.weights,
+            "beta": self.beta,
+            "temperature": self.temperature,
+            "statistics": self.config.statistics,
+            "normalizer": self.config.normalizer,
+            "adapters": sorted({name.rsplit(".", 1)[0] for name, _ in self.named_parameters()}),
+            "classes": {"teacher": self.classes.teacher, "student": self.classes.student},
+            "classes_not_distilled": self.classes.unknown,
+        }
+
+    def silent_parameters(self, student: DenseDetector) -> list[nn.Parameter]:
+        """The student's tower convolutions from the cut on, and its predictors, unless plain KD trains them."""
+        if self.plain or self.cross_head is None:
+            return []
+        return student.head.parameters_from(self.cut)
+
+
+def _add(part: LossPart, other: LossPart | None) -> LossPart:
+    return part if other is None else part._replace(total=part.total + other.total)
+
+
+def _check_strides(student: DenseDetector, teacher: DenseDetector) -> None:
+    if list(student.config.strides) != list(teacher.config.strides):
+        raise ValueError(
+            f"The student's pyramid has strides {tuple(student.config.strides)}, the teacher's "
+            f"{tuple(teacher.config.strides)}. Distillation needs the same levels: build the student with "
+            f"strides={tuple(teacher.config.strides)}."
+        )
+
+
+def _check_same_rows(student: DenseDetector, teacher: DenseDetector) -> None:
+    kinds = [(m.head.regression_kind, m.head.regression_width, m.head.priors_per_place) for m in (student, teacher)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"Plain KD compares predictions row by row, but the student predicts {kinds[0][2]} x {kinds[0][0]} boxes "
+            f"per place and the teacher {kinds[1][2]} x {kinds[1][0]}. Use methods=('crosskd',), which works across heads."
+        )

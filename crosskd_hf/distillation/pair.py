@@ -1,0 +1,38 @@
+"""From two models to the distiller of their family."""
+
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from crosskd_hf.models.dense import DenseDetector
+
+from .base import Distiller
+from .config import DistillationConfig
+from .dense import DenseDistiller
+from .pixels import PixelAdapter, PixelFormat
+
+
+def make_distiller(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    config: DistillationConfig,
+    student_processor: BaseImageProcessor | None = None,
+    teacher_processor: BaseImageProcessor | None = None,
+) -> Distiller:
+    """Make the distiller for a pair of models.
+
+    Args:
+        student, teacher: Two models of one family.
+        config: What is distilled.
+        student_processor, teacher_processor: With both, the teacher sees pixels normalised its own way.
+
+    Raises:
+        ValueError: The pair cannot be distilled; the message says why and what would work.
+    """
+    pixels = None
+    if student_processor is not None and teacher_processor is not None:
+        pixels = PixelAdapter(PixelFormat.of(student_processor), PixelFormat.of(teacher_processor))
+    if isinstance(student, DenseDetector) and isinstance(teacher, DenseDetector):
+        return DenseDistiller(student, teacher, config, pixels)
+    raise ValueError(
+        f"No distillation is known from {type(teacher).__name__} to {type(student).__name__}. Give two dense detectors "
+        f"(GFL, RetinaNet, FCOS, ATSS), two Faster R-CNNs, or two models of the DETR family."
+    )

@@ -1,0 +1,188 @@
+"""Label assignment: which prior answers for which ground-truth box. Vectorised over images, levels and boxes.
+
+Every assigner takes priors shared by the batch, `valid` (B, N) which leaves out priors in the padding of an image, and
+:class:`Targets`, and returns an :class:`Assignment`. No gradient, no loop over images, no wait for the device.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .boxes import aligned_iou, area, encode_distance, pairwise_iou, to_absolute
+
+
+class Priors(NamedTuple):
+    """Anchors or points of all levels, level after level, row by row, `A` per place.
+
+    Args:
+        boxes: (N, 4) xyxy pixels; for points, boxes of no size.
+        centers: (N, 2) xy pixels, where distances are measured from.
+        cells: (N, 2) xy pixels of the top left corner of the feature cell.
+        strides: (N,) pixels per cell.
+        level_lengths: Number of priors of each level.
+    """
+
+    boxes: Tensor
+    centers: Tensor
+    cells: Tensor
+    strides: Tensor
+    level_lengths: tuple[int, ...]
+
+    def inside(self, sizes: Tensor) -> Tensor:
+        """Priors whose cell begins inside the unpadded image, (B, N) bool, for `sizes` (B, 2) height, width."""
+        return (self.cells < sizes.flip(-1)[:, None]).all(-1)
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to the image with most boxes (at least one place, so that G is never 0).
+
+    Args:
+        boxes: (B, G, 4) xyxy pixels; places without a box hold zeros.
+        labels: (B, G) class indices.
+        mask: (B, G) bool, True where there is a box.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    mask: Tensor
+
+    @classmethod
+    def from_labels(cls, labels: list[dict[str, Tensor]], sizes: Tensor) -> "Targets":
+        """From labels as of `DetrForObjectDetection`: per image `class_labels` (n,) and relative cxcywh `boxes` (n, 4)."""
+        classes = [label["class_labels"] for label in labels]
+        nothing = classes[0].new_zeros(1)  # makes G at least 1
+        padded = pad_sequence([*classes, nothing], batch_first=True)[:-1]
+        relative = pad_sequence([label["boxes"].float() for label in labels], batch_first=True)
+        if relative.shape[1] == 0:
+            relative = relative.new_zeros(len(labels), 1, 4)
+        counts = torch.tensor([len(c) for c in classes], device=padded.device)
+        mask = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
+        return cls(to_absolute(relative, sizes), padded, mask)
+
+
+class Assignment(NamedTuple):
+    """What each prior has to predict.
+
+    Args:
+        positive: (B, N) bool.
+        weight: (B, N) float, 1 where the prior takes part in classification, 0 in padding and in an ignore band.
+        boxes: (B, N, 4) xyxy pixels of the matched box; meaningless where not positive.
+        labels: (B, N) class of the matched box; meaningless where not positive.
+    """
+
+    positive: Tensor
+    weight: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+    def count(self) -> Tensor:
+        """Number of positives, where an image without any counts as one."""
+        return self.positive.sum(1).clamp(min=1).sum()
+
+
+def _matched(index: Tensor, positive: Tensor, weight: Tensor, targets: Targets) -> Assignment:
+    boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    return Assignment(positive, weight.float(), boxes, targets.labels.gather(1, index))
+
+
+@torch.no_grad()
+def assign_max_iou(
+    priors: Priors, valid: Tensor, targets: Targets, positive_iou: float = 0.5, negative_iou: float = 0.4
+) -> Assignment:
+    """Positive from `positive_iou`, ignored between the two, and each box's best priors are positive in any case.
+
+    RetinaNet (ICCV 2017, section 4.1) with the forced matches of Faster R-CNN. Where several boxes force one prior the
+    last one gets it; a box that overlaps no prior forces none.
+    """
+    boxes = torch.where(valid[..., None], priors.boxes, 0)  # no area, no overlap: the mask costs no pass over (B, G, N)
+    iou = pairwise_iou(targets.boxes, boxes)  # (B, G, N)
+    best, index = iou.max(1)  # (B, N)
+    positive = best >= positive_iou
+    ignored = (best >= negative_iou) & ~positive
+
+    best_of_box = iou.amax(2)  # (B, G)
+    reachable = torch.where(targets.mask & (best_of_box > 0), best_of_box, torch.inf)
+    order = torch.arange(1, iou.shape[1] + 1, dtype=torch.int16, device=iou.device)
+    forced = torch.where(iou == reachable[..., None], order[:, None], 0).amax(1).long()  # (B, N): 1 + the last box
+    index = torch.where(forced > 0, forced - 1, index)
+    return _matched(index, (positive | (forced > 0)) & valid, valid & ~(ignored & (forced == 0)), targets)
+
+
+@torch.no_grad()
+def assign_atss(priors: Priors, valid: Tensor, targets: Targets, candidates_per_level: int = 9) -> Assignment:
+    """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1), one prior per place.
+
+    Candidates of a box are the priors closest to its centre on each level; positive are those whose IoU reaches mean +
+    standard deviation over the candidates and whose centre lies in the box. A prior claimed twice goes to the higher IoU.
+    """
+    centers = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    index, known = [], []
+    start = 0
+    for length in priors.level_lengths:
+        level = slice(start, start + length)
+        squared = (centers[:, :, None] - priors.centers[level]).square().sum(-1)  # (B, G, n)
+        squared = squared.masked_fill(~valid[:, None, level], torch.inf)
+        nearest = squared.topk(min(candidates_per_level, length), dim=-1, largest=False)
+        index.append(nearest.indices + start)
+        known.append(nearest.values.isfinite())
+        start += length
+    candidates = torch.cat(index, -1)  # (B, G, c)
+    eligible = torch.cat(known, -1) & targets.mask[..., None]
+
+    iou = aligned_iou(priors.boxes[candidates], targets.boxes[:, :, None])
+    threshold = _mean_plus_std(iou, eligible)
+    sides = encode_distance(priors.centers[candidates], targets.boxes[:, :, None])
+    eligible &= (iou >= threshold) & (sides.amin(-1) > 0.01)
+    return _highest_iou_wins(candidates, eligible, iou, valid, targets)
+
+
+def _mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:
+    count = mask.sum(-1, keepdim=True)
+    mean = (values * mask).sum(-1, keepdim=True) / count.clamp(min=1)
+    variance = ((values - mean).square() * mask).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return mean + variance.sqrt()
+
+
+def _highest_iou_wins(
+    candidates: Tensor, eligible: Tensor, iou: Tensor, valid: Tensor, targets: Targets
+) -> Assignment:
+    boxes, per_box = candidates.shape[1:]
+    flat = candidates.flatten(1)  # (B, G * c)
+    claim = torch.where(eligible, iou, -1.0).flatten(1)
+    best = claim.new_full(valid.shape, -1.0).scatter_reduce(1, flat, claim, "amax")  # (B, N)
+    owner = torch.arange(boxes, device=flat.device).repeat_interleave(per_box).expand_as(flat)
+    owner = torch.where(eligible.flatten(1) & (claim == best.gather(1, flat)), owner, boxes)
+    index = flat.new_full(valid.shape, boxes).scatter_reduce(1, flat, owner, "amin")
+    positive = index < boxes
+    return _matched(torch.where(positive, index, 0), positive, valid, targets)
+
+
+@torch.no_grad()
+def assign_points(
+    priors: Priors, valid: Tensor, targets: Targets, ranges: Tensor, center_radius: float | None = None
+) -> Assignment:
+    """FCOS (ICCV 2019, section 3.2): points inside a box whose longest side distance is in the level's range.
+
+    Args:
+        ranges: (N, 2) pixels, smallest and largest longest distance that each point may regress.
+        center_radius: With center sampling, points must also be this many strides from the centre of the box at most.
+
+    A point inside several boxes takes the smallest.
+    """
+    points, boxes = priors.centers, targets.boxes[:, :, None]  # (N, 2), (B, G, 1, 4)
+    sides = encode_distance(points.expand(*boxes.shape[:2], -1, -1), boxes)  # (B, G, N, 4)
+    inside = sides.amin(-1) > 0
+    if center_radius is not None:
+        reach = priors.strides[:, None] * center_radius
+        center = (boxes[..., :2] + boxes[..., 2:]) / 2
+        shrunk = torch.cat(
+            [torch.maximum(center - reach, boxes[..., :2]), torch.minimum(center + reach, boxes[..., 2:])], -1
+        )
+        inside = encode_distance(points.expand(*boxes.shape[:2], -1, -1), shrunk).amin(-1) > 0
+    longest = sides.amax(-1)
+    eligible = inside & (longest >= ranges[:, 0]) & (longest <= ranges[:, 1])
+    eligible &= targets.mask[..., None] & valid[:, None]
+    smallest, index = torch.where(eligible, area(boxes), torch.inf).min(1)  # (B, N)
+    return _matched(index, smallest.isfinite(), valid, targets)

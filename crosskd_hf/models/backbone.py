@@ -1,0 +1,161 @@
+"""Any timm net with pyramid features as the backbone of a detector."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers.format import Format
+from timm.models import FeatureListNet
+from torch import Tensor, nn
+
+# Constructor arguments that a family of nets needs to take images of any size.
+NET_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "swin": {"strict_img_size": False, "always_partition": True},
+}
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
+
+
+class Backbone(nn.Module):
+    """Multi-scale features of a timm net.
+
+    Args:
+        name: timm model name without weights tag, e.g. "resnet50".
+        strides: Strides of the features to return, finest first.
+        arguments: Further arguments of the net's constructor.
+        out_indices: timm's feature indices, instead of choosing features by their stride.
+        frozen_stages: Stages without gradient: 0 = none, 1 = stem and the stage of stride 4, 2 = also the next, ...
+        norm_eval: BatchNorm uses its running statistics in training too.
+        freeze_norm: Scale and bias of all norm layers get no gradient.
+        caffe_stride: ResNet bottlenecks stride on their first 1x1 convolution, as Caffe models do.
+        output_norm: A LayerNorm on every returned feature (Swin detectors).
+        last_channels: A 1x1 convolution with BatchNorm and ReLU6 to so many channels on the last feature
+            (MobileNetV2's final layer, which timm's features leave out).
+
+    Raises:
+        ValueError: The net has no pyramid features, or not those that were asked for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        strides: Sequence[int],
+        arguments: dict[str, Any] | None = None,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = 0,
+        norm_eval: bool = True,
+        freeze_norm: bool = False,
+        caffe_stride: bool = False,
+        output_norm: bool = False,
+        last_channels: int | None = None,
+    ):
+        super().__init__()
+        self.name, self.norm_eval = name, norm_eval
+        self.arguments = {**NET_ARGUMENTS.get(name.split("_")[0], {}), **(arguments or {})}
+        self.net = timm.create_model(name, features_only=True, pretrained=False, **self.arguments)
+        info = self.net.feature_info
+        self.selected = _select_features(name, info.reduction(), strides, out_indices)
+        self.channels = [info.channels()[index] for index in self.selected]
+        # timm's feature lists hand features out as the net computes them; only Swin-like nets do so channels last.
+        self.channels_last = isinstance(self.net, FeatureListNet) and self.net.output_fmt == Format.NHWC
+        if caffe_stride:
+            _stride_on_first_conv(name, self.net)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels) if output_norm else None
+        self.last: nn.Module = nn.Identity()
+        if last_channels is not None:
+            conv = nn.Conv2d(self.channels[-1], last_channels, 1, bias=False)
+            self.last = nn.Sequential(conv, nn.BatchNorm2d(last_channels), nn.ReLU6())
+            self.channels[-1] = last_channels
+        self._freeze(frozen_stages, freeze_norm)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to one (B, C_l, H / stride_l, W / stride_l) map per stride, always channels first."""
+        features = self.net(pixel_values)
+        features = [features[index] for index in self.selected]
+        if self.norms is not None:
+            if not self.channels_last:
+                features = [feature.permute(0, 2, 3, 1) for feature in features]
+            features = [norm(feature) for norm, feature in zip(self.norms, features, strict=True)]
+        if self.norms is not None or self.channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return [*features[:-1], self.last(features[-1])]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As of `nn.Module`, but BatchNorm stays in evaluation mode if `norm_eval`."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, BATCH_NORMS):
+                    module.eval()
+        return self
+
+    def load_weights(self, source: str | Path | None = None) -> None:
+        """Load timm's classification weights into the net.
+
+        Args:
+            source: A weights tag of timm ("a1_in1k") or a file in timm's format (.safetensors, .pth); `None` takes
+                timm's default weights. A tag or `None` downloads from the Hub.
+
+        Raises:
+            RuntimeError: The weights do not fit the net.
+        """
+        name, overlay = self.name, None
+        if source is not None and Path(source).exists():
+            overlay = {"file": str(source), "custom_load": False}
+        elif source is not None:
+            name = f"{self.name}.{source}"
+        loaded = timm.create_model(
+            name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **self.arguments
+        )
+        self.net.load_state_dict(loaded.state_dict())
+
+    def _freeze(self, stages: int, norms: bool) -> None:
+        if norms:
+            for module in self.modules():
+                if isinstance(module, NORMS):
+                    module.requires_grad_(False)
+        if stages == 0:
+            return
+        info = self.net.feature_info
+        names = [n for n, stride in zip(info.module_name(), info.reduction(), strict=True) if stride >= 4]
+        if not 0 < stages <= len(names):
+            raise ValueError(
+                f"frozen_stages={stages}, but {self.name} has {len(names)} stages from stride 4 on: "
+                f"choose 0 to {len(names)}."
+            )
+        last = names[stages - 1]
+        prefixes = (last + ".", last.replace(".", "_") + ".")  # timm's feature lists flatten sequences of stages
+        parameters = list(self.net.named_parameters())  # in the order of the forward pass
+        end = max(index for index, (key, _) in enumerate(parameters) if key.startswith(prefixes))
+        for _, parameter in parameters[: end + 1]:
+            parameter.requires_grad_(False)
+
+
+def _select_features(
+    name: str, reductions: list[int], strides: Sequence[int], out_indices: Sequence[int] | None
+) -> list[int]:
+    if out_indices is not None:
+        selected = [index % len(reductions) for index in out_indices if -len(reductions) <= index < len(reductions)]
+        if len(selected) != len(out_indices) or [reductions[index] for index in selected] != list(strides):
+            raise ValueError(
+                f"out_indices={tuple(out_indices)} of {name}, whose features have strides {reductions}, do not give "
+                f"the strides {tuple(strides)}. Leave out_indices unset to have them chosen by stride."
+            )
+        return selected
+    last = {stride: index for index, stride in enumerate(reductions)}
+    missing = [stride for stride in strides if stride not in last]
+    if missing:
+        raise ValueError(
+            f"{name} has features of strides {reductions}, none of stride {missing}. "
+            f"Choose a timm net with pyramid features (timm.create_model(..., features_only=True))."
+        )
+    return [last[stride] for stride in strides]
+
+
+def _stride_on_first_conv(name: str, net: nn.Module) -> None:
+    bottlenecks = [m for m in net.modules() if isinstance(m, timm.models.resnet.Bottleneck)]
+    if not bottlenecks:
+        raise ValueError(f"caffe_stride is for ResNets of bottleneck blocks (resnet50 and deeper), not for {name}.")
+    for block in bottlenecks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)

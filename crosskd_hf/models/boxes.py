@@ -1,0 +1,103 @@
+"""Boxes: relative and absolute formats, overlaps, and the coders of regression targets.
+
+Inside the models boxes are `xyxy` in pixels of the padded input; `sizes` are the (height, width) of each image
+without its padding. At the boundary boxes are `cxcywh` relative to that unpadded size.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+# Boxes of the delta coder cannot grow by more than this factor per step (the usual 16 / 1000 clip of R-CNN code).
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+def to_relative(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """(B, N, 4) xyxy pixels to cxcywh relative to `sizes` (B, 2)."""
+    return box_convert(boxes, "xyxy", "cxcywh") / _scale(sizes)
+
+
+def to_absolute(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """(B, N, 4) cxcywh relative to `sizes` (B, 2) to xyxy pixels."""
+    return box_convert(boxes * _scale(sizes), "cxcywh", "xyxy")
+
+
+def _scale(sizes: Tensor) -> Tensor:
+    return sizes.flip(-1).repeat(1, 2)[:, None]  # (B, 1, 4): width, height, width, height
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area of xyxy boxes, (..., 4) to (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def aligned_iou(boxes: Tensor, targets: Tensor, generalized: bool = False, eps: float = 1e-6) -> Tensor:
+    """IoU of each box with its own target, or the generalized IoU (CVPR 2019, eq. 1).
+
+    Args:
+        boxes, targets: (..., 4) xyxy of one shape. Differentiable, without indexing, so the device is not waited for.
+        eps: Smallest union and enclosing area, in square units of the boxes.
+
+    Returns:
+        (...) in [0, 1], or in [-1, 1] if `generalized`.
+    """
+    overlap = area_of_intersection(boxes, targets)
+    union = (area(boxes) + area(targets) - overlap).clamp(min=eps)
+    iou = overlap / union
+    if not generalized:
+        return iou
+    corner = torch.minimum(boxes[..., :2], targets[..., :2])
+    extent = (torch.maximum(boxes[..., 2:], targets[..., 2:]) - corner).clamp(min=0)
+    enclosing = (extent[..., 0] * extent[..., 1]).clamp(min=eps)
+    return iou - (enclosing - union) / enclosing
+
+
+def area_of_intersection(boxes: Tensor, targets: Tensor) -> Tensor:
+    """Overlapping area of each box with its own target, (..., 4) to (...)."""
+    corner = torch.maximum(boxes[..., :2], targets[..., :2])
+    extent = (torch.minimum(boxes[..., 2:], targets[..., 2:]) - corner).clamp(min=0)
+    return extent[..., 0] * extent[..., 1]
+
+
+def pairwise_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
+    """IoU of every box with every other, batched: (B, G, 4) and (B, N, 4) to (B, G, N), without gradient.
+
+    Works one axis at a time and in place: `torchvision.ops.box_iou` has no batch axis and needs four times the memory,
+    which is most of the cost of assigning crowded images. A box without area overlaps nothing.
+    """
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = (b.detach().float()[..., None, :].unbind(-1) for b in (boxes, others))
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = (x1, y1, x2, y2), (t.mT for t in (u1, v1, u2, v2))
+    overlap = (torch.minimum(x2, u2).sub_(torch.maximum(x1, u1))).clamp_(min=0)
+    overlap *= (torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))).clamp_(min=0)
+    union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(overlap).clamp_(min=eps)
+    return overlap.div_(union)
+
+
+def encode_delta(priors: Tensor, boxes: Tensor, std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Boxes as (dx, dy, dw, dh) from their priors (R-CNN, appendix C), divided by `std`. (..., 4) xyxy, broadcast."""
+    prior = box_convert(priors, "xyxy", "cxcywh")
+    box = box_convert(boxes, "xyxy", "cxcywh")
+    centers = (box[..., :2] - prior[..., :2]) / prior[..., 2:]
+    log_ratio = (box[..., 2:].clamp(min=1e-6) / prior[..., 2:]).log()
+    return torch.cat([centers, log_ratio], -1) / priors.new_tensor(std)
+
+
+def decode_delta(priors: Tensor, deltas: Tensor, std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Inverse of :func:`encode_delta`; the change of size is clipped to a factor of 62.5."""
+    prior = box_convert(priors, "xyxy", "cxcywh")
+    deltas = deltas.float() * priors.new_tensor(std)
+    centers = prior[..., :2] + deltas[..., :2] * prior[..., 2:]
+    half = prior[..., 2:] * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centers - half, centers + half], -1)
+
+
+def encode_distance(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances (left, top, right, bottom) from points (..., 2) to the sides of boxes (..., 4)."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
+
+
+def decode_distance(points: Tensor, distances: Tensor) -> Tensor:
+    """Inverse of :func:`encode_distance`."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)

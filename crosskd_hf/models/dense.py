@@ -1,0 +1,394 @@
+"""The one dense detector: backbone, pyramid, a head of two towers. Children define priors, assignment and loss."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .assigners import Assignment, Priors, Targets
+from .backbone import Backbone
+from .boxes import decode_delta, decode_distance, to_relative
+from .layers import FPN, Conv, FPNExtra, Scale, Tower, prior_bias
+from .losses import LossPart, divide, integral
+
+RegressionKind = Literal["distribution", "delta", "distance"]
+
+
+class DenseDetectorConfig(PreTrainedConfig):
+    """Configuration shared by the dense detectors.
+
+    Args:
+        backbone: timm model name without weights tag.
+        backbone_arguments: Further arguments of the timm net's constructor.
+        out_indices: timm's feature indices; by default the features are chosen by `backbone_strides`.
+        backbone_strides: Strides of the backbone features that enter the pyramid.
+        frozen_stages: Backbone stages without gradient: 0 = none, 1 = stem and the stage of stride 4, ...
+        norm_eval: BatchNorm keeps its running statistics in training.
+        freeze_norm: Scale and bias of the backbone's norm layers get no gradient.
+        caffe_stride: ResNet bottlenecks stride on their first 1x1 convolution.
+        output_norm: LayerNorm on every backbone feature (Swin).
+        backbone_last_channels: Width of an extra 1x1 convolution on the last feature (MobileNetV2: 1280).
+        strides: Pixels per cell of each pyramid level.
+        fpn_channels: Width of the pyramid.
+        fpn_extra: Where the first extra level comes from, "on_output" or "on_input" (the last backbone feature).
+        fpn_extra_relu: ReLU in front of the second extra level.
+        head_channels: Width of the towers.
+        num_convs: Convolutions of each tower.
+        norm_groups: Groups of the towers' GroupNorm, `None` for no norm.
+        reg_max: Largest bin of a distance distribution; `None` for a head that regresses numbers.
+        prior_probability: Initial score of every class.
+        loss_weights: Weight of each loss by its key.
+        category_ids: Raw category id of each class in the data set the model was trained on.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    backbone: str = "resnet50"
+    backbone_arguments: dict[str, Any] | None = None
+    out_indices: list[int] | tuple[int, ...] | None = None
+    backbone_strides: list[int] | tuple[int, ...] = (8, 16, 32)
+    frozen_stages: int = 1
+    norm_eval: bool = True
+    freeze_norm: bool = False
+    caffe_stride: bool = False
+    output_norm: bool = False
+    backbone_last_channels: int | None = None
+    strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
+    fpn_channels: int = 256
+    fpn_extra: FPNExtra = "on_output"
+    fpn_extra_relu: bool = False
+    head_channels: int = 256
+    num_convs: int = 4
+    norm_groups: int | None = 32
+    reg_max: int | None = None
+    prior_probability: float = 0.01
+    loss_weights: dict[str, float] | None = None
+    category_ids: list[int] | None = None
+
+    default_loss_weights: ClassVar[dict[str, float]] = {}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.loss_weights = {**self.default_loss_weights, **(self.loss_weights or {})}
+        unknown = set(self.loss_weights) - set(self.default_loss_weights)
+        if unknown:
+            raise ValueError(f"loss_weights has {sorted(unknown)}; this detector has {list(self.default_loss_weights)}.")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        strides = list(self.strides)
+        if list(self.backbone_strides) != strides[: len(self.backbone_strides)]:
+            raise ValueError(
+                f"backbone_strides={tuple(self.backbone_strides)} must be the first of strides={tuple(strides)}."
+            )
+        if any(finer * 2 != coarser for finer, coarser in zip(strides, strides[1:], strict=False)):
+            raise ValueError(f"strides={tuple(strides)} must double from level to level.")
+        if self.norm_groups is not None and self.head_channels % self.norm_groups:
+            raise ValueError(
+                f"head_channels={self.head_channels} cannot be split into norm_groups={self.norm_groups}: "
+                f"choose a divisor, or None for no norm."
+            )
+        if not 0 < self.prior_probability < 1:
+            raise ValueError(f"prior_probability={self.prior_probability} must lie between 0 and 1.")
+        if self.reg_max is not None and self.reg_max < 1:
+            raise ValueError(f"reg_max={self.reg_max} must be at least 1, or None.")
+
+
+class Taps(NamedTuple):
+    """Features of both towers at a cut, one (B, C, H_l, W_l) map per level."""
+
+    cls: list[Tensor]
+    reg: list[Tensor]
+
+
+class Predictions(NamedTuple):
+    """Raw output of a head as rows, level after level, row by row, prior by prior.
+
+    Args:
+        logits: (B, N, K).
+        regression: (B, N, 4) or (B, N, 4 * M), after the level's scale.
+        centerness: (B, N) logits, or None.
+    """
+
+    logits: Tensor
+    regression: Tensor
+    centerness: Tensor | None = None
+
+
+def maps_to_rows(maps: list[Tensor], width: int) -> Tensor:
+    """One (B, A * width, H_l, W_l) map per level to (B, N, width) in float32."""
+    batch = maps[0].shape[0]
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(batch, -1, width) for m in maps], 1).float()
+
+
+class DenseHead(nn.Module):
+    """Two towers of convolutions and their predictors, shared by all levels.
+
+    `forward(x)` is `resume(tap(x, cut), cut)` for every cut: the student's own path and the path of a student's
+    features through a teacher's head are the same code.
+    """
+
+    has_scales: ClassVar[bool] = True
+    has_centerness: ClassVar[bool] = False
+    delta_std: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0)
+
+    def __init__(self, config: DenseDetectorConfig):
+        super().__init__()
+        self.config = config
+        self.num_labels, self.num_convs = config.num_labels, config.num_convs
+        width, anchors = config.head_channels, self.priors_per_place
+        self.cls_tower = Tower(config.fpn_channels, width, config.num_convs, config.norm_groups)
+        self.reg_tower = Tower(config.fpn_channels, width, config.num_convs, config.norm_groups)
+        feature_width = width if config.num_convs else config.fpn_channels
+        bias = prior_bias(config.prior_probability)
+        self.regression_width = 4 if config.reg_max is None else 4 * (config.reg_max + 1)
+        self.classifier = Conv(feature_width, anchors * self.num_labels, 3, bias_value=bias)
+        self.regressor = Conv(feature_width, anchors * self.regression_width, 3)
+        self.centerness = Conv(feature_width, anchors, 3) if self.has_centerness else None
+        self.scales = nn.ModuleList(Scale() for _ in config.strides) if self.has_scales else None
+
+    # What a child defines.
+
+    @property
+    def priors_per_place(self) -> int:
+        """Priors at each place of a map, A."""
+        return 1
+
+    @property
+    def regression_kind(self) -> RegressionKind:
+        """What the regression rows mean, by which a distance between two of them is chosen."""
+        raise NotImplementedError
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        """(A, 4) boxes of the place at the origin, xyxy pixels."""
+        raise NotImplementedError
+
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
+        """Ground truth of each prior; `valid` (B, N) leaves the padding out."""
+        raise NotImplementedError
+
+    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
+        """Weighted parts of the supervised loss; `boxes` (B, N, 4) are the decoded predictions in pixels."""
+        raise NotImplementedError
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        """Equal for two heads exactly if they assign the same ground truth to the same priors."""
+        raise NotImplementedError
+
+    def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
+        """What the sums over the head's rows are divided by: positives, where an image without any counts as one."""
+        return assignment.count()
+
+    # The path from features to predictions, whole or in two halves.
+
+    def forward(self, features: list[Tensor]) -> Predictions:
+        """Pyramid maps (B, C, H_l, W_l) to predictions."""
+        return self.resume(self.tap(features, 0), 0)
+
+    def tap(self, features: list[Tensor], cut: int) -> Taps:
+        """Run both towers up to convolution `cut` (0 = the pyramid itself, `num_convs` = the predictors' input)."""
+        self.check_cut(cut)
+        return Taps(
+            [self.cls_tower(feature, stop=cut) for feature in features],
+            [self.reg_tower(feature, stop=cut) for feature in features],
+        )
+
+    def resume(self, taps: Taps, cut: int) -> Predictions:
+        """Run the head from convolution `cut` to its predictions."""
+        cls_maps = [self.cls_tower(feature, start=cut) for feature in taps.cls]
+        reg_maps = [self.reg_tower(feature, start=cut) for feature in taps.reg]
+        regression = [self.regressor(feature) for feature in reg_maps]
+        if self.scales is not None:
+            regression = [scale(feature) for scale, feature in zip(self.scales, regression, strict=True)]
+        centerness = None
+        if self.centerness is not None:
+            source = reg_maps if self.centerness_on_reg else cls_maps
+            centerness = maps_to_rows([self.centerness(feature) for feature in source], 1)[..., 0]
+        logits = maps_to_rows([self.classifier(feature) for feature in cls_maps], self.num_labels)
+        return Predictions(logits, maps_to_rows(regression, self.regression_width), centerness)
+
+    @property
+    def centerness_on_reg(self) -> bool:
+        """Whether centerness is predicted from the regression tower."""
+        return True
+
+    def check_cut(self, cut: int) -> None:
+        """Raises ValueError if the towers cannot be cut at `cut`."""
+        if not 0 <= cut <= self.num_convs:
+            raise ValueError(f"cut={cut}, but the towers have {self.num_convs} convolutions: choose 0 to {self.num_convs}.")
+
+    def tap_width(self, cut: int) -> int:
+        """Channels of the taps at `cut`."""
+        return self.config.fpn_channels if cut == 0 else self.config.head_channels
+
+    def parameters_from(self, cut: int) -> list[nn.Parameter]:
+        """Parameters that :meth:`resume` uses from `cut` on."""
+        before = {id(p) for tower in (self.cls_tower, self.reg_tower) for conv in list(tower)[:cut] for p in conv.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in before]
+
+    # Geometry.
+
+    def priors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
+        """Priors of maps with these (height, width), in float32 whatever the model's dtype."""
+        boxes, cells, strides = [], [], []
+        for (height, width), stride in zip(shapes, self.config.strides, strict=True):
+            y = torch.arange(height, device=device, dtype=torch.float32) * stride
+            x = torch.arange(width, device=device, dtype=torch.float32) * stride
+            cell = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)  # (H * W, 1, 2)
+            anchors = self.prior_boxes(stride).to(device)
+            boxes.append((cell.repeat(1, 1, 2) + anchors).reshape(-1, 4))  # (H * W * A, 4)
+            cells.append(cell.expand(-1, len(anchors), 2).reshape(-1, 2))
+            strides.append(x.new_full((len(boxes[-1]),), stride))
+        rows = torch.cat(boxes)
+        centers = (rows[:, :2] + rows[:, 2:]) / 2
+        return Priors(rows, centers, torch.cat(cells), torch.cat(strides), tuple(len(level) for level in boxes))
+
+    def decode(self, regression: Tensor, priors: Priors) -> Tensor:
+        """Regression rows (B, N, 4 [* M]) to boxes (B, N, 4), xyxy pixels. Differentiable and finite."""
+        if self.regression_kind == "distribution":
+            distances = integral(regression.unflatten(-1, (4, -1)))
+            return decode_distance(priors.centers, distances * priors.strides[:, None])
+        if self.regression_kind == "delta":
+            return decode_delta(priors.boxes, regression, self.delta_std)
+        return decode_distance(priors.centers, self.distances(regression, priors))
+
+    def distances(self, regression: Tensor, priors: Priors) -> Tensor:
+        """Distances in pixels of a head of kind "distance"."""
+        raise NotImplementedError
+
+
+@dataclass
+class DenseDetectorOutput(ModelOutput):
+    """Output of a dense detector.
+
+    Args:
+        loss: Scalar, with labels.
+        loss_dict: Weighted parts of the loss, with labels.
+        logits: (B, N, K).
+        pred_boxes: (B, N, 4) cxcywh relative to each unpadded image.
+        centerness: (B, N) logits, where the detector has them.
+        level_lengths: (B, L) number of rows of each level.
+        features: Pyramid maps, on request.
+        taps: Features of both towers at the cut, on request.
+        predictions, priors, targets, assignment: Raw rows and what they were trained on, with the taps.
+        loss_parts: The loss before its division, with labels.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    centerness: Tensor | None = None
+    level_lengths: Tensor | None = None
+    features: list[Tensor] | None = None
+    taps: Taps | None = None
+    predictions: Predictions | None = None
+    priors: Priors | None = None
+    targets: Targets | None = None
+    assignment: Assignment | None = None
+    loss_parts: dict[str, LossPart] | None = None
+
+
+class DenseDetector(PreTrainedModel):
+    """Backbone, feature pyramid and dense head. Children set `config_class` and `head_class`."""
+
+    config: DenseDetectorConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = DenseDetectorConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    head_class: ClassVar[type[DenseHead]] = DenseHead
+
+    def __init__(self, config: DenseDetectorConfig):
+        super().__init__(config)
+        self.backbone = Backbone(
+            config.backbone,
+            config.backbone_strides,
+            config.backbone_arguments,
+            config.out_indices,
+            config.frozen_stages,
+            config.norm_eval,
+            config.freeze_norm,
+            config.caffe_stride,
+            config.output_norm,
+            config.backbone_last_channels,
+        )
+        self.neck = FPN(
+            self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
+        )
+        self.head = self.head_class(config)
+        for module in self.backbone.modules():
+            # timm has initialised its net already; without this mark `post_init` would do it again, and worse.
+            module._is_hf_initialized = next(module.parameters(), torch.empty(0)).device.type != "meta"
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Conv):
+            module.reset_parameters()
+        elif isinstance(module, Scale):
+            nn.init.ones_(module.scale)
+        elif hasattr(module, "init_non_persistent_buffers"):  # timm's protocol for nets built on the meta device
+            module.init_non_persistent_buffers()
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        cut: int | None = None,
+        output_features: bool = False,
+    ) -> DenseDetectorOutput:
+        """Detect objects.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels, padded on the right and at the bottom.
+            pixel_mask: (B, H, W), 1 inside each image, 0 in its padding. Default: no padding.
+            labels: Per image `class_labels` (n,) and `boxes` (n, 4), cxcywh relative to the unpadded image.
+            cut: Also return the features of both towers at this cut and everything that belongs to them.
+            output_features: Also return the pyramid.
+
+        Raises:
+            ValueError: `cut` out of range, or class labels outside the model's classes.
+        """
+        features = self.neck(self.backbone(pixel_values))
+        taps = self.head.tap(features, cut or 0)
+        predictions = self.head.resume(taps, cut or 0)
+        priors = self.head.priors([tuple(f.shape[-2:]) for f in features], pixel_values.device)
+        boxes = self.head.decode(predictions.regression, priors)
+        sizes = image_sizes(pixel_values, pixel_mask)
+        output = DenseDetectorOutput(
+            logits=predictions.logits,
+            pred_boxes=to_relative(boxes, sizes),
+            centerness=predictions.centerness,
+            level_lengths=torch.tensor(priors.level_lengths, device=boxes.device).expand(len(boxes), -1),
+            features=features if output_features else None,
+        )
+        if labels is not None:
+            targets = Targets.from_labels(labels, sizes)
+            assignment = self.head.assign(priors, priors.inside(sizes), targets)
+            output["loss_parts"] = self.head.loss(predictions, boxes, priors, assignment)
+            output["loss_dict"] = divide(output["loss_parts"])
+            output["loss"] = torch.stack(list(output["loss_dict"].values())).sum()
+        if cut is not None:
+            output["taps"], output["predictions"], output["priors"] = taps, predictions, priors
+            if labels is not None:
+                output["targets"], output["assignment"] = targets, assignment
+        return output
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(B, 2) height and width of each image without its padding, float32, without waiting for the device."""
+    if pixel_mask is None:
+        height, width = pixel_values.shape[-2:]
+        return torch.tensor([height, width], dtype=torch.float32, device=pixel_values.device).expand(
+            len(pixel_values), -1
+        )
+    mask = pixel_mask.float()
+    return torch.stack([mask.amax(2).sum(1), mask.amax(1).sum(1)], -1)

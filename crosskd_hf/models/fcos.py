@@ -1,0 +1,111 @@
+"""FCOS (ICCV 2019)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .assigners import Assignment, Priors, Targets, assign_points
+from .atss import centerness_loss, centerness_targets
+from .boxes import aligned_iou
+from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .losses import LossPart
+from .retinanet import focal_loss
+
+# exp() of a raw distance is clipped here: 160,000 pixels are more than any image, and finite in every precision.
+MAX_LOG_DISTANCE = 12.0
+
+
+class FCOSConfig(DenseDetectorConfig):
+    """Configuration of :class:`FCOSForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+
+    Args:
+        reg_max: With a number, sides are predicted as distributions (localization distillation, CVPR 2022).
+        regress_limits: Longest side distance in pixels up to which each level but the last regresses.
+        center_radius: With center sampling, positives lie within so many strides of a box's centre; `None` = without.
+        norm_on_bbox: Distances are rectified and in strides, instead of the exponent of pixels.
+        centerness_on_reg: Centerness is predicted from the regression tower.
+        point_offset: Position of the point in its cell, in strides.
+    """
+
+    model_type = "crosskd_fcos"
+
+    regress_limits: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    center_radius: float | None = None
+    norm_on_bbox: bool = False
+    centerness_on_reg: bool = False
+    point_offset: float = 0.5
+
+    default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 1.0, "loss_centerness": 1.0}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if len(self.regress_limits) != len(self.strides) - 1:
+            raise ValueError(
+                f"regress_limits={tuple(self.regress_limits)} must have one number less than "
+                f"strides={tuple(self.strides)}: the last level has no limit."
+            )
+
+
+class FCOSHead(DenseHead):
+    """One point per place with class scores, distances to the sides of a box, and centerness."""
+
+    config: FCOSConfig
+    has_centerness = True
+
+    @property
+    def centerness_on_reg(self) -> bool:
+        return self.config.centerness_on_reg
+
+    @property
+    def regression_kind(self) -> RegressionKind:
+        return "distance" if self.config.reg_max is None else "distribution"
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        config = self.config
+        return "points", tuple(config.strides), tuple(config.regress_limits), config.center_radius, config.point_offset
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        return torch.full((1, 4), stride * self.config.point_offset)
+
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
+        limits = [-1.0, *map(float, self.config.regress_limits), torch.inf]
+        ranges = torch.tensor(list(zip(limits, limits[1:], strict=False)), device=valid.device)  # (L, 2)
+        lengths = torch.tensor(priors.level_lengths, device=valid.device)
+        rows = ranges.repeat_interleave(lengths, 0, output_size=sum(priors.level_lengths))
+        return assign_points(priors, valid, targets, rows, self.config.center_radius)
+
+    def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
+        """Sum of the centerness targets."""
+        return centerness_targets(priors, assignment).sum()
+
+    def distances(self, regression: Tensor, priors: Priors) -> Tensor:
+        if self.config.norm_on_bbox:
+            return regression.clamp(min=0) * priors.strides[:, None]
+        return regression.clamp(max=MAX_LOG_DISTANCE).exp()
+
+    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
+        weights = self.config.loss_weights
+        count = assignment.positive.sum()
+        centerness = centerness_targets(priors, assignment)
+        iou = aligned_iou(boxes, assignment.boxes)
+        if self.regression_kind == "distance":
+            rows = -iou.clamp(min=1e-6).log()
+        else:
+            rows = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
+        return {
+            "loss_cls": LossPart(weights["loss_cls"] * focal_loss(predictions.logits, assignment), count),
+            "loss_bbox": LossPart(weights["loss_bbox"] * (rows * centerness).sum(), centerness.sum(), floor=1e-6),
+            "loss_centerness": LossPart(
+                weights["loss_centerness"] * centerness_loss(predictions, centerness, assignment), count
+            ),
+        }
+
+
+class FCOSForObjectDetection(DenseDetector):
+    """FCOS with any timm backbone. Labels, outputs and boxes are as those of `DetrForObjectDetection`."""
+
+    config: FCOSConfig
+    config_class = FCOSConfig
+    head_class = FCOSHead

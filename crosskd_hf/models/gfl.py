@@ -1,0 +1,82 @@
+"""Generalized Focal Loss detector (GFL, NeurIPS 2020)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .assigners import Assignment, Priors, Targets, assign_atss
+from .boxes import aligned_iou, encode_distance
+from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .losses import LossPart, distribution_focal, quality_focal
+
+
+class GFLConfig(DenseDetectorConfig):
+    """Configuration of :class:`GFLForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+
+    Args:
+        reg_max: Largest bin of the distance distributions, in strides.
+        anchor_scale: Side of the square anchor of each place, in strides.
+        quality_focal_beta: Exponent of the quality focal loss.
+    """
+
+    model_type = "crosskd_gfl"
+
+    reg_max: int | None = 16
+    anchor_scale: float = 8.0
+    quality_focal_beta: float = 2.0
+
+    default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_dfl": 0.25}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.reg_max is None:
+            raise ValueError("GFL predicts distributions of distances: reg_max must be a number, 16 in the paper.")
+
+
+class GFLHead(DenseHead):
+    """Joint quality scores and distributions of the distances to the sides of a box."""
+
+    config: GFLConfig
+
+    @property
+    def regression_kind(self) -> RegressionKind:
+        return "distribution"
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        half = self.config.anchor_scale * stride / 2
+        return torch.tensor([[-half, -half, half, half]])
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        return "atss", tuple(self.config.strides), self.config.anchor_scale
+
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
+        return assign_atss(priors, valid, targets)
+
+    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
+        weights, beta = self.config.loss_weights, self.config.quality_focal_beta
+        positive = assignment.positive.float()
+        quality = aligned_iou(boxes.detach(), assignment.boxes) * positive
+        target = torch.zeros_like(predictions.logits).scatter_(2, assignment.labels[..., None], quality[..., None])
+        cls = (quality_focal(predictions.logits, target, beta).sum(-1) * assignment.weight).sum()
+
+        # Each positive counts by how sure the classifier is of it (GFL's official code; not in the paper).
+        confidence = predictions.logits.detach().sigmoid().amax(-1) * positive
+        giou = (1 - aligned_iou(boxes, assignment.boxes, generalized=True)) * confidence
+        distances = encode_distance(priors.centers, assignment.boxes) / priors.strides[:, None]
+        distances = distances.clamp(0, self.config.reg_max - 0.1)
+        dfl = distribution_focal(predictions.regression.unflatten(-1, (4, -1)), distances).mean(-1) * confidence
+        return {
+            "loss_cls": LossPart(weights["loss_cls"] * cls, assignment.count()),
+            "loss_bbox": LossPart(weights["loss_bbox"] * giou.sum(), confidence.sum()),
+            "loss_dfl": LossPart(weights["loss_dfl"] * dfl.sum(), confidence.sum()),
+        }
+
+
+class GFLForObjectDetection(DenseDetector):
+    """GFL with any timm backbone. Labels, outputs and boxes are as those of `DetrForObjectDetection`."""
+
+    config: GFLConfig
+    config_class = GFLConfig
+    head_class = GFLHead

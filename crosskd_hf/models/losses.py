@@ -1,0 +1,109 @@
+"""Loss functions of dense detectors: pure, element-wise, in float32; the caller weighs and sums.
+
+Every term of a training loss leaves its head as a :class:`LossPart`, a sum and what it is divided by. Keeping the
+two apart until :func:`divide` makes a loss independent of how a batch is spread over processes and micro-batches.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed
+
+
+class LossPart(NamedTuple):
+    """One term of a loss before its division.
+
+    Args:
+        total: Scalar with gradient, the weighted sum over this process's rows.
+        normalizer: Scalar without gradient, this process's share of what `total` is divided by.
+        floor: The normalizer, added up over all processes, counts at least this much.
+    """
+
+    total: Tensor
+    normalizer: Tensor
+    floor: float = 1.0
+
+
+def sum_normalizers(parts: dict[str, LossPart]) -> Tensor:
+    """Normalizers of all `parts`, added up over processes in one all-reduce. Returns shape (number of parts,)."""
+    normalizers = torch.stack([part.normalizer.detach().float() for part in parts.values()])
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(normalizers)
+    return normalizers
+
+
+def divide(
+    parts: dict[str, LossPart], normalizers: Tensor | None = None, averaged: int | None = None
+) -> dict[str, Tensor]:
+    """Divide every part by its normalizer over all processes (and micro-batches).
+
+    Args:
+        parts: The terms; every process must pass the same keys in the same order.
+        normalizers: (len(parts),) from :func:`sum_normalizers`, added up over micro-batches where there are several.
+            Computed from `parts` if not given.
+        averaged: How many such losses are averaged later into one gradient: processes times micro-batches.
+            Defaults to the number of processes, which is what `DistributedDataParallel` averages over.
+
+    Returns:
+        Scalars of the same keys. Their average over processes and micro-batches is sum / normalizer of the whole batch.
+    """
+    if not parts:
+        return {}
+    if normalizers is None:
+        normalizers = sum_normalizers(parts)
+    if averaged is None:
+        ready = distributed.is_available() and distributed.is_initialized()
+        averaged = distributed.get_world_size() if ready else 1
+    floors = normalizers.new_tensor([part.floor for part in parts.values()])
+    scales = averaged / normalizers.maximum(floors)
+    return {name: part.total * scale for (name, part), scale in zip(parts.items(), scales.unbind(), strict=True)}
+
+
+def quality_focal(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss, |target - sigmoid(logits)|^beta * BCE (Generalized Focal Loss, NeurIPS 2020, eq. 5).
+
+    With soft targets of a teacher and `beta=1` this is CrossKD's classification distance.
+
+    Args:
+        logits, target: Same shape; `target` in [0, 1]. Gradient flows through the modulating factor too.
+
+    Returns:
+        The loss of every element, same shape.
+    """
+    logits = logits.float()
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if beta == 0:
+        return loss
+    return loss * (target - logits.sigmoid()).abs().pow(beta)
+
+
+def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Distribution focal loss (Generalized Focal Loss, NeurIPS 2020, eq. 6).
+
+    Args:
+        logits: (..., M) over the bins 0..M-1.
+        target: (...) continuous distances in [0, M - 1).
+
+    Returns:
+        The loss of every distance, shape (...).
+    """
+    left = target.floor()
+    right_weight = target - left
+    log_probabilities = logits.float().log_softmax(-1)
+    at_left = log_probabilities.gather(-1, left.long()[..., None])[..., 0]
+    at_right = log_probabilities.gather(-1, left.long()[..., None] + 1)[..., 0]
+    return -(1 - right_weight) * at_left - right_weight * at_right
+
+
+def distribution_kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 * KL(softmax(target / T) || softmax(logits / T)), summed over the last axis. (..., M) to (...)."""
+    log_student = (logits.float() / temperature).log_softmax(-1)
+    log_target = (target_logits.detach().float() / temperature).log_softmax(-1)
+    return temperature**2 * (log_target.exp() * (log_target - log_student)).sum(-1)
+
+
+def integral(logits: Tensor) -> Tensor:
+    """Expected bin of softmax(logits): (..., M) to (...), in [0, M - 1] (Generalized Focal Loss, eq. 4)."""
+    bins = torch.arange(logits.shape[-1], dtype=torch.float32, device=logits.device)
+    return logits.float().softmax(-1) @ bins

@@ -1,0 +1,110 @@
+"""RetinaNet (ICCV 2017)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from .assigners import Assignment, Priors, Targets, assign_max_iou
+from .boxes import aligned_iou, encode_delta
+from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .losses import LossPart
+
+
+class RetinaNetConfig(DenseDetectorConfig):
+    """Configuration of :class:`RetinaNetForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+
+    Args:
+        norm_groups: RetinaNet's towers have no norm.
+        reg_max: With a number, sides are predicted as distributions (localization distillation, CVPR 2022).
+        anchor_scale: Side of the smallest square anchor, in strides.
+        scales_per_octave: Anchor sizes per level.
+        aspect_ratios: Height / width of the anchors.
+        positive_iou, negative_iou: Anchors between the two are ignored.
+    """
+
+    model_type = "crosskd_retinanet"
+
+    norm_groups: int | None = None
+    fpn_extra: str = "on_input"
+    anchor_scale: float = 4.0
+    scales_per_octave: int = 3
+    aspect_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+
+    # With distributions the box loss is GIoU with weight 2 (localization distillation's configuration).
+    default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 1.0}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        given = self.loss_weights or {}
+        super().__post_init__(**kwargs)
+        if self.reg_max is not None and "loss_bbox" not in given:
+            self.loss_weights = {**self.loss_weights, "loss_bbox": 2.0}
+        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+            raise ValueError(
+                f"negative_iou={self.negative_iou} must not be above positive_iou={self.positive_iou}, both in [0, 1]."
+            )
+
+
+class RetinaNetHead(DenseHead):
+    """Nine anchors per place, each with class scores and box deltas."""
+
+    config: RetinaNetConfig
+    has_scales = False
+
+    @property
+    def priors_per_place(self) -> int:
+        return len(self.config.aspect_ratios) * self.config.scales_per_octave
+
+    @property
+    def regression_kind(self) -> RegressionKind:
+        return "delta" if self.config.reg_max is None else "distribution"
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        config = self.config
+        anchors = config.anchor_scale, config.scales_per_octave, tuple(config.aspect_ratios)
+        return "max_iou", tuple(config.strides), anchors, config.positive_iou, config.negative_iou
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        octaves = torch.arange(self.config.scales_per_octave) / self.config.scales_per_octave
+        scales = self.config.anchor_scale * 2**octaves
+        roots = torch.tensor(self.config.aspect_ratios).sqrt()
+        half_widths = (stride * (1 / roots)[:, None] * scales).reshape(-1) / 2  # aspect ratio by aspect ratio
+        half_heights = (stride * roots[:, None] * scales).reshape(-1) / 2
+        return torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
+
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
+        return assign_max_iou(priors, valid, targets, self.config.positive_iou, self.config.negative_iou)
+
+    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
+        weights, count = self.config.loss_weights, assignment.count()
+        cls = focal_loss(predictions.logits, assignment)
+        if self.regression_kind == "delta":
+            goal = encode_delta(priors.boxes, assignment.boxes, self.delta_std)
+            rows = F.l1_loss(predictions.regression, goal, reduction="none").sum(-1)
+        else:
+            rows = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
+        bbox = torch.where(assignment.positive, rows, 0).sum()
+        return {
+            "loss_cls": LossPart(weights["loss_cls"] * cls, count),
+            "loss_bbox": LossPart(weights["loss_bbox"] * bbox, count),
+        }
+
+
+def focal_loss(logits: Tensor, assignment: Assignment) -> Tensor:
+    """Focal loss with alpha .25 and gamma 2 (RetinaNet, eq. 5), summed over rows (B, N) by their weight and classes."""
+    positive = assignment.positive[..., None].float()
+    target = torch.zeros_like(logits).scatter_(2, assignment.labels[..., None], positive)
+    return (sigmoid_focal_loss(logits, target).sum(-1) * assignment.weight).sum()
+
+
+class RetinaNetForObjectDetection(DenseDetector):
+    """RetinaNet with any timm backbone. Labels, outputs and boxes are as those of `DetrForObjectDetection`."""
+
+    config: RetinaNetConfig
+    config_class = RetinaNetConfig
+    head_class = RetinaNetHead
