@@ -33,5 +33,6 @@ clean:  ## remove what runs and tools leave behind, but not the environment
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing crosskd_hf and its requirements into $(VENV); the first time that takes a few minutes."
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
 	@touch $@

@@ -1,0 +1,77 @@
+"""Facts that have to stand in two files agree, and the tests' own fences hold."""
+
+import ast
+import configparser
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def test_ruff_and_setup_mean_the_same_python() -> None:
+    major, minor = re.fullmatch(r">=(\d+)\.(\d+)", SETUP["options"]["python_requires"]).groups()
+    assert f'target-version = "py{major}{minor}"' in PYPROJECT
+    assert f"Python {major}.{minor} or newer" in (ROOT / "README.md").read_text()
+
+
+def test_requirements_are_ranges() -> None:
+    required = SETUP["options"]["install_requires"].split() + SETUP["options.extras_require"]["dev"].split()
+    assert len(required) > 10
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+", requirement) for requirement in required)
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_readme_shows_what_the_makefile_makes(target: str) -> None:
+    assert re.search(rf"^make {target}\b", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "crosskd_hf" / "models").glob("*.py")), ids=lambda path: path.stem)
+def test_models_import_siblings_only(path: Path) -> None:
+    """As remote code they travel without the rest of the package, and only `from .x import y` is followed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if alias.name.split(".")[0] == "crosskd_hf"]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, f"line {node.lineno} imports from outside of models"
+            assert node.module in {sibling.stem for sibling in path.parent.glob("*.py")}, f"line {node.lineno}"
+        elif isinstance(node, ast.ImportFrom):
+            assert str(node.module).split(".")[0] != "crosskd_hf", f"line {node.lineno} imports the package by name"
+
+
+class TestFences:
+    def test_no_way_out(self) -> None:
+        with pytest.raises(RuntimeError, match="tests run without a network"):
+            socket.create_connection(("192.0.2.1", 80), timeout=1)  # TEST-NET-1 of RFC 5737
+        with pytest.raises(RuntimeError, match="tests run without a network"):
+            socket.getaddrinfo("huggingface.co", 443)
+
+    def test_loopback_is_open(self) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=5) as client,
+        ):
+            assert client.getpeername() == server.getsockname()
+
+    def test_offline_and_on_one_thread(self) -> None:
+        from huggingface_hub.constants import is_offline_mode
+
+        assert is_offline_mode()
+        assert torch.get_num_threads() == 1
+
+    def test_seeded(self, seed: int) -> None:
+        value = torch.rand(1)
+        assert torch.equal(value, torch.rand(1, generator=torch.Generator().manual_seed(seed)))
