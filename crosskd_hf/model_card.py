@@ -1,0 +1,129 @@
+"""The card of a distilled detector: `README.md` with the metadata that the Hub reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ summary }}
+
+{{ results }}
+{{ distillation }}
+## Use
+
+```python
+from transformers import pipeline
+
+detector = pipeline("object-detection", model="{{ model_id }}")
+detector("image.jpg")
+```
+"""
+_METRICS = {
+    "eval_map": "box AP",
+    "eval_map_50": "box AP50",
+    "eval_map_75": "box AP75",
+    "eval_map_small": "box AP small",
+    "eval_map_medium": "box AP medium",
+    "eval_map_large": "box AP large",
+}
+
+
+@dataclass
+class CardContent:
+    """What a card tells.
+
+    Args:
+        name: Title and `model-index` name.
+        architecture: Class of the student.
+        metrics: As of `CrossKDTrainer.evaluate`; only the COCO summary is shown.
+        dataset: Name of the data set that was evaluated.
+        model_id: How the model is loaded: Hub id or folder.
+        license: SPDX id in the Hub's spelling. It is the author's decision, so there is no default.
+        teacher: Hub id of the teacher, if it has one.
+        provenance: Content of `distillation.json`; None for a model trained alone.
+        tags: Beside "crosskd" and "object-detection".
+    """
+
+    name: str
+    architecture: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    dataset: str = "evaluation data"
+    model_id: str = "."
+    license: str | None = None
+    teacher: str | None = None
+    provenance: Mapping[str, Any] | None = None
+    tags: Sequence[str] = ()
+
+
+def model_card(content: CardContent) -> ModelCard:
+    """Write the card; `str(card)` is the content of `README.md`."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="object-detection",
+        license=content.license,
+        base_model=content.teacher,
+        tags=["object-detection", *(["crosskd"] if content.provenance else []), *content.tags],
+        model_name=content.name,
+        eval_results=_eval_results(content) or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        name=content.name,
+        model_id=content.model_id,
+        summary=_summary(content),
+        results=_results(content),
+        distillation=_distillation(content),
+    )
+
+
+def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: metrics[key] for key in _METRICS if key in metrics and metrics[key] == metrics[key]}
+
+
+def _eval_results(content: CardContent) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="object-detection",
+            dataset_type=content.dataset.lower().replace(" ", "-"),
+            dataset_name=content.dataset,
+            metric_type="mAP",
+            metric_name=_METRICS[key],
+            metric_value=round(value, 4),
+        )
+        for key, value in _shown(content.metrics).items()
+    ]
+
+
+def _summary(content: CardContent) -> str:
+    text = f"An object detector (`{content.architecture}`), trained with crosskd_hf."
+    if content.provenance:
+        teacher = content.provenance["teacher"]
+        text += f" It was distilled from `{content.teacher or teacher['class']}`."
+    return text
+
+
+def _results(content: CardContent) -> str:
+    shown = _shown(content.metrics)
+    if not shown:
+        return ""
+    rows = [f"| {_METRICS[key]} | {100 * value:.1f} |" for key, value in shown.items()]
+    return "\n".join([f"## Results on {content.dataset}", "", "| metric | % |", "|---|---|", *rows, ""])
+
+
+def _distillation(content: CardContent) -> str:
+    if not content.provenance:
+        return ""
+    settings = json.dumps(content.provenance["distillation"], indent=2, sort_keys=True)
+    sha256 = content.provenance["teacher"]["sha256"]
+    return f"## Distillation\n\nTeacher weights: sha256 `{sha256}`\n\n```json\n{settings}\n```\n"

@@ -1,0 +1,92 @@
+"""What a student was distilled from: `distillation.json` beside its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+FILE = "distillation.json"
+_PACKAGES = ("crosskd_hf", "torch", "transformers", "accelerate", "timm")
+
+
+def weight_hash(model: nn.Module) -> str:
+    """SHA-256 over the state dict in the order of names: name, dtype, shape and bytes of every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hub_id(model: PreTrainedModel) -> str | None:
+    """The Hub id that `model` was loaded from, or None if it is of local origin."""
+    return model.config.name_or_path if _revision(model) is not None else None
+
+
+def describe(teacher: PreTrainedModel, teacher_hash: str, distillation: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `distillation.json`.
+
+    Args:
+        teacher: The frozen teacher.
+        teacher_hash: Its :func:`weight_hash`.
+        distillation: `Distiller.describe()`.
+    """
+    return {
+        "teacher": {
+            "class": type(teacher).__name__,
+            "name_or_path": teacher.config.name_or_path,
+            "revision": _revision(teacher),
+            "sha256": teacher_hash,
+        },
+        "distillation": dict(distillation),
+        "versions": {package: _version(package) for package in _PACKAGES},
+    }
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `distillation.json` into `folder`."""
+    (folder / FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_same_teacher(folder: Path, teacher_hash: str | None) -> None:
+    """Refuse to resume a distillation with another teacher than the one it began with.
+
+    Args:
+        folder: The checkpoint.
+        teacher_hash: Of the present teacher; None without one.
+
+    Raises:
+        ValueError: the hashes differ, or only one of the two runs has a teacher.
+    """
+    path = folder / FILE
+    saved = json.loads(path.read_text(encoding="utf-8"))["teacher"] if path.is_file() else None
+    saved_hash = saved["sha256"] if saved else None
+    if saved_hash == teacher_hash:
+        return
+    was = f"the teacher {saved['name_or_path'] or saved['class']!r} (sha256 {saved_hash})" if saved else "no teacher"
+    now = f"a teacher with sha256 {teacher_hash}" if teacher_hash else "no teacher"
+    raise ValueError(
+        f"{folder} was written by a run with {was}, but this run has {now}. Give the same teacher weights to "
+        "resume, or start a new run from the checkpoint: load it with from_pretrained and call train() "
+        "without resume_from_checkpoint."
+    )
+
+
+def _revision(model: PreTrainedModel) -> str | None:
+    """The commit that a model of the Hub was loaded from; models of local origin have none."""
+    return vars(model.config).get("_commit_hash")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,42 @@
+"""Random augmentation that depends on the seed, the epoch and the image alone.
+
+Not on the number of processes, workers or images a batch, and not on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import BaseImageProcessor
+
+from .data import DetectionCollator
+from .transforms import Record
+
+_PRIMES = (1_000_003, 998_244_353)  # keep the seeds of neighbouring runs, epochs and images apart
+
+
+class ReproducibleCollator(DetectionCollator):
+    """A `DetectionCollator` whose transform starts from a seed of its own for every image.
+
+    Args:
+        image_processor: As of `DetectionCollator`.
+        transform: Draws from torch's global generator.
+        seed: Of the run.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, transform: Callable[[Record], Record], seed: int) -> None:
+        super().__init__(image_processor, transform)
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of `epoch` from now on."""
+        self._epoch.fill_(epoch)
+
+    def _record(self, example: Mapping[str, Any]) -> Record:
+        seed = self.seed * _PRIMES[0] + int(self._epoch) * _PRIMES[1] + int(example["image_id"])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed % 2**63)
+            return super()._record(example)

@@ -1,0 +1,65 @@
+"""A student's own loss as parts, whether the model hands them out or is one of transformers' with a finished loss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, distributed
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
+from .models.dense import image_sizes
+from .models.losses import LossPart
+
+_OF_A_LAYER = re.compile(r".*_\d+")
+
+
+def returns_loss_parts(model: PreTrainedModel) -> bool:
+    """Whether the annotated result of the model's forward has a field `loss_parts`."""
+    result = get_type_hints(type(model).forward).get("return")
+    return is_dataclass(result) and "loss_parts" in {field.name for field in fields(result)}
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Make the losses of transformers independent of the number of processes, if `model` uses them."""
+    if not returns_loss_parts(model):
+        fix_num_boxes_reduction()
+
+
+def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
+    """The terms of the student's loss on its labels.
+
+    Models of transformers divide their loss by the mean number of boxes over processes, at least one: that number is
+    multiplied back, so that their loss adds up over processes and micro-batches like every other one. (Exact where
+    every term is divided so; the class term of DETR itself is a weighted mean over the local queries.)
+
+    Args:
+        model: The bare student.
+        outputs: Of its forward pass with labels.
+        inputs: The batch.
+    """
+    parts = outputs.get("loss_parts")
+    if parts is not None:
+        return dict(parts)
+    labels, loss = inputs["labels"], outputs["loss"]
+    count = loss.new_tensor(float(sum(len(label["class_labels"]) for label in labels)))
+    mean = count.clone()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(mean)
+        mean /= distributed.get_world_size()
+    whole = {"loss_task": LossPart(loss * mean.clamp(min=1), count)}
+    sizes = image_sizes(inputs["pixel_values"], inputs.get("pixel_mask"))
+    return whole | proposal_loss_parts(model, outputs, labels, sizes)
+
+
+def own_log(outputs: ModelOutput) -> dict[str, Tensor]:
+    """Terms to log of a model that hands out no parts: its `loss_dict`, unweighted, without those of inner layers."""
+    if outputs.get("loss_parts") is not None:
+        return {}
+    terms = outputs.get("loss_dict") or {}
+    return {name: torch.as_tensor(value) for name, value in terms.items() if not _OF_A_LAYER.fullmatch(name)}

@@ -1,0 +1,192 @@
+"""`CrossKDConfig`: Hugging Face's `TrainingArguments` with the options of distillation and of detectors' schedules."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .distillation.config import DistillationConfig
+from .optim import SCHEDULES, Schedule, default_warmup
+
+logger = logging.getLogger(__name__)
+
+CLIP_WITH_SCHEDULE = 35.0  # the official FCOS config's; far above a healthy detector's gradient norm
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class CrossKDConfig(TrainingArguments):
+    """Arguments of `CrossKDTrainer`. Everything of `TrainingArguments` holds, with these differences:
+
+    - `learning_rate`, `weight_decay`, `max_grad_norm`, `num_train_epochs` and `warmup_steps` are None unless given:
+      then the `schedule` sets them, or without a schedule Hugging Face's defaults do.
+    - `remove_unused_columns=False` (the collator needs the raw columns), `label_names=["labels"]`,
+      `logging_nan_inf_filter=False` (the guard does better), `accelerator_config.dispatch_batches=False`
+      (dispatching merges the label lists of different images).
+    - With `load_best_model_at_end` or `save_strategy="best"`, `metric_for_best_model` is `eval_map`.
+    - Several visible devices without a launcher are not used by `nn.DataParallel`, which can't carry detection labels:
+      one device is used, and the `accelerate launch` line for all of them is logged.
+
+    `methods`, `cut`, `teacher_cut`, `loss_weights`, `statistics`, `normalizer`, `normalizer_floor`, `beta`,
+    `temperature`, `queries` and `box_loss` are those of `DistillationConfig`.
+
+    Args:
+        schedule: "1x" (12 epochs, learning rate divided by ten after 8 and 11) or "2x" (24; 16 and 22): SGD with
+            momentum 0.9, weight decay 1e-4, gradient norm clipped at 35, learning rate 0.01 for 16 images an update
+            and scaled linearly with the real number (micro-batch x accumulation x processes), linear warm-up from a
+            thousandth over 500 updates, but at most a tenth of the run. With another `num_train_epochs` or with
+            `max_steps` the decays keep their place as fractions of the run. None: `optim` and `lr_scheduler_type`.
+        scale_learning_rate: Whether a schedule reads `learning_rate` as for 16 images an update. False: as it is.
+        backbone_lr: Learning rate of parameters below a module named `backbone`, such as 1e-5 for DETR; scaled as
+            `learning_rate` is.
+        bias_lr_factor: Factor on the learning rate of biases (FCOS: 2). Needs a `schedule`.
+        bias_weight_decay: Weight decay of biases (FCOS: 0). Needs a `schedule`.
+        exact_accumulation: Make `gradient_accumulation_steps` micro-batches count exactly as one big batch. Costs one
+            pass of student and teacher without gradient per micro-batch: about a third more time. False: every
+            micro-batch is divided by its own normalizers. Without accumulation it changes and costs nothing.
+        nonfinite: What to do when a loss part or the gradient is NaN or infinite: "stop" with a message, or "skip" the
+            update and count it (`skipped_updates` in the logs). The batch is saved in `output_dir/nonfinite`.
+        ema_decay: Decay in (0, 1) of an exponential moving average of the student's weights, such as 0.9998. The
+            averaged student is what is evaluated, compared and saved, and what the trainer holds after `train()`.
+        check_first_step: Assert at the first update of every run that the distillation is finite, reaches the student's
+            trunk and not its layers behind the cut, and leaves the teacher unchanged. Costs one backward pass.
+        eval_threshold: Detections with a lower score are not evaluated, in [0, 1].
+        group_by_aspect_ratio: Whether a batch is all landscape or all portrait.
+        dataset_name: Name of the evaluation data on the model card.
+        license: Licence on the model card, in the Hub's spelling.
+        teacher_revision: Branch, tag or commit of a teacher that is given by its Hub id.
+        teacher_trust_remote_code: Whether a teacher given by its Hub id or folder may run code that lies beside it.
+
+    Raises:
+        ValueError: A value out of range, or several processes that don't form one run.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
+
+    # None is filled in by `__post_init__`
+    learning_rate: float = _option(None, "Learning rate; with a schedule, for 16 images an update (0.01).")
+    weight_decay: float = _option(None, "Weight decay. Default: the schedule's 1e-4, or 0.")
+    max_grad_norm: float = _option(None, "Clip the gradient norm. Default: 35 with a schedule, or 1.")
+    num_train_epochs: float = _option(None, "Epochs. Default: the schedule's 12 or 24, or 3.")
+    warmup_steps: float | None = _option(None, "Updates of warm-up, or their share. Default: the schedule's 500, or 0.")
+    remove_unused_columns: bool = _option(False, "Must be False: the collator needs the raw columns.")
+    logging_nan_inf_filter: bool = _option(False, "Hide NaN losses; see nonfinite instead.")
+
+    schedule: str | None = _option(None, "'1x' or '2x': the detectors' usual SGD schedule.")
+    scale_learning_rate: bool = _option(True, "A schedule reads learning_rate as for 16 images an update.")
+    backbone_lr: float | None = _option(None, "Learning rate of the backbone.")
+    bias_lr_factor: float = _option(1.0, "Factor on the learning rate of biases (FCOS: 2).")
+    bias_weight_decay: float | None = _option(None, "Weight decay of biases (FCOS: 0).")
+    exact_accumulation: bool = _option(True, "Accumulated micro-batches count exactly as one batch.")
+    nonfinite: str = _option("stop", "'stop' or 'skip' on a NaN or infinite loss part or gradient.")
+    ema_decay: float | None = _option(None, "Decay of the weight average that becomes the student, such as 0.9998.")
+    check_first_step: bool = _option(True, "Assert at the first update that distillation works.")
+    eval_threshold: float = _option(0.05, "Lowest score that is evaluated.")
+    group_by_aspect_ratio: bool = _option(False, "Batches of landscape or of portrait images, which need less padding.")
+    dataset_name: str | None = _option(None, "Name of the evaluation data on the model card.")
+    license: str | None = _option(None, "Licence on the model card, in the Hub's spelling, such as apache-2.0.")
+    teacher_revision: str | None = _option(None, "Branch, tag or commit of the teacher on the Hub.")
+    teacher_trust_remote_code: bool = _option(False, "The teacher may run code that lies beside its weights.")
+
+    methods: list[str] = field(default_factory=lambda: ["crosskd"], metadata={"help": "crosskd, kd, pkd."})
+    cut: int | None = _option(None, "Tower convolution in front of which the student's head is cut.")
+    teacher_cut: int | None = _option(None, "The teacher's cut, if it differs.")
+    loss_weights: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Weights of distillation losses by key, as JSON."}
+    )
+    statistics: str = _option("image", "Channels are standardised per 'image' or 'batch'.")
+    normalizer: str = _option("teacher", "Whose positives divide dense losses.")
+    normalizer_floor: float = _option(1.0, "Smallest normalizer.")
+    beta: float | None = _option(None, "Exponent of the quality focal loss.")
+    temperature: float | None = _option(None, "Softmax temperature.")
+    queries: str = _option("teacher", "DETR: whose queries read the memories.")
+    box_loss: str = _option("l1_pixel", "DETR: distance of boxes.")
+
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Keys of the labels."})
+    metric_for_best_model: str | None = _option(None, "Default with load_best_model_at_end: eval_map.")
+
+    def __post_init__(self) -> None:
+        self._fill_in()
+        self._check()
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "eval_map"
+        warmup_steps, self.warmup_steps = self.warmup_steps, self.warmup_steps or 0
+        super().__post_init__()
+        self.warmup_steps = warmup_steps
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False
+        self.distillation_config()
+        self._check_processes()
+
+    def distillation_config(self) -> DistillationConfig:
+        """The part that says what is distilled and how."""
+        return DistillationConfig(**{f.name: getattr(self, f.name) for f in fields(DistillationConfig)})
+
+    def schedule_settings(self) -> Schedule | None:
+        """The chosen schedule, or None."""
+        return SCHEDULES[self.schedule] if self.schedule else None
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Updates of warm-up in a run of `num_training_steps` updates."""
+        if self.warmup_steps is None:
+            return default_warmup(num_training_steps)
+        return int(super().get_warmup_steps(num_training_steps))
+
+    def _fill_in(self) -> None:
+        chosen = SCHEDULES.get(self.schedule or "")
+        defaults = {
+            "learning_rate": 0.01 if chosen else 5e-5,
+            "weight_decay": 1e-4 if chosen else 0.0,
+            "max_grad_norm": CLIP_WITH_SCHEDULE if chosen else 1.0,
+            "num_train_epochs": float(chosen.epochs) if chosen else 3.0,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if chosen is None:
+            self.warmup_steps = self.warmup_steps or 0
+
+    def _check(self) -> None:
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}, or None for optim and "
+                "lr_scheduler_type."
+            )
+        if self.schedule is None and (self.bias_lr_factor != 1 or self.bias_weight_decay is not None):
+            raise ValueError("bias_lr_factor and bias_weight_decay belong to a schedule: set schedule='1x' or '2x'.")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f"nonfinite={self.nonfinite!r}: choose 'stop' or 'skip'.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, such as 0.9998, or be None.")
+        if not 0 <= self.eval_threshold <= 1:
+            raise ValueError(f"eval_threshold={self.eval_threshold} must lie in [0, 1].")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the image and its boxes; leave it False.")
+
+    def _check_processes(self) -> None:
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched > 1 and self.world_size == 1:
+            raise ValueError(
+                f"The launcher started {launched} processes, but each of them would train alone: without "
+                "CUDA devices set use_cpu=True (--use_cpu)."
+            )
+        devices = self.n_gpu
+        if devices > 1:
+            self._n_gpu = 1
+            command = shlex.join(sys.argv)
+            logger.warning(
+                "%d devices are visible, but this is one process: only one of them is used. For all: "
+                "accelerate launch --multi_gpu --num_processes %d %s",
+                devices,
+                devices,
+                command,
+            )
