@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch.nn.functional as F
 from timm.layers.format import Format
 from timm.models import FeatureListNet
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 # Constructor arguments that a family of nets needs to take images of any size.
@@ -30,6 +32,7 @@ class Backbone(nn.Module):
         freeze_norm: Scale and bias of all norm layers get no gradient.
         caffe_stride: ResNet bottlenecks stride on their first 1x1 convolution, as Caffe models do.
         output_norm: A LayerNorm on every returned feature (Swin detectors).
+        pad_windows: Swin pads maps to whole windows before it shifts them, as in MMDetection; timm pads afterwards.
         last_channels: A 1x1 convolution with BatchNorm and ReLU6 to so many channels on the last feature
             (MobileNetV2's final layer, which timm's features leave out).
 
@@ -48,6 +51,7 @@ class Backbone(nn.Module):
         freeze_norm: bool = False,
         caffe_stride: bool = False,
         output_norm: bool = False,
+        pad_windows: bool = False,
         last_channels: int | None = None,
     ):
         super().__init__()
@@ -61,6 +65,8 @@ class Backbone(nn.Module):
         self.channels_last = isinstance(self.net, FeatureListNet) and self.net.output_fmt == Format.NHWC
         if caffe_stride:
             _stride_on_first_conv(name, self.net)
+        if pad_windows:
+            _pad_before_shift(name, self.net)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels) if output_norm else None
         self.last: nn.Module = nn.Identity()
         if last_channels is not None:
@@ -159,3 +165,20 @@ def _stride_on_first_conv(name: str, net: nn.Module) -> None:
         raise ValueError(f"caffe_stride is for ResNets of bottleneck blocks (resnet50 and deeper), not for {name}.")
     for block in bottlenecks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+class PadFirstSwinBlock(SwinTransformerBlock):
+    """A Swin block that sees maps of whole windows only, so that shifting wraps around behind the padding."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        pad_height, pad_width = -height % self.window_size[0], -width % self.window_size[1]
+        return super()._attn(F.pad(x, (0, 0, 0, pad_width, 0, pad_height)))[:, :height, :width]
+
+
+def _pad_before_shift(name: str, net: nn.Module) -> None:
+    blocks = [module for module in net.modules() if isinstance(module, SwinTransformerBlock)]
+    if not blocks:
+        raise ValueError(f"pad_windows is for Swin transformers, not for {name}.")
+    for block in blocks:
+        block.__class__ = PadFirstSwinBlock

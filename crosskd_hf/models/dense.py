@@ -30,6 +30,7 @@ class DenseDetectorConfig(PreTrainedConfig):
         freeze_norm: Scale and bias of the backbone's norm layers get no gradient.
         caffe_stride: ResNet bottlenecks stride on their first 1x1 convolution.
         output_norm: LayerNorm on every backbone feature (Swin).
+        pad_windows: Swin pads to whole windows before it shifts (detectors trained with MMDetection).
         backbone_last_channels: Width of an extra 1x1 convolution on the last feature (MobileNetV2: 1280).
         strides: Pixels per cell of each pyramid level.
         fpn_channels: Width of the pyramid.
@@ -56,6 +57,7 @@ class DenseDetectorConfig(PreTrainedConfig):
     freeze_norm: bool = False
     caffe_stride: bool = False
     output_norm: bool = False
+    pad_windows: bool = False
     backbone_last_channels: int | None = None
     strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
     fpn_channels: int = 256
@@ -315,6 +317,7 @@ class DenseDetector(PreTrainedModel):
             config.freeze_norm,
             config.caffe_stride,
             config.output_norm,
+            config.pad_windows,
             config.backbone_last_channels,
         )
         self.neck = FPN(
