@@ -1,20 +1,41 @@
-"""Random augmentation that depends on the seed, the epoch and the image alone.
+"""Random order and augmentation that depend on the seed, the epoch and the image alone.
 
 Not on the number of processes, workers or images a batch, and not on where a run was interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
 from .data import DetectionCollator
 from .transforms import Record
 
 _PRIMES = (1_000_003, 998_244_353)  # keep the seeds of neighbouring runs, epochs and images apart
+
+
+class RandomOrder(Sampler[int]):
+    """The indices 0 to `length` - 1 in random order; another one for every epoch."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of `epoch` from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.length, generator=generator).tolist()
 
 
 class ReproducibleCollator(DetectionCollator):

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from .guard import NonFiniteGuard, NonFiniteLossError
 from .model_card import CardContent, model_card
 from .models.losses import LossPart, divide
 from .optim import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
-from .reproducible import ReproducibleCollator
+from .reproducible import RandomOrder, ReproducibleCollator
 from .sampling import AspectRatioSampler
 from .training_args import CrossKDConfig
 from .transforms import Record
@@ -127,6 +127,7 @@ class CrossKDTrainer(Trainer):
         self._guard = NonFiniteGuard(Path(args.output_dir) / "nonfinite", args.process_index)
         self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
         self._detections: CocoEvaluator | None = None
+        self._train_sampler: Any = None
         self._own_images = True
         self._update_sums: UpdateSums | None = None
         self._averaged = 1
@@ -178,11 +179,22 @@ class CrossKDTrainer(Trainer):
             self.data_collator = training_collator
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self.args.group_by_aspect_ratio:
-            return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return AspectRatioSampler(dataset["width"], dataset["height"], self._images_per_update(), seed)
+        if self.args.group_by_aspect_ratio:
+            sampler: Any = AspectRatioSampler(dataset["width"], dataset["height"], self._images_per_update(), seed)
+        elif self.args.train_sampling_strategy == "random" and isinstance(dataset, Sized):
+            sampler = RandomOrder(len(dataset), seed)
+        else:
+            return super()._get_train_sampler(train_dataset)
+        self._train_sampler = sampler
+        return sampler
+
+    def _set_epoch(self, epoch: int) -> None:
+        """Tell sampler and augmentation; accelerate's loaders don't reach the sampler of a resumed epoch."""
+        for part in (self._train_sampler, self.data_collator):
+            if isinstance(part, RandomOrder | AspectRatioSampler | ReproducibleCollator):
+                part.set_epoch(epoch)
 
     def _images_per_update(self) -> int:
         return int(self.get_total_train_batch_size(self.args))
@@ -215,13 +227,21 @@ class CrossKDTrainer(Trainer):
         A process without an image of its own keeps one, and `_own_images` says that it must not count.
         """
         self._own_images = True
-        state = self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        rest = self._images_in_last_round()
+        if rest == 0 or not self.accelerator.gradient_state.end_of_dataloader:
             return batch
         size = self._train_batch_size
-        own = min(max(state.remainder - self.args.process_index * size, 0), size)
+        own = min(max(rest - self.args.process_index * size, 0), size)
         self._own_images = own > 0
         return {key: value[: max(own, 1)] for key, value in batch.items()}
+
+    def _images_in_last_round(self) -> int:
+        """How many images the last micro-batches of an epoch hold together, if that is fewer than they have room for."""
+        args = self.args
+        fills_up = args.world_size > 1 and not args.dataloader_drop_last and not args.accelerator_config.split_batches
+        if not fills_up or args.train_sampling_strategy == "batch_rebalance" or not isinstance(self.train_dataset, Sized):
+            return 0
+        return len(self.train_dataset) % (self._train_batch_size * args.world_size)
 
     def _rehearse(self, batches: list[dict[str, Any]]) -> UpdateSums:
         self.model.train()
@@ -680,8 +700,7 @@ class _UpdateHooks(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
-        if isinstance(self.trainer.data_collator, ReproducibleCollator):
-            self.trainer.data_collator.set_epoch(int(state.epoch or 0))
+        self.trainer._set_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
         for parameter in self.trainer._adapters():
