@@ -1,0 +1,95 @@
+"""Does distillation pay? Train teacher, student alone and distilled student over several seeds; append to results.csv.
+
+    python benchmarks/accuracy.py --seeds 0 1 2                                  # made data
+    python benchmarks/accuracy.py --seeds 0 --data_name bccd --train_images ... (all arguments of distill_coco.py)
+
+One teacher, of the first seed, teaches all students. Costs the teacher plus two students a seed.
+"""
+
+import csv
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import distill_coco
+
+RESULTS = Path(__file__).parent / "results.csv"
+
+
+def take(argv: list[str], name: str, default: list[str]) -> tuple[list[str], list[str]]:
+    """Cut the values of one of our own options out of the command line."""
+    if name not in argv:
+        return default, argv
+    start = argv.index(name)
+    end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
+    return argv[start + 1 : end], argv[:start] + argv[end:]
+
+
+def hardware() -> str:
+    """The device that the runs use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return f"{names[0] if names else platform.processor()} CPU, {torch.get_num_threads()} threads"
+
+
+def append(rows: list[dict[str, Any]]) -> None:
+    """Append rows, with a header if the file is new."""
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """Run all seeds."""
+    seeds, argv = take(sys.argv[1:], "--seeds", ["0", "1", "2"])
+    (data_name,), argv = take(argv, "--data_name", ["shapes"])
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    models: dict[str, Any] = {}
+    gains = []
+    for seed in seeds:
+        arguments, config = distill_coco.parse([*argv, "--seed", seed])
+        root = config.output_dir
+        config.output_dir = str(Path(root) / f"seed{seed}")
+        comparison = distill_coco.prepare(arguments, config)
+        distill_coco.run(arguments, comparison, models)
+        models = {"teacher": models["teacher"]}
+        append(
+            [
+                {
+                    "date": datetime.date.today().isoformat(),
+                    "commit": commit,
+                    "hardware": hardware(),
+                    "data": data_name,
+                    "run": run,
+                    "model": f"{arguments.teacher_detector or arguments.detector}:{arguments.teacher_backbone}"
+                    if run == "teacher"
+                    else f"{arguments.detector}:{arguments.student_backbone}",
+                    "methods": "+".join(config.methods) if run == "distilled" else "",
+                    "seed": seed,
+                    "epochs": (arguments.teacher_epochs or config.num_train_epochs)
+                    if run == "teacher"
+                    else config.num_train_epochs,
+                    **{key: f"{100 * metrics[key]:.2f}" for key in ("map", "map_50", "map_75")},
+                }
+                for run, metrics in comparison.results.items()
+            ]
+        )
+        print(comparison.table(), flush=True)
+        gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["alone"]["map"]))
+    spread = torch.tensor(gains)
+    deviation = f", standard deviation {spread.std():.2f}" if len(gains) > 1 else ""
+    print(f"distilled - alone: mean {spread.mean():+.2f} AP{deviation} over seeds {' '.join(seeds)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Teacher, student alone and distilled student, trained alike and compared: does distillation pay here?"""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import matplotlib.figure
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel, set_seed
+
+from .build import DetectorSpec, build_detector
+from .data import DetectionData
+from .drawing import draw_objects
+from .trainer import CrossKDTrainer
+from .training_args import CrossKDConfig
+from .transforms import TrainTransform
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+
+
+@dataclass
+class Comparison:
+    """Runs of one data set which differ in nothing but the teacher.
+
+    Args:
+        train, val: The data; `val` read with the classes of `train`.
+        processor: Image processor of every model that is built here.
+        args: Settings of all runs; each run gets a folder of its name in `args.output_dir`.
+        transform: Training augmentation.
+        results: Metrics of each run that was made, by name.
+    """
+
+    train: DetectionData
+    val: DetectionData
+    processor: BaseImageProcessor
+    args: CrossKDConfig
+    transform: TrainTransform = field(default_factory=TrainTransform)
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def run(
+        self,
+        name: str,
+        model: DetectorSpec | PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+        teacher_processor: BaseImageProcessor | None = None,
+        **changes: Any,
+    ) -> PreTrainedModel:
+        """Train, evaluate and save one model.
+
+        Args:
+            name: Of the run and its folder.
+            model: What to build, from the seed of `args`, or a model to go on with.
+            teacher: The teacher; without one the model learns from its labels alone.
+            teacher_processor: The teacher's image processor, if it normalises pixels differently.
+            changes: Settings of this run that differ, e.g. `num_train_epochs`.
+        """
+        args = copy.copy(self.args)
+        for key, value in {**changes, "output_dir": str(Path(self.args.output_dir) / name)}.items():
+            setattr(args, key, value)
+        set_seed(args.seed)
+        if isinstance(model, DetectorSpec):
+            model = build_detector(model, self.train.categories)
+        trainer = CrossKDTrainer(
+            model=model,
+            args=args,
+            train_dataset=self.train.dataset,
+            eval_dataset=self.val.dataset,
+            processing_class=self.processor,
+            teacher_model=teacher,
+            teacher_processing_class=teacher_processor,
+            train_transform=self.transform,
+        )
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        self.results[name] = _metrics(trainer.evaluate())
+        trainer.save_model()
+        return model
+
+    def evaluate(self, name: str, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+        """Evaluate a given model, such as a loaded teacher, on the validation data."""
+        args = copy.copy(self.args)
+        args.output_dir = str(Path(self.args.output_dir) / name)
+        trainer = CrossKDTrainer(model=model, args=args, eval_dataset=self.val.dataset, processing_class=processor)
+        self.results[name] = _metrics(trainer.evaluate())
+
+    def table(self) -> str:
+        """AP of all runs in percent, one line each."""
+        header = f"{'':12s}" + "".join(f"{title:>8s}" for title in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+        lines = [
+            f"{name:12s}" + "".join(f"{100 * metrics[key]:8.1f}" for key in METRICS)
+            for name, metrics in self.results.items()
+        ]
+        return "\n".join([header, *lines])
+
+    def save(self) -> Path:
+        """Write the metrics of all runs as `comparison.json`."""
+        path = Path(self.args.output_dir) / "comparison.json"
+        path.write_text(json.dumps(self.results, indent=2) + "\n")
+        return path
+
+
+def _metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix("eval_"): value for key, value in evaluation.items() if key.startswith("eval_map")}
+
+
+def load_detector(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A saved detector and its image processor, from a folder or the Hub."""
+    return AutoModelForObjectDetection.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
+
+
+@torch.no_grad()
+def detect(
+    model: PreTrainedModel, processor: BaseImageProcessor, images: Sequence[Image.Image], threshold: float
+) -> list[dict[str, torch.Tensor]]:
+    """Detections of images: `scores` (n,), `labels` (n,) and `boxes` (n, 4), xyxy pixels of the image."""
+    model.eval()
+    results = []
+    for image in images:
+        inputs = processor(images=[image], return_tensors="pt").to(model.device)
+        sizes = torch.tensor([[image.height, image.width]])
+        results += processor.post_process_object_detection(model(**inputs), threshold, sizes)
+    return results
+
+
+def picture(
+    path: Path,
+    dataset: datasets.Dataset,
+    models: Mapping[str, tuple[PreTrainedModel, BaseImageProcessor]],
+    rows: int = 4,
+    threshold: float = 0.4,
+) -> None:
+    """Write truth and every model's detections on the first images with objects, side by side, as a PNG."""
+    examples = []
+    for example in dataset:
+        if example["objects"]["bbox"]:
+            examples.append(example)
+        if len(examples) == rows:
+            break
+    images = [example["image"] for example in examples]
+    columns: dict[str, list[dict[str, Any]]] = {"truth": [_truth(example) for example in examples]}
+    for name, (model, processor) in models.items():
+        columns[name] = detect(model, processor, images, threshold)
+    names = next(iter(models.values()))[0].config.id2label
+    figure = matplotlib.figure.Figure(figsize=(3.2 * len(columns), 3.2 * len(examples)), layout="constrained")
+    grid = figure.subplots(len(examples), len(columns), squeeze=False)
+    for column, (title, results) in enumerate(columns.items()):
+        for row, (image, result) in enumerate(zip(images, results, strict=True)):
+            axes = grid[row][column]
+            axes.imshow(draw_objects(image, result, names))
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title)
+    figure.savefig(path, dpi=100)
+
+
+def _truth(example: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    boxes = torch.tensor(example["objects"]["bbox"])
+    boxes[:, 2:] += boxes[:, :2]
+    return {"boxes": boxes, "labels": torch.tensor(example["objects"]["category"])}
