@@ -142,6 +142,8 @@ class CrossKDConfig(TrainingArguments):
         return int(super().get_warmup_steps(num_training_steps))
 
     def _fill_in(self) -> None:
+        if self.schedule is not None and self.schedule.lower() == "none":  # how a command line says None
+            self.schedule = None
         chosen = SCHEDULES.get(self.schedule or "")
         defaults = {
             "learning_rate": 0.01 if chosen else 5e-5,
