@@ -81,7 +81,7 @@ def check_files(
         try:
             header = probe_image(source, decode)
         except (OSError, PIL.Image.DecompressionBombError) as error:
-            places["broken-image"].append(Place(name, detail=str(error)))
+            places["broken-image"].append(Place(name, detail=str(error.__cause__ or error)))
             continue
         if width == 0 or height == 0:
             places["size-missing"].append(Place(name))

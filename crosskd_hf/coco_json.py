@@ -73,7 +73,7 @@ def read_coco(path: str | os.PathLike[str]) -> CocoTable:
         annotation_categories=_integers(annotations, "category_id", "annotations"),
         boxes=box_array([entry.get("bbox") for entry in annotations]),
         areas=float_array([entry.get("area") for entry in annotations]),
-        crowds=np.array([bool(entry.get("iscrowd")) for entry in annotations], dtype=bool),
+        crowds=np.nan_to_num(float_array([entry.get("iscrowd") for entry in annotations])) != 0,
         categories=categories,
     )
 
@@ -127,7 +127,7 @@ def _read_json(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return json.load(file)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, a nest of brackets
         _stop(str(path), f"the annotation file is not json: {error}", "give a COCO-format json; is it cut short?")
     finally:
         if collecting:

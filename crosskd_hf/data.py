@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from .check_data import Inspection, check_data, inspect_coco, inspect_table
 from .check_images import check_files
 from .coco_json import CocoTable, Floats, Ints, box_array, float_array
 from .data_report import DataError, DataReport, Finding, Place
+from .framed_image import FramedImage
 from .images import open_image
 from .sampling import AspectRatioSampler
 from .transforms import Record, TrainTransform, clean_objects, select_objects
@@ -49,8 +50,8 @@ class DetectionData:
 
     An example of `dataset` is `{"image": PIL RGB, "image_id": int, "width": int, "height": int, "objects": {"id":
     [int], "bbox": [[x, y, w, h] px], "category": [contiguous int], "area": [px], "iscrowd": [0 or 1]}}`. Images are
-    decoded when they are asked for (`crosskd_hf.images.open_image`). Boxes are those of the file: those partly outside
-    of their image are clipped in training labels only; degenerate ones are gone, and listed in `report.dropped`.
+    decoded when an example is asked for. Boxes are those of the file: those partly outside of their image are clipped
+    in training labels only; degenerate ones are gone, and listed in `report.dropped`.
     """
 
     dataset: datasets.Dataset
@@ -74,10 +75,10 @@ def load_coco(
     inspection = inspect_coco(annotations, images, categories)
     inspection.demand_ok()
     folder = Path(images).absolute()
-    paths = pa.array([str(folder / name) for name in inspection.table.file_names])
-    source = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
-    column = datasets.Dataset.from_dict({"image": source}, features=datasets.Features({"image": _IMAGE}))
-    return _detection_data(column, inspection)
+    paths = [str(folder / name) for name in inspection.table.file_names]
+    column = FramedImage.column(paths, *inspection.sizes.T)
+    images_only = datasets.Dataset.from_dict({"image": column}, features=datasets.Features({"image": FramedImage()}))
+    return _detection_data(images_only, inspection)
 
 
 def load_objects(
@@ -88,8 +89,8 @@ def load_objects(
     """Bring a data set with an `image` and an `objects` column (as detection sets of the Hub have) to our schema.
 
     `objects` holds `bbox` and `category` (ClassLabel, int or str), maybe `area`, `iscrowd` and `id`, as a dict of lists
-    or as a list of dicts. Missing `image_id`s are row numbers, missing `width` and `height` are read from the images,
-    missing `id`s are numbered from 1.
+    or as a list of dicts. Without integer `image_id`s row numbers are taken, missing `width` and `height` are read from
+    the images, and where `id`s are missing or occur twice, objects are numbered from 1.
 
     Args:
         dataset: a map-style data set, e.g. `load_dataset("cppe-5", split="train")`.
@@ -99,14 +100,15 @@ def load_objects(
     Raises:
         ValueError: no such columns. DataError: as `load_coco`.
     """
-    if not {"image", "objects"} <= set(dataset.column_names):
+    if not {"image", "objects"} <= set(dataset.column_names or ()):
         raise ValueError(f"the data set needs columns image and objects, it has {dataset.column_names}; rename them")
-    dataset = dataset.with_format(None).cast_column("image", _IMAGE)
+    dataset = dataset.with_format(None)
     table = _table_of_objects(dataset, categories, bbox_format)
-    sizes, findings = check_files(table.file_names, table.sizes, dataset["image"], decode=False)
-    inspection = inspect_table(table, sizes, categories, findings)
+    stored = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    sizes, findings = check_files(table.file_names, table.sizes, stored["image"], decode=False)
+    inspection = inspect_table(table, sizes, categories, [_refused_frame(finding) for finding in findings])
     inspection.demand_ok()
-    return _detection_data(dataset.select_columns("image"), inspection)
+    return _detection_data(stored.cast_column("image", datasets.Image()), inspection)
 
 
 class DetectionCollator:
@@ -180,7 +182,6 @@ def _labels(record: Record, example: Mapping[str, Any], scale: float) -> dict[st
     }
 
 
-_IMAGE = datasets.Image(decode=False)
 _INT = datasets.Value("int64")
 _FLOAT = datasets.Value("float64")
 _FEATURES = datasets.Features(
@@ -222,20 +223,8 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
         "objects": pa.StructArray.from_arrays(lists, list(fields)),
     }
     annotations = datasets.Dataset.from_dict(columns, features=_FEATURES)
-    dataset = datasets.concatenate_datasets([images, annotations], axis=1).with_transform(decode_images)
+    dataset = datasets.concatenate_datasets([images, annotations], axis=1)
     return DetectionData(dataset, inspection.categories, inspection.report())
-
-
-def decode_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The lazy decoding of `DetectionData.dataset`: `image` becomes PIL RGB in the frame of width and height.
-
-    Give it to `with_transform` together with your own, which would replace it.
-    """
-    if "image" not in batch:
-        return batch
-    known = "width" in batch and "height" in batch
-    sizes = list(zip(batch["width"], batch["height"], strict=True)) if known else [None] * len(batch["image"])
-    return {**batch, "image": [open_image(image, size) for image, size in zip(batch["image"], sizes, strict=True)]}
 
 
 def _table_of_objects(
@@ -243,19 +232,19 @@ def _table_of_objects(
 ) -> CocoTable:
     """The columns of a data set with `objects` in the form of a COCO json's."""
     columns = set(dataset.column_names)
+    names = _category_names(dataset.features["objects"])
     rows = [_by_field(objects) for objects in dataset.select_columns("objects")["objects"]]
     counts = [len(row["bbox"]) for row in rows]
-    names = _category_names(dataset.features["objects"])
     values = [value for row in rows for value in row["category"]]
-    if categories is not None:
-        listed = dict(zip(categories.names, categories.raw_ids, strict=True))
-    elif names is not None:
-        listed = {name: index for index, name in enumerate(names)}
-    else:
-        listed = {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted(set(values)))}
+    listed = _listed(names, values, categories)
     raw = [value if isinstance(value, int) else listed.get(value, -1) for value in values]
-    image_ids = _column(dataset, "image_id") if "image_id" in columns else np.arange(len(dataset))
-    sizes = [_column(dataset, key) if key in columns else np.zeros(len(dataset)) for key in ("width", "height")]
+    image_ids = _column(dataset, "image_id") if "image_id" in columns else np.empty(0, dtype=object)
+    if image_ids.dtype != np.int64:
+        image_ids = np.arange(len(dataset))
+    sizes = [
+        np.nan_to_num(float_array(_column(dataset, key).tolist())) if key in columns else np.zeros(len(dataset))
+        for key in ("width", "height")
+    ]
     boxes = box_array([box for row in rows for box in row["bbox"]])
     if bbox_format == "xyxy":
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -263,14 +252,31 @@ def _table_of_objects(
         image_ids=image_ids.astype(np.int64),
         file_names=[f"row {row}" for row in range(len(dataset))],
         sizes=np.stack(sizes, axis=1).astype(np.int64),
-        annotation_ids=_joined(rows, "id", np.arange(1, sum(counts) + 1)).astype(np.int64),
+        annotation_ids=_ids([value for row in rows for value in row.get("id") or ()], sum(counts)),
         annotation_images=np.repeat(image_ids, counts).astype(np.int64),
         annotation_categories=np.array(raw, dtype=np.int64),
         boxes=boxes,
-        areas=_joined(rows, "area", np.full(sum(counts), np.nan)),
-        crowds=_joined(rows, "iscrowd", np.zeros(sum(counts))) != 0,
+        areas=_joined(rows, "area", sum(counts)),
+        crowds=np.nan_to_num(_joined(rows, "iscrowd", sum(counts))) != 0,
         categories=[{"id": raw, "name": name} for name, raw in listed.items()],
     )
+
+
+def _refused_frame(finding: Finding) -> Finding:
+    """`datasets.Image` always applies EXIF orientation: images whose annotations ignore it can't be read with it."""
+    if finding.kind != "exif-ignored":
+        return finding
+    message = "width and height are those of the image without its EXIF rotation, which datasets.Image applies"
+    return replace(finding, severity="error", message=message, fix="remove EXIF orientation, or swap width and height")
+
+
+def _listed(names: Sequence[str] | None, values: Sequence[Any], categories: CategoryMap | None) -> dict[str, int]:
+    """The classes of a data set, name to raw id: its ClassLabel's, else the given ones, else the values that occur."""
+    if names is not None:
+        return {name: index for index, name in enumerate(names)}
+    if categories is not None:
+        return dict(zip(categories.names, categories.raw_ids, strict=True))
+    return {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted(set(values)))}
 
 
 def _by_field(objects: Any) -> dict[str, list[Any]]:
@@ -278,7 +284,7 @@ def _by_field(objects: Any) -> dict[str, list[Any]]:
     if isinstance(objects, dict):
         return objects
     keys = objects[0] if objects else ("bbox", "category")
-    return {key: [entry[key] for entry in objects] for key in keys}
+    return {key: [entry[key] for entry in objects or ()] for key in keys}
 
 
 def _category_names(objects: Any) -> list[str] | None:
@@ -295,7 +301,13 @@ def _column(dataset: datasets.Dataset, name: str) -> Ints:
     return np.asarray(dataset.select_columns(name)[name][:])
 
 
-def _joined(rows: Sequence[Mapping[str, list[Any]]], key: str, default: Floats | Ints) -> Floats:
-    """The values of all objects in a row of their own, `default` where the data set has no such field."""
-    values = [value for row in rows for value in row.get(key, ())]
-    return float_array(values) if len(values) == len(default) else default.astype(np.float64)
+def _ids(values: Sequence[Any], count: int) -> Ints:
+    """The objects' ids; 1, 2, 3, ... if they are not `count` different integers."""
+    unique = len(values) == count == len(set(values)) and all(isinstance(value, int) for value in values)
+    return np.array(values, dtype=np.int64) if unique else np.arange(1, count + 1)
+
+
+def _joined(rows: Sequence[Mapping[str, list[Any]]], key: str, count: int) -> Floats:
+    """The numbers of all `count` objects; NaN where the data set has no such field."""
+    values = [value for row in rows for value in row.get(key) or ()]
+    return float_array(values) if len(values) == count else np.full(count, np.nan)

@@ -143,14 +143,20 @@ def _has_end(source: ImageSource, format: str) -> bool:
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    rgb = _as_8_bit(image).convert("RGB")
+    rgb.info.clear()  # above all EXIF, which others would apply once more
+    return rgb
+
+
+def _as_8_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
-        return PIL.Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        return PIL.Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":  # no range is agreed on: stretch to what is there
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         span = max(float(np.ptp(values)), np.finfo(np.float64).tiny)
-        return PIL.Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8)).convert("RGB")
+        return PIL.Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8))
     if image.has_transparency_data:
         canvas = PIL.Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
-    return image.convert("RGB")
+        return canvas
+    return image
