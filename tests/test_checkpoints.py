@@ -1,0 +1,88 @@
+"""Checkpoint folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crosskd_hf.checkpoints import (
+    MANIFEST,
+    checkpoints,
+    is_complete,
+    last_checkpoint,
+    publish,
+    recover,
+    remove,
+    rotate,
+    write_manifest,
+)
+
+
+def make(run: Path, name: str, content: str = "weights") -> Path:
+    folder = run / name
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/model").write_text(content)
+    write_manifest(folder)
+    return folder
+
+
+def test_a_folder_is_complete_with_all_its_files(tmp_path: Path) -> None:
+    folder = make(tmp_path, "checkpoint-1")
+    assert is_complete(folder)
+    (folder / "inner/model").write_text("weigh")
+    assert not is_complete(folder)
+    (folder / "inner/model").unlink()
+    assert not is_complete(folder)
+
+
+@pytest.mark.parametrize("manifest", [None, "", "{", "[]", '{"files": 3}'])
+def test_a_broken_manifest(tmp_path: Path, manifest: str | None) -> None:
+    folder = make(tmp_path, "checkpoint-1")
+    (folder / MANIFEST).unlink()
+    if manifest is not None:
+        (folder / MANIFEST).write_text(manifest)
+    assert not is_complete(folder)
+
+
+def test_the_newest_complete_one_is_the_last(tmp_path: Path) -> None:
+    for number in (2, 10, 9):
+        make(tmp_path, f"checkpoint-{number}")
+    (tmp_path / "checkpoint-11").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "checkpoint-11") is None
+
+
+def test_publish_replaces(tmp_path: Path) -> None:
+    make(tmp_path, "checkpoint-1", "old")
+    publish(make(tmp_path, "_saving-checkpoint-1", "new"), tmp_path / "checkpoint-1")
+    assert (tmp_path / "checkpoint-1/inner/model").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_recover_finishes_what_is_whole_and_clears_the_rest(tmp_path: Path) -> None:
+    make(tmp_path, "_saving-checkpoint-3")
+    (make(tmp_path, "_saving-checkpoint-4") / MANIFEST).unlink()
+    make(tmp_path, "_deleting-checkpoint-1")
+    recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_rotate_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        make(tmp_path, f"checkpoint-{number}")
+    rotate(tmp_path, None, None)
+    assert len(checkpoints(tmp_path)) == 5
+    rotate(tmp_path, 3, str(tmp_path / "checkpoint-1"))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4", "checkpoint-5"]
+    rotate(tmp_path, 1, str(tmp_path / "checkpoint-1"))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-5"]
+
+
+def test_remove_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path, "checkpoint-1")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # killed before anything is deleted
+    remove(folder)
+    assert not checkpoints(tmp_path)

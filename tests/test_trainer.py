@@ -1,0 +1,420 @@
+"""CrossKDTrainer in one process, on tiny detectors and made data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+
+from crosskd_hf import adapters, checkpoints, provenance
+from crosskd_hf.data import DetectionCollator
+from crosskd_hf.evaluation import CocoEvaluator
+from crosskd_hf.guard import NonFiniteLossError
+from crosskd_hf.trainer import TRAINING_WEIGHTS, CrossKDTrainer
+from crosskd_hf.transforms import TrainTransform
+from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
+
+PARTS = {"loss_cls", "loss_bbox", "loss_dfl", "loss_cls_kd", "loss_reg_kd", "loss_feat_kd"}
+SUMMARY = {"eval_map", "eval_map_50", "eval_map_75", "eval_map_small", "eval_map_medium", "eval_map_large"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made data, shared by all tests here."""
+    path = tmp_path_factory.mktemp("data")
+    make_data(path)
+    return path
+
+
+def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def copied(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def run_in(folder: Path, tmp_path: Path, **changes: Any) -> CrossKDTrainer:
+    return make_trainer(folder, **({"output_dir": str(tmp_path / "run")} | changes))
+
+
+# ---- Losses and logs ----
+
+
+def test_every_part_is_logged_and_their_sum_is_the_loss(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=2)
+    trainer.train()
+    for entry in losses(trainer):
+        assert set(entry) == PARTS | {"loss", "grad_norm"}
+        assert sum(entry[name] for name in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
+        assert entry["loss_cls_kd"] > 0
+        assert entry["loss_feat_kd"] > 0
+
+
+def test_without_a_teacher_the_student_learns_alone(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, teacher=False, max_steps=2)
+    before = copied(trainer.model)
+    trainer.train()
+    trainer.save_model()
+    assert set(losses(trainer)[0]) == {"loss", "grad_norm", "loss_cls", "loss_bbox", "loss_dfl"}
+    assert not equal(before, trainer.model.state_dict())
+    assert not (tmp_path / "run" / provenance.FILE).exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_accumulation_is_one_big_batch(folder: Path, tmp_path: Path, precision: str) -> None:
+    bf16 = precision == "bf16"
+    whole = run_in(folder, tmp_path, per_device_train_batch_size=4, max_steps=2, bf16=bf16)
+    whole.train()
+    small = run_in(folder, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=2, bf16=bf16)
+    small.train()
+    rough = run_in(
+        folder, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=2, exact_accumulation=False
+    )
+    rough.train()
+    tolerance = 0.05 if bf16 else 1e-4
+    for ours, theirs in zip(losses(small), losses(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    assert losses(rough)[0]["loss"] != pytest.approx(losses(whole)[0]["loss"], rel=1e-3)
+
+
+def _live_statistics(norm: torch.nn.Module, inputs: Any) -> None:
+    norm.train()
+    torch.rand(())
+
+
+def test_rehearsal_leaves_no_trace(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, gradient_accumulation_steps=2)
+    norms = [module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    for norm in norms:  # live statistics and noise, which the tiny detector doesn't have by itself
+        norm.register_forward_pre_hook(_live_statistics)
+    before, state = copied(trainer.model), torch.get_rng_state()
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    trainer._rehearse([batch, batch])
+    assert equal(before, trainer.model.state_dict())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_augmentation_depends_on_image_and_epoch_alone(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, augment=True)
+    examples = [trainer.train_dataset[number] for number in range(6)]
+    together = trainer.data_collator(examples)["pixel_values"]
+    alone = torch.cat([trainer.data_collator([example])["pixel_values"] for example in reversed(examples)]).flip(0)
+    assert torch.equal(together, alone)
+    trainer.data_collator.set_epoch(1)
+    assert not torch.equal(together, trainer.data_collator(examples)["pixel_values"])
+    assert trainer.get_eval_dataloader().collate_fn.transform is None
+
+
+# ---- What is saved ----
+
+
+def test_a_saved_student_is_plain(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.save_model()
+    run = tmp_path / "run"
+    for saved in (run, run / "checkpoint-2"):
+        student = AutoModelForObjectDetection.from_pretrained(saved)
+        assert equal(student.state_dict(), trainer.model.state_dict())
+        assert AutoImageProcessor.from_pretrained(saved).to_dict() == trainer.processing_class.to_dict()
+        assert not any("teacher" in name or "adapter" in name for name in load_file(saved / "model.safetensors"))
+        assert load_file(saved / adapters.FILE)
+        content = json.loads((saved / provenance.FILE).read_text())
+        assert content["teacher"]["sha256"] == provenance.weight_hash(trainer.distiller.teacher)
+        assert content["distillation"]["methods"] == ["crosskd", "pkd"]
+        assert not (saved / "training_args.bin").exists()
+    assert (run / "README.md").read_text().startswith("---\n")
+    assert not list(run.glob("_*"))
+
+
+def test_save_total_limit_keeps_the_best_and_the_newest(folder: Path, tmp_path: Path) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = run_in(folder, tmp_path, save_total_limit=1, load_best_model_at_end=True, **changes)
+    scores = iter([0.1, 0.3, 0.2, 0.2])
+    evaluation_loop = trainer.evaluation_loop
+
+    def scored(*args: Any, **kwargs: Any) -> Any:
+        output = evaluation_loop(*args, **kwargs)
+        output.metrics["eval_map"] = next(scores)
+        return output
+
+    trainer.evaluation_loop = scored
+    trainer.train()
+    run = tmp_path / "run"
+    assert trainer.state.best_metric == 0.3
+    assert equal(load_file(run / "checkpoint-2/model.safetensors"), trainer.model.state_dict())
+    assert {path.name for path in checkpoints.checkpoints(run)} == {"checkpoint-2"}
+
+
+# ---- Resume ----
+
+
+@pytest.mark.parametrize("teacher", [True, False], ids=["distilled", "alone"])
+def test_resume_repeats_the_run(folder: Path, tmp_path: Path, teacher: bool) -> None:
+    changes: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": 2,
+        "train_sampling_strategy": "random",
+        "ema_decay": 0.9,
+        "teacher": teacher,
+        "augment": True,
+    }
+    whole = run_in(folder, tmp_path, **changes)
+    whole.train()
+    shutil.rmtree(tmp_path / "run/checkpoint-6")
+    again = run_in(folder, tmp_path, **changes)
+    again.train(resume_from_checkpoint=True)
+    assert losses(again) == losses(whole)
+    assert equal(again.model.state_dict(), whole.model.state_dict())
+    if teacher:
+        assert equal(again.distiller.state_dict(), whole.distiller.state_dict())
+
+
+def test_another_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
+    run_in(folder, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    other = run_in(folder, tmp_path, teacher=make_detector(5, width=12), max_steps=2)
+    with pytest.raises(ValueError, match=r"written by a run with the teacher .* this run has a teacher with sha256"):
+        other.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="this run has no teacher"):
+        run_in(folder, tmp_path, teacher=False, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_incomplete_checkpoints_are_passed_over(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_in(folder, tmp_path, max_steps=3, save_strategy="steps", save_steps=1).train()
+    (run / "checkpoint-3/optimizer.pt").write_bytes(b"")
+    (run / "checkpoint-2").rename(run / "_saving-checkpoint-2")
+    (run / "_saving-checkpoint-2" / checkpoints.MANIFEST).unlink()
+    trainer = run_in(folder, tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match="is no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    assert checkpoints.last_checkpoint(run) == str(run / "checkpoint-1")
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    assert not (run / "_saving-checkpoint-2").exists()
+
+
+def test_no_checkpoint_to_resume_from(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no complete checkpoint in"):
+        run_in(folder, tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("stage", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_failed_save_loses_no_earlier_checkpoint(
+    folder: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def from_second_step(original: Any) -> Any:
+        return lambda *args, **kwargs: (full if trainer.state.global_step > 1 else original)(*args, **kwargs)
+
+    place = {
+        "model.safetensors": (trainer.model, "save_pretrained"),
+        "optimizer.pt": (trainer, "_save_optimizer_and_scheduler"),
+        "trainer_state.json": (checkpoints, "write_manifest"),
+    }[stage]
+    monkeypatch.setattr(*place, from_second_step(getattr(*place)))
+    with pytest.raises(RuntimeError, match=r"update 2 could not be written .*No space left on device"):
+        trainer.train()
+    run = tmp_path / "run"
+    assert checkpoints.last_checkpoint(run) == str(run / "checkpoint-1")
+    assert not list(run.glob("_saving*"))
+
+
+# ---- Averaged weights ----
+
+
+def test_the_average_is_what_is_evaluated_saved_and_kept(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=3, save_strategy="steps", save_steps=3, ema_decay=0.5)
+    trainer.train()
+    saved = tmp_path / "run/checkpoint-3"
+    average, raw = load_file(saved / "model.safetensors"), load_file(saved / TRAINING_WEIGHTS)
+    assert equal(average, trainer.model.state_dict())
+    assert not equal(average, raw)
+    assert trainer.ema is None
+
+
+# ---- Values that aren't finite ----
+
+
+class Poison(DetectionCollator):
+    """Puts an infinite pixel into one image."""
+
+    def __call__(self, examples: Any) -> dict[str, Any]:
+        batch = super().__call__(examples)
+        for row, example in enumerate(examples):
+            if example["image_id"] == 41:
+                batch["pixel_values"][row, 0, 0, 0] = torch.inf
+        return batch
+
+
+def poisoned(folder: Path, tmp_path: Path, **changes: Any) -> CrossKDTrainer:
+    train, val = load_data(folder)
+    args = settings(folder, output_dir=str(tmp_path / "run"), per_device_train_batch_size=1, max_steps=7, **changes)
+    return CrossKDTrainer(make_detector(2), args, train.dataset, val.dataset, processor(), data_collator=Poison(processor()))
+
+
+def test_a_part_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    trainer = poisoned(folder, tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"Update 5 is not finite: .*loss_cls = nan.* image ids \[41\]"):
+        trainer.train()
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
+    (batch,) = torch.load(tmp_path / "run/nonfinite/step-5-rank-0.pt", weights_only=True)
+    assert batch["inputs"]["labels"][0]["image_id"].item() == 41
+    assert batch["losses"]["loss_cls"] != batch["losses"]["loss_cls"]
+
+
+def test_a_part_that_is_not_finite_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
+    trainer = poisoned(folder, tmp_path, nonfinite="skip")
+    trainer.train()
+    assert trainer.state.global_step == 7
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry.get("skipped_updates", 0) for entry in logs] == [0, 0, 0, 0, 1, 1, 1]
+    assert all(torch.isfinite(torch.tensor([entry["loss"], entry["grad_norm"]])).all() for entry in logs)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, teacher=False)
+    weight = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+    weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteLossError, match=r"Update 1 .* gradient norm is nan; every part is finite, image ids \["):
+        trainer.train()
+
+
+# ---- The first update ----
+
+
+def test_a_teacher_that_changes_is_noticed(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path)
+    teacher = trainer.distiller.teacher
+
+    def drift(*_: Any) -> None:
+        next(teacher.buffers()).add_(1)
+
+    teacher.register_forward_hook(drift)
+    with pytest.raises(RuntimeError, match="teacher's weights or statistics changed"):
+        trainer.train()
+
+
+def test_a_distillation_of_zero_is_warned_about(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=1, loss_weights={f"loss_{name}_kd": 0.0 for name in ("cls", "reg", "feat")})
+    trainer.train()
+    assert "exactly 0" in caplog.text
+
+
+def test_the_teacher_never_learns(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=2)
+    teacher = trainer.distiller.teacher
+    before = copied(teacher)
+    trainer.train()
+    assert equal(before, teacher.state_dict())
+    assert not teacher.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_adapters_learn(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, max_steps=2)
+    before = {name: tensor.clone() for name, tensor in trainer.distiller.state_dict().items()}
+    trainer.train()
+    assert before
+    assert not any(torch.equal(before[name], tensor) for name, tensor in trainer.distiller.state_dict().items())
+
+
+# ---- Teachers from a folder ----
+
+
+def test_a_teacher_is_loaded_with_its_processor(folder: Path, tmp_path: Path) -> None:
+    make_detector(1).save_pretrained(tmp_path / "teacher")
+    other = processor()
+    other.image_mean = [0.5, 0.5, 0.5]
+    other.save_pretrained(tmp_path / "teacher")
+    train, _ = load_data(folder)
+    args = settings(folder, output_dir=str(tmp_path / "run"), max_steps=1)
+    trainer = CrossKDTrainer(
+        make_detector(2), args, train.dataset, processing_class=processor(), teacher_model=tmp_path / "teacher"
+    )
+    assert trainer.distiller.pixels is not None
+    trainer.train()
+    assert losses(trainer)[0]["loss_cls_kd"] > 0
+
+
+def test_a_teacher_with_missing_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    teacher = make_detector(1)
+    state = teacher.state_dict()
+    removed = next(name for name in state if "classifier" in name)
+    teacher.save_pretrained(tmp_path, state_dict={name: tensor for name, tensor in state.items() if name != removed})
+    with pytest.raises(ValueError, match=r"1 missing keys, such as .*classifier.*would be random"):
+        make_trainer(folder, teacher=str(tmp_path))
+
+
+# ---- Evaluation ----
+
+
+def test_evaluate_is_coco_ap_of_every_image(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, teacher=False, per_device_eval_batch_size=2, eval_threshold=0.0)
+    metrics = trainer.evaluate()
+    assert set(metrics) >= SUMMARY | {"eval_map_circle", "eval_map_star"}
+    evaluator = CocoEvaluator(trainer.eval_dataset, load_data(folder)[1].categories)
+    for example in trainer.eval_dataset:
+        batch = DetectionCollator(processor())([example])
+        with torch.no_grad():
+            outputs = trainer.model(batch["pixel_values"], batch["pixel_mask"])
+        sizes = [(example["height"], example["width"])]
+        evaluator.update([example["image_id"]], processor().post_process_object_detection(outputs, 0.0, sizes))
+    expected = {f"eval_{name}": value for name, value in evaluator.compute().items()}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_predict_returns_detections(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, teacher=False, eval_threshold=0.0)
+    output = trainer.predict(trainer.eval_dataset)
+    assert set(output.predictions) == set(trainer.eval_dataset["image_id"])
+    assert all(rows.shape[1] == 6 for rows in output.predictions.values())
+
+
+def test_evaluation_data_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, teacher=False)
+    with pytest.raises(ValueError, match="columns .*image_id"):
+        trainer.evaluate(Dataset.from_dict({"image": [0]}))
+
+
+# ---- Data order ----
+
+
+def test_batches_of_one_orientation(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, teacher=False, group_by_aspect_ratio=True, max_steps=1)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(7))
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_an_image_processor_is_needed(folder: Path) -> None:
+    with pytest.raises(ValueError, match="processing_class is missing"):
+        CrossKDTrainer(make_detector(2), settings(folder))
+
+
+def test_random_transform_is_used_for_training_only(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path, augment=True)
+    assert isinstance(trainer.get_train_dataloader().collate_fn.transform, TrainTransform)

@@ -1,0 +1,112 @@
+"""Options: defaults, the command line, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from crosskd_hf.distillation import DistillationConfig
+from crosskd_hf.training_args import CrossKDConfig
+
+
+def config(tmp_path: Path, **options: Any) -> CrossKDConfig:
+    return CrossKDConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+
+
+def test_without_a_schedule_the_defaults_are_those_of_transformers(tmp_path: Path) -> None:
+    ours, theirs = config(tmp_path), TrainingArguments(str(tmp_path), use_cpu=True)
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs", "optim", "lr_scheduler_type"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.get_warmup_steps(1000) == theirs.get_warmup_steps(1000) == 0
+    assert ours.label_names == ["labels"]
+    assert not ours.remove_unused_columns
+    assert not ours.accelerator_config.dispatch_batches
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("1x", 12), ("2x", 24)])
+def test_a_schedule_sets_what_is_not_given(tmp_path: Path, name: str, epochs: int) -> None:
+    args = config(tmp_path, schedule=name)
+    assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (0.01, 1e-4, 35.0)
+    assert args.num_train_epochs == epochs
+    given = config(tmp_path, schedule=name, learning_rate=0.1, num_train_epochs=3, warmup_steps=7, max_grad_norm=0)
+    assert (given.learning_rate, given.num_train_epochs, given.max_grad_norm) == (0.1, 3, 0)
+    assert given.get_warmup_steps(10_000) == 7
+
+
+def test_warm_up_is_at_most_a_tenth_of_the_run(tmp_path: Path) -> None:
+    args = config(tmp_path, schedule="1x")
+    assert [args.get_warmup_steps(updates) for updates in (90_000, 5000, 1000, 25)] == [500, 500, 100, 3]
+    assert dataclasses.replace(args).get_warmup_steps(1000) == 100
+    assert config(tmp_path, schedule="1x", warmup_steps=0).get_warmup_steps(1000) == 0
+
+
+def test_every_distillation_setting_is_an_option(tmp_path: Path) -> None:
+    defaults = DistillationConfig()
+    options = {field.name for field in dataclasses.fields(CrossKDConfig)}
+    assert options >= {field.name for field in dataclasses.fields(DistillationConfig)}
+    assert config(tmp_path).distillation_config() == defaults
+    changed = config(tmp_path, methods=["crosskd", "pkd"], cut=2, loss_weights='{"loss_cls_kd": 2.0}')
+    expected = DistillationConfig(methods=("crosskd", "pkd"), cut=2, loss_weights={"loss_cls_kd": 2.0})
+    assert changed.distillation_config() == expected
+
+
+def test_the_command_line_knows_them(tmp_path: Path) -> None:
+    line = f"--output_dir {tmp_path} --use_cpu --schedule 1x --methods crosskd pkd --cut 3 --nonfinite skip --ema_decay .99"
+    words = [*line.split(), "--loss_weights", '{"loss_feat_kd": 2}', "--exact_accumulation", "false"]
+    (args,) = HfArgumentParser(CrossKDConfig).parse_args_into_dataclasses(words)
+    assert args.distillation_config().methods == ("crosskd", "pkd")
+    assert args.distillation_config().loss_weights == {"loss_feat_kd": 2}
+    assert (args.schedule, args.learning_rate, args.ema_decay) == ("1x", 0.01, 0.99)
+    assert not args.exact_accumulation
+
+
+def test_the_best_model_is_the_one_of_highest_ap(tmp_path: Path) -> None:
+    args = config(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    assert args.metric_for_best_model == "eval_map"
+    assert args.greater_is_better
+    assert config(tmp_path, save_strategy="best", eval_strategy="epoch").metric_for_best_model == "eval_map"
+    assert config(tmp_path).metric_for_best_model is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "3x"}, "schedule='3x': choose one of 1x, 2x"),
+        ({"bias_lr_factor": 2.0}, "belong to a schedule"),
+        ({"nonfinite": "ignore"}, "choose 'stop' or 'skip'"),
+        ({"ema_decay": 1.0}, "must lie between 0 and 1"),
+        ({"eval_threshold": 1.5}, "must lie in"),
+        ({"remove_unused_columns": True}, "would drop the image"),
+        ({"methods": ["fitnets"]}, "choose from crosskd"),
+        ({"loss_weights": {"loss_kd": 1.0}}, "loss_kd"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)
+
+
+def test_processes_that_do_not_know_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = config(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"started 2 processes, but each of them would train alone"):
+        args._check_processes()
+
+
+def test_one_device_of_several_is_used_and_the_launch_line_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = config(tmp_path, per_device_train_batch_size=4)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--schedule", "1x"])
+    args._n_gpu = 4
+    with caplog.at_level(logging.WARNING):
+        args._check_processes()
+    assert args.n_gpu == 1
+    assert args.train_batch_size == 4
+    assert "accelerate launch --multi_gpu --num_processes 4 train.py --schedule 1x" in caplog.text
