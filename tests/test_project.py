@@ -52,6 +52,14 @@ def test_models_import_siblings_only(path: Path) -> None:
             assert str(node.module).split(".")[0] != "crosskd_hf", f"line {node.lineno} imports the package by name"
 
 
+def test_nothing_imports_the_command_line() -> None:
+    importing = re.compile(
+        r"^\s*(from|import) (crosskd_hf)?\.+cli\b|^\s*from (crosskd_hf|\.+) import .*\bcli\b", re.MULTILINE
+    )
+    sources = [path for path in (ROOT / "crosskd_hf").rglob("*.py") if path.name != "__main__.py"]
+    assert [path for path in sources if importing.search(path.read_text())] == []
+
+
 class TestFences:
     def test_no_way_out(self) -> None:
         with pytest.raises(RuntimeError, match="tests run without a network"):
