@@ -64,7 +64,7 @@ class DetrDistiller(Distiller):
         self.weights = config.weights(WEIGHTS)
         self.beta = config.beta or 0.0
         self.temperature = config.temperature or 1.0
-        widths = student.config.d_model, teacher.config.d_model
+        widths = tuple(FAMILIES[model.config.model_type].width(model.config) for model in (student, teacher))
         self.projector: nn.Linear | None = None
         if "crosskd" in config.methods and widths[0] != widths[1]:
             self.projector = _projector(*widths, config.queries)

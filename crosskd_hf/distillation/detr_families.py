@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
 
 @dataclass
 class Trace:
-    """One pass of a decoder: its arguments, the arguments of each layer by name, what each layer and the decoder gave."""
+    """One pass of a decoder: arguments by name, of it and of each layer, and what each layer and the decoder gave."""
 
     arguments: dict[str, Any]
     layers: list[dict[str, Any]] = field(default_factory=list)
@@ -145,6 +145,7 @@ class DetrFamily:
         context: What layer l's heads need besides hidden states, from the model and the pass whose queries are used.
         predict: The model's heads after layer l on hidden states (B, Q, C) and such a context.
         levels: Number of feature levels of the memory, from the config.
+        width: Channels of the memory, from the config.
         softmax: Whether classes compete and the last one is "no object", rather than one sigmoid per class.
         student_queries: Whether heads of the teacher can continue from the student's queries.
         own_queries: Of a pass in training, where the queries are that are there at inference too.
@@ -153,6 +154,7 @@ class DetrFamily:
     context: Callable[[Any, Trace, int], Context]
     predict: Callable[[Any, int, Tensor, Context], Prediction]
     levels: Callable[[Any], int]
+    width: Callable[[Any], int] = lambda config: config.d_model
     softmax: bool = False
     student_queries: bool = True
     own_queries: Callable[[Any, Trace], slice] = lambda model, trace: slice(None)
@@ -169,10 +171,9 @@ def _one_level(config: Any) -> int:
 # Deformable DETR: heads on the model. Without box refinement the reference is one point for all layers.
 def _deformable_context(model: Any, trace: Trace, layer: int) -> Context:
     output: Any = trace.output
-    reference = (
-        trace.arguments["reference_points"] if layer == 0 else output.intermediate_reference_points[:, layer - 1]
-    )
-    return (reference.detach(),)
+    if layer == 0:
+        return (trace.arguments["reference_points"].detach(),)
+    return (output.intermediate_reference_points[:, layer - 1].detach(),)
 
 
 def _deformable_predict(model: Any, layer: int, hidden: Tensor, context: Context) -> Prediction:
@@ -253,7 +254,7 @@ def _dab_predict(model: Any, layer: int, hidden: Tensor, context: Context) -> Pr
     return Prediction(model.class_embed(hidden), refine(model.bbox_predictor(hidden), context[0]))
 
 
-# LW-DETR and RF-DETR: no refinement between layers; in training the queries come in groups, the first one is inference's.
+# LW-DETR and RF-DETR: no refinement between layers; in training queries come in groups, the first is inference's.
 def _lw_detr_context(model: Any, trace: Trace, layer: int) -> Context:
     return (trace.arguments["reference_points"].detach(),)
 
@@ -279,7 +280,7 @@ FAMILIES: dict[str, DetrFamily] = {
     "deimv2": _D_FINE,
     "detr": DetrFamily(_no_context, _detr_predict, _one_level, softmax=True),
     "conditional_detr": DetrFamily(_conditional_context, _conditional_predict, _one_level),
-    "dab-detr": DetrFamily(_dab_context, _dab_predict, _one_level),
+    "dab-detr": DetrFamily(_dab_context, _dab_predict, _one_level, width=lambda config: config.hidden_size),
     "lw_detr": _LW_DETR,
     "rf_detr": _LW_DETR,
 }

@@ -42,7 +42,7 @@ def deformable_detr_loss_parts(
         Weighted parts `loss_cls`, `loss_bbox`, `loss_iou` of the last layer, `d<l>.loss_*` of the earlier ones and
         `enc_loss_*` of the proposals, all divided by the number of boxes.
     """
-    if outputs["auxiliary_outputs"] is None:
+    if outputs.get("auxiliary_outputs") is None:
         raise ValueError("The outputs hold the last decoder layer alone: pass labels and set config.auxiliary_loss.")
     layers = [(layer["logits"], layer["pred_boxes"]) for layer in outputs["auxiliary_outputs"]]
     parts = _set_loss(outputs["logits"], outputs["pred_boxes"], labels, sizes)
@@ -67,7 +67,7 @@ def proposal_loss_parts(
 
 def _proposal_parts(outputs: ModelOutput, labels: Sequence[Mapping[str, Tensor]], sizes: Tensor) -> dict[str, LossPart]:
     """Proposals know one class, foreground, on the first channel: the one by which they are ranked."""
-    if outputs["enc_outputs_class"] is None:
+    if outputs.get("enc_outputs_class") is None:
         return {}
     foreground = [{**label, "class_labels": torch.zeros_like(label["class_labels"])} for label in labels]
     boxes = outputs["enc_outputs_coord_logits"].float().sigmoid()
