@@ -91,6 +91,7 @@ def recognise(shapes: Shapes, options: MMDetOptions) -> DenseDetectorConfig:
         fields["fpn_extra"] = "on_output" if extra_input == fpn_channels else "on_input"
     if config_class is FCOSConfig:
         fields["norm_on_bbox"], fields["centerness_on_reg"] = options.norm_on_bbox, options.centerness_on_reg
+        "conv_bias": "bbox_head.cls_convs.0.conv.bias" in shapes,
         fields["center_radius"] = 1.5 if options.center_sampling else None
     return config_class(**fields)
 

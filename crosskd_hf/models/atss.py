@@ -39,7 +39,7 @@ class ATSSHead(DenseHead):
 
     @property
     def assignment_rule(self) -> tuple[object, ...]:
-        return "atss", tuple(self.config.strides), self.config.anchor_scale
+        return "atss", self.grid, self.config.anchor_scale
 
     def prior_boxes(self, stride: int) -> Tensor:
         half = self.config.anchor_scale * stride / 2

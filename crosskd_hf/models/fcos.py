@@ -64,7 +64,7 @@ class FCOSHead(DenseHead):
     @property
     def assignment_rule(self) -> tuple[object, ...]:
         config = self.config
-        return "points", tuple(config.strides), tuple(config.regress_limits), config.center_radius, config.point_offset
+        return "points", self.grid, tuple(config.regress_limits), config.center_radius, config.point_offset
 
     def prior_boxes(self, stride: int) -> Tensor:
         return torch.full((1, 4), stride * self.config.point_offset)

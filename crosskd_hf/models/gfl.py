@@ -49,7 +49,7 @@ class GFLHead(DenseHead):
 
     @property
     def assignment_rule(self) -> tuple[object, ...]:
-        return "atss", tuple(self.config.strides), self.config.anchor_scale
+        return "atss", self.grid, self.config.anchor_scale
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         return assign_atss(priors, valid, targets)

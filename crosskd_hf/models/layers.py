@@ -49,9 +49,9 @@ def prior_bias(probability: float) -> float:
 class ConvNormAct(nn.Module):
     """3x3 convolution, GroupNorm and ReLU. The ReLU is never in place: taps and their gradients must keep their values."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm_groups: int | None):
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int | None, bias: bool | None = None):
         super().__init__()
-        self.conv = Conv(in_channels, out_channels, 3, bias=norm_groups is None)
+        self.conv = Conv(in_channels, out_channels, 3, bias=norm_groups is None if bias is None else bias)
         self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,9 +61,11 @@ class ConvNormAct(nn.Module):
 class Tower(nn.ModuleList):
     """A row of :class:`ConvNormAct` that can be entered and left between any two of them."""
 
-    def __init__(self, in_channels: int, channels: int, depth: int, norm_groups: int | None):
+    def __init__(
+        self, in_channels: int, channels: int, depth: int, norm_groups: int | None, bias: bool | None = None
+    ):
         widths = [in_channels] + [channels] * depth
-        super().__init__(ConvNormAct(a, b, norm_groups) for a, b in zip(widths, widths[1:], strict=False))
+        super().__init__(ConvNormAct(a, b, norm_groups, bias) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run the convolutions `start` (included) to `stop` (not included; `None` = the end)."""

@@ -22,6 +22,7 @@ class RetinaNetConfig(DenseDetectorConfig):
         anchor_scale: Side of the smallest square anchor, in strides.
         scales_per_octave: Anchor sizes per level.
         aspect_ratios: Height / width of the anchors.
+        round_anchors: Sizes and corners of the anchors are whole pixels, as in torchvision.
         positive_iou, negative_iou: Anchors between the two are ignored.
     """
 
@@ -32,6 +33,7 @@ class RetinaNetConfig(DenseDetectorConfig):
     anchor_scale: float = 4.0
     scales_per_octave: int = 3
     aspect_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
+    round_anchors: bool = False
     positive_iou: float = 0.5
     negative_iou: float = 0.4
 
@@ -66,16 +68,19 @@ class RetinaNetHead(DenseHead):
     @property
     def assignment_rule(self) -> tuple[object, ...]:
         config = self.config
-        anchors = config.anchor_scale, config.scales_per_octave, tuple(config.aspect_ratios)
-        return "max_iou", tuple(config.strides), anchors, config.positive_iou, config.negative_iou
+        anchors = config.anchor_scale, config.scales_per_octave, tuple(config.aspect_ratios), config.round_anchors
+        return "max_iou", self.grid, anchors, config.positive_iou, config.negative_iou
 
     def prior_boxes(self, stride: int) -> Tensor:
         octaves = torch.arange(self.config.scales_per_octave) / self.config.scales_per_octave
-        scales = self.config.anchor_scale * 2**octaves
+        sizes = self.config.anchor_scale * stride * 2**octaves
+        if self.config.round_anchors:
+            sizes = sizes.floor()
         roots = torch.tensor(self.config.aspect_ratios).sqrt()
-        half_widths = (stride * (1 / roots)[:, None] * scales).reshape(-1) / 2  # aspect ratio by aspect ratio
-        half_heights = (stride * roots[:, None] * scales).reshape(-1) / 2
-        return torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
+        half_widths = ((1 / roots)[:, None] * sizes).reshape(-1) / 2  # aspect ratio by aspect ratio
+        half_heights = (roots[:, None] * sizes).reshape(-1) / 2
+        boxes = torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
+        return boxes.round() if self.config.round_anchors else boxes
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         return assign_max_iou(priors, valid, targets, self.config.positive_iou, self.config.negative_iou)
