@@ -39,10 +39,10 @@ class DenseDetectorConfig(PreTrainedConfig):
         head_channels: Width of the towers.
         num_convs: Convolutions of each tower.
         norm_groups: Groups of the towers' GroupNorm, `None` for no norm.
-        reg_max: Largest bin of a distance distribution; `None` for a head that regresses numbers.
         conv_bias: Whether the towers' convolutions have a bias; `None` = only without a norm.
         stretch_cells: Cells divide the padded image evenly in whole pixels, as in torchvision's detectors, instead of
             lying a stride apart. The same where the image is a multiple of the coarsest stride.
+        reg_max: Largest bin of a distance distribution; `None` for a head that regresses numbers.
         prior_probability: Initial score of every class.
         loss_weights: Weight of each loss by its key.
         category_ids: Raw category id of each class in the data set the model was trained on.
@@ -69,9 +69,9 @@ class DenseDetectorConfig(PreTrainedConfig):
     head_channels: int = 256
     num_convs: int = 4
     norm_groups: int | None = 32
-    reg_max: int | None = None
     conv_bias: bool | None = None
     stretch_cells: bool = False
+    reg_max: int | None = None
     prior_probability: float = 0.01
     loss_weights: dict[str, float] | None = None
     category_ids: list[int] | None = None
@@ -240,24 +240,24 @@ class DenseHead(nn.Module):
 
     # Geometry.
 
+    @property
+    def grid(self) -> tuple[object, ...]:
+        """Equal for two heads exactly if the cells of all their levels lie at the same places."""
+        return (*self.config.strides, self.config.stretch_cells)
+
     def priors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
         """Priors of maps with these (height, width), in float32 whatever the model's dtype."""
         boxes, cells, strides = [], [], []
+        image = [edge * self.config.strides[0] for edge in shapes[0]]
         for (height, width), stride in zip(shapes, self.config.strides, strict=True):
             step = (image[0] // height, image[1] // width) if self.config.stretch_cells else (stride, stride)
             y = torch.arange(height, device=device, dtype=torch.float32) * step[0]
             x = torch.arange(width, device=device, dtype=torch.float32) * step[1]
             cell = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)  # (H * W, 1, 2)
             anchors = self.prior_boxes(stride).to(device)
-    @property
-    def grid(self) -> tuple[object, ...]:
-        """Equal for two heads exactly if the cells of all their levels lie at the same places."""
-        return (*self.config.strides, self.config.stretch_cells)
-
             boxes.append((cell.repeat(1, 1, 2) + anchors).reshape(-1, 4))  # (H * W * A, 4)
             cells.append(cell.expand(-1, len(anchors), 2).reshape(-1, 2))
             strides.append(x.new_full((len(boxes[-1]),), stride))
-        image = [edge * self.config.strides[0] for edge in shapes[0]]
         rows = torch.cat(boxes)
         centers = (rows[:, :2] + rows[:, 2:]) / 2
         return Priors(rows, centers, torch.cat(cells), torch.cat(strides), tuple(len(level) for level in boxes))
