@@ -1,4 +1,4 @@
-"""MMDetection checkpoints of dense detectors, by names and shapes: pure dict -> dict, tables first.
+"""MMDetection checkpoints of dense detectors and Faster R-CNN, by names and shapes: pure dict -> dict, tables first.
 
 A checkpoint does not tell everything in its shapes. What it cannot tell (Caffe-style strides, BGR input, ReLU in front
 of extra levels, FCOS's variants) are the options of :class:`MMDetOptions`, read from the embedded config where there is one.
@@ -11,8 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from crosskd_hf.models import ATSSConfig, DenseDetectorConfig, FCOSConfig, GFLConfig, RetinaNetConfig
+from crosskd_hf.models import (
+    ATSSConfig,
+    DenseDetectorConfig,
+    FasterRCNNConfig,
+    FCOSConfig,
+    GFLConfig,
+    RetinaNetConfig,
+)
 
+from . import mmdet_faster_rcnn
 from .backbones import backbone_rules, fold_channel_order, rearrange, recognise_backbone, unused
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,6 +39,7 @@ HEAD_RULES = [
     (r"bbox_head\.(?:gfl|atss|retina|conv)_reg\.(.+)", r"head.regressor.\1"),
     (r"bbox_head\.(?:atss|conv)_centerness\.(.+)", r"head.centerness.\1"),
     (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1.scale"),
+    *mmdet_faster_rcnn.HEAD_RULES,
 ]
 NECK_RULES = [(r"neck\.lateral_convs\.(\d+)\.conv\.(.+)", r"neck.lateral.\1.\2")]
 INTEGRAL = "bbox_head.integral.project"  # a constant that the architecture itself gives
@@ -55,17 +64,19 @@ class MMDetOptions:
     center_sampling: bool = False
 
 
-def recognise(shapes: Shapes, options: MMDetOptions) -> DenseDetectorConfig:
+def recognise(shapes: Shapes, options: MMDetOptions) -> DenseDetectorConfig | FasterRCNNConfig:
     """Read a detector's configuration from the names and shapes of its checkpoint.
 
     Raises:
-        ValueError: No dense detector that this library has.
+        ValueError: No detector that this library has.
     """
+    if mmdet_faster_rcnn.MARK in shapes:
+        return mmdet_faster_rcnn.recognise_faster_rcnn(shapes, recognise_backbone(shapes, options.caffe_style))
     classifier = next((name for name in CLASSIFIERS if name in shapes), None)
     if classifier is None:
         raise ValueError(
             f"No known detector: none of {', '.join(CLASSIFIERS)} is among the {len(shapes)} tensors, which begin with "
-            f"{list(shapes)[:3]}. MMDetection's GFL, ATSS, FCOS and RetinaNet can be converted."
+            f"{list(shapes)[:3]}. MMDetection's GFL, ATSS, FCOS, RetinaNet and Faster R-CNN can be converted."
         )
     config_class = CLASSIFIERS[classifier]
     anchors = 9 if config_class is RetinaNetConfig else 1
@@ -80,6 +91,7 @@ def recognise(shapes: Shapes, options: MMDetOptions) -> DenseDetectorConfig:
         "head_channels": head_channels,
         "num_convs": _count(shapes, r"bbox_head\.cls_convs\.(\d+)\."),
         "norm_groups": 32 if "bbox_head.cls_convs.0.gn.weight" in shapes else None,
+        "conv_bias": "bbox_head.cls_convs.0.conv.bias" in shapes,
         "reg_max": None if sides == 4 else sides // 4 - 1,
         "fpn_channels": fpn_channels,
         "backbone_strides": [8, 16, 32][:laterals],
@@ -91,12 +103,11 @@ def recognise(shapes: Shapes, options: MMDetOptions) -> DenseDetectorConfig:
         fields["fpn_extra"] = "on_output" if extra_input == fpn_channels else "on_input"
     if config_class is FCOSConfig:
         fields["norm_on_bbox"], fields["centerness_on_reg"] = options.norm_on_bbox, options.centerness_on_reg
-        "conv_bias": "bbox_head.cls_convs.0.conv.bias" in shapes,
         fields["center_radius"] = 1.5 if options.center_sampling else None
     return config_class(**fields)
 
 
-def rename(names: Iterable[str], config: DenseDetectorConfig) -> dict[str, str]:
+def rename(names: Iterable[str], config: DenseDetectorConfig | FasterRCNNConfig) -> dict[str, str]:
     """MMDetection's parameter names to ours; constants are left out.
 
     Raises:
@@ -129,7 +140,7 @@ def rename(names: Iterable[str], config: DenseDetectorConfig) -> dict[str, str]:
 
 def convert_mmdet(
     state: Mapping[str, Tensor], options: MMDetOptions | None = None
-) -> tuple[DenseDetectorConfig, dict[str, Tensor]]:
+) -> tuple[DenseDetectorConfig | FasterRCNNConfig, dict[str, Tensor]]:
     """Convert the state dict of an MMDetection detector.
 
     Returns:

@@ -3,10 +3,12 @@
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from crosskd_hf.models.dense import DenseDetector
+from crosskd_hf.models.faster_rcnn import FasterRCNNForObjectDetection
 
 from .base import Distiller
 from .config import DistillationConfig
 from .dense import DenseDistiller
+from .faster_rcnn import FasterRCNNDistiller
 from .pixels import PixelAdapter, PixelFormat
 
 
@@ -32,6 +34,8 @@ def make_distiller(
         pixels = PixelAdapter(PixelFormat.of(student_processor), PixelFormat.of(teacher_processor))
     if isinstance(student, DenseDetector) and isinstance(teacher, DenseDetector):
         return DenseDistiller(student, teacher, config, pixels)
+    if isinstance(student, FasterRCNNForObjectDetection) and isinstance(teacher, FasterRCNNForObjectDetection):
+        return FasterRCNNDistiller(student, teacher, config, pixels)
     raise ValueError(
         f"No distillation is known from {type(teacher).__name__} to {type(student).__name__}. Give two dense detectors "
         f"(GFL, RetinaNet, FCOS, ATSS), two Faster R-CNNs, or two models of the DETR family."

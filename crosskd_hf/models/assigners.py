@@ -89,12 +89,18 @@ def _matched(index: Tensor, positive: Tensor, weight: Tensor, targets: Targets) 
 
 @torch.no_grad()
 def assign_max_iou(
-    priors: Priors, valid: Tensor, targets: Targets, positive_iou: float = 0.5, negative_iou: float = 0.4
+    priors: Priors,
+    valid: Tensor,
+    targets: Targets,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    forced_iou: float | None = 0.0,
 ) -> Assignment:
     """Positive from `positive_iou`, ignored between the two, and each box's best priors are positive in any case.
 
     RetinaNet (ICCV 2017, section 4.1) with the forced matches of Faster R-CNN. Where several boxes force one prior the
-    last one gets it; a box that overlaps no prior forces none.
+    last one gets it; a box that overlaps no prior, or none by `forced_iou`, forces none. With `None` no box does.
+    The boxes of `priors` may be (B, N, 4), every image having its own.
     """
     boxes = torch.where(valid[..., None], priors.boxes, 0)  # no area, no overlap: the mask costs no pass over (B, G, N)
     iou = pairwise_iou(targets.boxes, boxes)  # (B, G, N)
@@ -102,8 +108,11 @@ def assign_max_iou(
     positive = best >= positive_iou
     ignored = (best >= negative_iou) & ~positive
 
+    if forced_iou is None:
+        return _matched(index, positive & valid, valid & ~ignored, targets)
     best_of_box = iou.amax(2)  # (B, G)
-    reachable = torch.where(targets.mask & (best_of_box > 0), best_of_box, torch.inf)
+    forces = targets.mask & (best_of_box > 0) & (best_of_box >= forced_iou)
+    reachable = torch.where(forces, best_of_box, torch.inf)
     order = torch.arange(1, iou.shape[1] + 1, dtype=torch.int16, device=iou.device)
     forced = torch.where(iou == reachable[..., None], order[:, None], 0).amax(1).long()  # (B, N): 1 + the last box
     index = torch.where(forced > 0, forced - 1, index)

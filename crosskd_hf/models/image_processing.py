@@ -177,11 +177,13 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         return results
 
     def candidates(self, outputs: ModelOutput, score_threshold: float, candidates_per_level: int) -> Candidates:
-        """The (prior, class) pairs of a dense detector's outputs that NMS shall see.
+        """The (prior, class) pairs of a detector's outputs that NMS shall see.
 
         Reads `logits` (B, N, K), `pred_boxes` (B, N, 4) relative cxcywh, `centerness` (B, N) logits or None and
         `level_lengths` (B, L), priors per level, or None for one level. Thresholding and the best of each level go by
         the classification score; only then it is multiplied by the centerness (MMDetection, `base_dense_head.py`).
+        With a box per class, `pred_boxes` (B, N, K, 4), the priors are the regions of a two-stage detector, few and
+        of no level: then all pairs above the threshold are candidates (MMDetection, `bbox_head.py`).
         Fields are read as keys: a pipeline hands on a plain `ModelOutput` without those that were None.
         """
         logits, centerness = outputs["logits"].float(), outputs.get("centerness")
@@ -191,6 +193,9 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         image, prior = pair // (priors * classes), pair // classes % priors
         score = logits.flatten()[pair].sigmoid()
 
+        if outputs["pred_boxes"].ndim == 4:
+            label = pair % classes
+            return Candidates(image, label, score, outputs["pred_boxes"][image, prior, label].float())
         group, lengths = image, outputs.get("level_lengths")
         if lengths is not None:
             ends = lengths.cumsum(1)  # (B, L)

@@ -1,0 +1,208 @@
+"""Faster R-CNN (NeurIPS 2015) on a feature pyramid (CVPR 2017), by MMDetection's definitions."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from .assigners import Priors, Targets
+from .boxes import to_relative
+from .dense import image_sizes
+from .layers import FPNExtra
+from .losses import LossPart, divide
+from .pyramid import PyramidDetector, PyramidDetectorConfig
+from .roi_head import Linear, RoIHead, RoIPredictions, RoIs, class_logits
+from .rpn import RPN, RPNPredictions
+
+# In a padded row of `logits`: a score of exactly zero that is finite in every dtype.
+NO_OBJECT = -1e4
+
+
+class FasterRCNNConfig(PyramidDetectorConfig):
+    """Configuration of :class:`FasterRCNNForObjectDetection`; see :class:`PyramidDetectorConfig` for the shared fields.
+
+    The numbers are those of MMDetection's `faster-rcnn_r50_fpn.py`.
+
+    Args:
+        rpn_channels: Width of the RPN.
+        anchor_scale: Side of the square anchor, in strides.
+        aspect_ratios: Height / width of the anchors.
+        rpn_positive_iou, rpn_negative_iou: Anchors between the two are ignored.
+        rpn_forced_iou: The best anchors of a box are positive from this IoU on.
+        rpn_samples: Anchors per image in the loss; `None` takes all, without chance.
+        rpn_positive_fraction: Largest share of positives among them.
+        train_proposals_per_level, train_proposals: Boxes per level before and per image after NMS, in training.
+        test_proposals_per_level, test_proposals: The same for detection.
+        proposal_nms: Of two boxes of one level with more IoU, one goes.
+        min_proposal_size: Boxes must be wider and higher than this, in pixels.
+        size_divisor: Anchors in the padding of an image up to a multiple of this are background, those behind it don't
+            count in the loss; what the other images of the batch are like never matters.
+        roi_size: Side of the pooled features.
+        finest_scale: Boxes below twice this many pixels are pooled from the finest level.
+        fc_channels, num_fcs: Fully connected layers of the RoI head.
+        class_agnostic: One box per region for all classes.
+        roi_positive_iou: Regions from this IoU on are objects, the others background.
+        roi_samples: Regions per image in the loss, ground truth among them; `None` takes all, without chance.
+        roi_positive_fraction: Largest share of positives among them.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    model_type = "crosskd_faster_rcnn"
+
+    backbone_strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    strides: list[int] | tuple[int, ...] = (4, 8, 16, 32, 64)
+    fpn_extra: FPNExtra = "max_pool"
+    rpn_channels: int = 256
+    anchor_scale: float = 8.0
+    aspect_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_positive_iou: float = 0.7
+    rpn_negative_iou: float = 0.3
+    rpn_forced_iou: float = 0.3
+    rpn_samples: int | None = 256
+    rpn_positive_fraction: float = 0.5
+    train_proposals_per_level: int = 2000
+    train_proposals: int = 1000
+    test_proposals_per_level: int = 1000
+    test_proposals: int = 1000
+    proposal_nms: float = 0.7
+    min_proposal_size: float = 0.0
+    size_divisor: int = 32
+    roi_size: int = 7
+    finest_scale: int = 56
+    fc_channels: int = 1024
+    num_fcs: int = 2
+    class_agnostic: bool = False
+    roi_positive_iou: float = 0.5
+    roi_samples: int | None = 512
+    roi_positive_fraction: float = 0.25
+
+    default_loss_weights = {"loss_rpn_cls": 1.0, "loss_rpn_bbox": 1.0, "loss_cls": 1.0, "loss_bbox": 1.0}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if not 0 <= self.rpn_negative_iou <= self.rpn_positive_iou <= 1:
+            raise ValueError(
+                f"rpn_negative_iou={self.rpn_negative_iou} must not be above rpn_positive_iou={self.rpn_positive_iou}, "
+                f"both in [0, 1]."
+            )
+        for name in (
+            "rpn_forced_iou",
+            "rpn_positive_fraction",
+            "proposal_nms",
+            "roi_positive_iou",
+            "roi_positive_fraction",
+        ):
+            self._check(name, 0, 1)
+        for name in ("train_proposals_per_level", "train_proposals", "test_proposals_per_level", "test_proposals"):
+            self._check(name, 1)
+        for name in ("rpn_samples", "roi_samples", "size_divisor", "roi_size", "finest_scale", "num_fcs"):
+            self._check(name, 1)
+
+    def _check(self, name: str, least: float, most: float | None = None) -> None:
+        value = self.__dict__[name]
+        if value is not None and not least <= value <= (value if most is None else most):
+            raise ValueError(
+                f"{name}={value} must be {f'at least {least}' if most is None else f'in [{least}, {most}]'}."
+            )
+
+
+@dataclass
+class FasterRCNNOutput(ModelOutput):
+    """Output of Faster R-CNN.
+
+    Detections come from the proposals. In training, where they would cost a second pass, they come from the sampled
+    regions, among which is the ground truth: evaluate in evaluation mode.
+
+    Args:
+        loss: Scalar, with labels.
+        loss_dict: Weighted parts of the loss, with labels.
+        logits: (B, R, K) whose sigmoid is the (softmax) score of a class; images with fewer regions are filled up with
+            regions of score zero.
+        pred_boxes: (B, R, K, 4), a box per class, cxcywh relative to each unpadded image.
+        features: Pyramid maps, on request.
+        rois, predictions: Sampled regions and the raw predictions for them, with the features, in passes with labels.
+        loss_parts: The loss before its division, with labels.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    features: list[Tensor] | None = None
+    rois: RoIs | None = None
+    predictions: RoIPredictions | None = None
+    loss_parts: dict[str, LossPart] | None = None
+
+
+class FasterRCNNForObjectDetection(PyramidDetector):
+    """Faster R-CNN with any timm backbone. Labels are as those of `DetrForObjectDetection`."""
+
+    config: FasterRCNNConfig
+    config_class: ClassVar[type[FasterRCNNConfig]] = FasterRCNNConfig
+
+    def __init__(self, config: FasterRCNNConfig):
+        super().__init__(config)
+        self.rpn = RPN(config)
+        self.roi_head = RoIHead(config)
+        self.finish()
+
+    @torch.no_grad()
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, Linear):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_features: bool = False,
+    ) -> FasterRCNNOutput:
+        """Detect objects.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels, padded on the right and at the bottom.
+            pixel_mask: (B, H, W), 1 inside each image, 0 in its padding. Default: no padding.
+            labels: Per image `class_labels` (n,) and `boxes` (n, 4), cxcywh relative to the unpadded image.
+            output_features: Also return the pyramid and, with labels, the sampled regions and their predictions.
+        """
+        sizes = image_sizes(pixel_values, pixel_mask)
+        features = self.pyramid(pixel_values)
+        proposed, anchors = self.rpn(features), self.rpn.anchors(features)
+        output = FasterRCNNOutput(features=features if output_features else None)
+        if labels is not None:
+            targets = Targets.from_labels(labels, sizes)
+            rois = self.sample(proposed, anchors, sizes, targets)
+            predictions = self.roi_head(features, rois.boxes)
+            parts = self.rpn.loss(proposed, anchors, anchors.inside(self._padded(sizes)), targets)
+            output["loss_parts"] = parts | self.roi_head.loss(predictions, rois)
+            output["loss_dict"] = divide(output["loss_parts"])
+            output["loss"] = torch.stack(list(output["loss_dict"].values())).sum()
+            if output_features:
+                output["rois"], output["predictions"] = rois, predictions
+        if labels is None or not self.training:
+            regions = self.rpn.propose(
+                proposed, anchors, sizes, self.config.test_proposals_per_level, self.config.test_proposals
+            )
+            boxes, mask, predictions = regions.boxes, regions.mask, self.roi_head(features, regions.boxes)
+        else:
+            boxes, mask = rois.boxes, rois.mask
+        decoded = to_relative(self.roi_head.decode(predictions, boxes).flatten(1, 2), sizes)
+        output["logits"] = class_logits(predictions.logits).masked_fill(~mask[..., None], NO_OBJECT)
+        output["pred_boxes"] = decoded.unflatten(1, (-1, self.roi_head.num_labels)) * mask[..., None, None]
+        return output
+
+    def sample(self, proposed: RPNPredictions, anchors: Priors, sizes: Tensor, targets: Targets) -> RoIs:
+        """The regions that the RoI head is trained on."""
+        config = self.config
+        limits = config.train_proposals_per_level, config.train_proposals
+        return self.roi_head.sample(self.rpn.propose(proposed, anchors, sizes, *limits), targets)
+
+    def _padded(self, sizes: Tensor) -> Tensor:
+        return (sizes / self.config.size_divisor).ceil() * self.config.size_divisor

@@ -1,0 +1,128 @@
+"""What detectors on a feature pyramid share, before any head: backbone, neck and their configuration."""
+
+import itertools
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .backbone import Backbone
+from .layers import FPN, Conv, FPNExtra
+
+
+class PyramidDetectorConfig(PreTrainedConfig):
+    """Configuration of backbone and pyramid.
+
+    Args:
+        backbone: timm model name without weights tag.
+        backbone_arguments: Further arguments of the timm net's constructor.
+        out_indices: timm's feature indices; by default the features are chosen by `backbone_strides`.
+        backbone_strides: Strides of the backbone features that enter the pyramid.
+        frozen_stages: Backbone stages without gradient: 0 = none, 1 = stem and the stage of stride 4, ...
+        norm_eval: BatchNorm keeps its running statistics in training.
+        freeze_norm: Scale and bias of the backbone's norm layers get no gradient.
+        caffe_stride: ResNet bottlenecks stride on their first 1x1 convolution.
+        output_norm: LayerNorm on every backbone feature (Swin).
+        pad_windows: Swin pads to whole windows before it shifts (detectors trained with MMDetection).
+        backbone_last_channels: Width of an extra 1x1 convolution on the last feature (MobileNetV2: 1280).
+        strides: Pixels per cell of each pyramid level.
+        fpn_channels: Width of the pyramid.
+        fpn_extra: Where the first extra level comes from, see :class:`FPN`.
+        fpn_extra_relu: ReLU in front of the second extra level.
+        loss_weights: Weight of each loss by its key.
+        category_ids: Raw category id of each class in the data set the model was trained on.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    backbone: str = "resnet50"
+    backbone_arguments: dict[str, Any] | None = None
+    out_indices: list[int] | tuple[int, ...] | None = None
+    backbone_strides: list[int] | tuple[int, ...] = (8, 16, 32)
+    frozen_stages: int = 1
+    norm_eval: bool = True
+    freeze_norm: bool = False
+    caffe_stride: bool = False
+    output_norm: bool = False
+    pad_windows: bool = False
+    backbone_last_channels: int | None = None
+    strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
+    fpn_channels: int = 256
+    fpn_extra: FPNExtra = "on_output"
+    fpn_extra_relu: bool = False
+    loss_weights: dict[str, float] | None = None
+    category_ids: list[int] | None = None
+
+    default_loss_weights: ClassVar[dict[str, float]] = {}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.loss_weights = {**self.default_loss_weights, **(self.loss_weights or {})}
+        unknown = set(self.loss_weights) - set(self.default_loss_weights)
+        if unknown:
+            raise ValueError(
+                f"loss_weights has {sorted(unknown)}; this detector has {list(self.default_loss_weights)}."
+            )
+        strides = list(self.strides)
+        if list(self.backbone_strides) != strides[: len(self.backbone_strides)]:
+            raise ValueError(
+                f"backbone_strides={tuple(self.backbone_strides)} must be the first of strides={tuple(strides)}."
+            )
+        if any(finer * 2 != coarser for finer, coarser in itertools.pairwise(strides)):
+            raise ValueError(f"strides={tuple(strides)} must double from level to level.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `PreTrainedConfig`; where code is saved beside the weights, the image processor's is named too."""
+        fields = super().to_dict()
+        if "auto_map" in fields:
+            fields["auto_map"]["AutoImageProcessor"] = "image_processing.DetectionImageProcessor"
+        return fields
+
+
+class PyramidDetector(PreTrainedModel):
+    """Backbone and feature pyramid. Children add their heads, then call `finish`, and define `forward`."""
+
+    config: PyramidDetectorConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: PyramidDetectorConfig):
+        super().__init__(config)
+        self.backbone = Backbone(
+            config.backbone,
+            config.backbone_strides,
+            config.backbone_arguments,
+            config.out_indices,
+            config.frozen_stages,
+            config.norm_eval,
+            config.freeze_norm,
+            config.caffe_stride,
+            config.output_norm,
+            config.pad_windows,
+            config.backbone_last_channels,
+        )
+        self.neck = FPN(
+            self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
+        )
+
+    def finish(self) -> None:
+        """Initialise what is not a timm net; called by children when all their modules are there."""
+        for module in self.backbone.modules():
+            # timm has initialised its net already; without this mark `post_init` would do it again, and worse.
+            vars(module)["_is_hf_initialized"] = next(module.parameters(), torch.empty(0)).device.type != "meta"
+        self.post_init()
+
+    def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to one (B, C, H / stride, W / stride) map per level."""
+        return self.neck(self.backbone(pixel_values))
+
+    @torch.no_grad()
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, Conv):
+            module.reset_parameters()
+        elif hasattr(module, "init_non_persistent_buffers"):  # timm's protocol for nets built on the meta device
+            module.init_non_persistent_buffers()
+        else:
+            super()._init_weights(module)
