@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .coco_json import is_integer
 from .data_report import DataError, Finding, Place
 
 
@@ -89,7 +90,7 @@ class CategoryMap:
             DataError: categories without an integer id or a name, or ids or names that occur twice.
         """
         _check_listed(categories)
-        parents = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
+        parents = [c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]]
         kept = [c for c in categories if c["id"] in used or c["name"] not in parents]
         ordered = sorted(kept or categories, key=lambda c: int(c["id"]))
         return cls(tuple(int(c["id"]) for c in ordered), tuple(c["name"] for c in ordered))
@@ -98,7 +99,7 @@ class CategoryMap:
 def _check_listed(categories: Sequence[Mapping[str, Any]]) -> None:
     faults = []
     for number, category in enumerate(categories):
-        if type(category.get("id")) is not int or not isinstance(category.get("name"), str):
+        if not is_integer(category.get("id")) or not isinstance(category.get("name"), str):
             faults.append(Place(f"categories[{number}]", detail=str(dict(category))))
     if faults:
         message = "a category needs an integer 'id' and a string 'name'"

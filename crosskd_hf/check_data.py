@@ -172,7 +172,8 @@ def _check_categories(table: CocoTable, categories: CategoryMap | None) -> tuple
 
 def _category_notes(table: CocoTable, categories: CategoryMap, used: set[int]) -> list[Finding]:
     unused = [Place(n) for raw, n in zip(categories.raw_ids, categories.names, strict=True) if raw not in used]
-    parents = [Place(c["name"]) for c in table.categories if c["id"] not in {*categories.raw_ids, *used}]
+    kept = {*categories.raw_ids, *used}
+    parents = [Place(c["name"]) for c in table.categories if c["id"] not in kept]
     gaps = [Place("categories", detail=f"ids {list(categories.raw_ids[:20])}")]
     mapped = categories.raw_ids != tuple(range(1, len(categories) + 1))
     return [

@@ -147,11 +147,11 @@ def _integers(entries: Sequence[Mapping[str, Any]], key: str, part: str, default
     values = [entry.get(key, default) for entry in entries]
     if default is not None:
         values = [default if value is None else value for value in values]
-    _check_each(values, _is_integer, f"{key!r} is not an integer", part)
+    _check_each(values, is_integer, f"{key!r} is not an integer", part)
     return np.array(values, dtype=np.int64)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """True for integers of 64 bits, also those written as 3.0; a bool is none."""
     if type(value) is int:
         return -(2**63) <= value < 2**63

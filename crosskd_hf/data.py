@@ -60,7 +60,10 @@ class DetectionData:
 
 
 def load_coco(
-    annotations: str | os.PathLike[str], images: str | os.PathLike[str], categories: CategoryMap | None = None
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    categories: CategoryMap | None = None,
+    decode: bool = False,
 ) -> DetectionData:
     """Read a COCO-format json and its image folder; images without objects are kept.
 
@@ -68,11 +71,13 @@ def load_coco(
         annotations: path of the json.
         images: folder that the json's file names are relative to.
         categories: the map of the training split, to read another split with; None: made from this json.
+        decode: decode every image now (some ms each) to be sure that none is broken; otherwise headers, ends of JPEGs
+            and checksums of PNGs are looked at (`probe_image`, some tenths of a ms each).
 
     Raises:
         DataError: everything that would make training stop or go wrong, all of it at once (see `check_data`).
     """
-    inspection = inspect_coco(annotations, images, categories)
+    inspection = inspect_coco(annotations, images, categories, decode)
     inspection.demand_ok()
     folder = Path(images).absolute()
     paths = [str(folder / name) for name in inspection.table.file_names]

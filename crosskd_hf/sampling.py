@@ -26,7 +26,9 @@ class AspectRatioSampler(Sampler[int]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(widths) != len(heights):
             raise ValueError(f"got {len(widths)} widths and {len(heights)} heights; give one of each per image")
-        self.portrait = torch.as_tensor(list(heights)) > torch.as_tensor(list(widths))
+        self.portrait = torch.tensor(list(heights[:])) > torch.tensor(
+            list(widths[:])
+        )  # [:] reads a data set's column at once
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0

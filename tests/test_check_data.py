@@ -76,11 +76,14 @@ class TestImages:
             load_coco(*folder.paths())
 
     def test_damage_inside_a_file_is_found_by_decoding(self, folder):
-        noise().save(folder.path / "whole.png")
-        content = bytearray((folder.path / "whole.png").read_bytes())
-        content[len(content) // 2] ^= 255
-        folder.add("damaged.png", content=bytes(content))
-        assert folder.findings()["broken-image"].places[0].file == "damaged.png"
+        noise().save(folder.path / "whole.jpg")
+        content = bytearray((folder.path / "whole.jpg").read_bytes())
+        start = content.index(b"\xff\xdb")  # the first quantisation table
+        content[start + 2] = 255
+        folder.add("damaged.jpg", content=bytes(content))
+        assert folder.findings()["broken-image"].places[0].file == "damaged.jpg"
+        with pytest.raises(DataError, match=r"damaged\.jpg"):
+            load_coco(*folder.paths(), decode=True)
 
     def test_wrong_extension(self, folder):
         folder.add("really_png.jpg", noise(), format="PNG")
@@ -236,6 +239,46 @@ class TestReport:
         report = check_data(tmp_path / "none.json", tmp_path)
         assert not report.ok
         assert "none.json" in str(report)
+
+    def test_whatever_is_odd_is_read_or_refused_before_training(self, folder):
+        odd = [
+            None,
+            0,
+            -1,
+            1e308,
+            float("nan"),
+            "",
+            "1",
+            True,
+            [],
+            {},
+            2**63,
+            1.5,
+            [1, 2, 3, 4],
+            [None] * 4,
+            [1e16, 1, 1, 1],
+        ]
+        for number in range(3):
+            folder.add(f"{number}.jpg", noise())
+        paths = folder.paths()
+        original = paths[0].read_text()
+        rng = np.random.default_rng(0)
+        loaded = 0
+        for _ in range(60):
+            content = json.loads(original)
+            part = ("images", "annotations", "categories")[rng.integers(3)]
+            entry = content[part][rng.integers(len(content[part]))]
+            entry[list(entry)[rng.integers(len(entry))]] = odd[rng.integers(len(odd))]
+            paths[0].write_text(json.dumps(content))
+            report = check_data(*paths)
+            assert str(report)
+            if report.ok:
+                load_coco(*paths)
+                loaded += 1
+            else:
+                with pytest.raises(DataError):
+                    load_coco(*paths)
+        assert 5 < loaded < 55
 
     def test_many_annotations_take_little_time(self, folder):
         rng = np.random.default_rng(0)

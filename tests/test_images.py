@@ -120,7 +120,7 @@ class TestProbeImage:
         assert (header.format, header.mode, header.size, header.animated) == ("JPEG", "CMYK", SIZE, False)
 
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif", "a.tif"])
-    def test_finds_truncation_without_decoding_whole_jpegs_and_pngs(self, tmp_path, name, monkeypatch):
+    def test_finds_truncation(self, tmp_path, name):
         noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         path = saved(tmp_path, PIL.Image.fromarray(noise), name)
         whole = path.read_bytes()
@@ -141,6 +141,37 @@ class TestProbeImage:
         assert not loads
         probe_image(path, decode=True)
         assert loads
+
+    @pytest.mark.parametrize("decode", [False, True])
+    def test_finds_damage_inside_of_pngs(self, tmp_path, decode):
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        path = saved(tmp_path, PIL.Image.fromarray(noise), "a.png")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=r"a\.png can't be decoded"):
+            probe_image(path, decode)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
+    def test_whatever_is_broken_gives_an_os_error(self, format, monkeypatch):
+        monkeypatch.setattr(images, "MAX_PIXELS", 10**6)
+        rng = np.random.default_rng(0)
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(buffer, format)
+        readable = 0
+        for _ in range(60):
+            content = bytearray(buffer.getvalue())
+            for place in rng.integers(0, min(len(content), 300), 4):
+                content[place] = rng.integers(256)
+            source = {"path": None, "bytes": bytes(content)}
+            try:
+                probe_image(source, decode=True)
+            except (OSError, PIL.Image.DecompressionBombError):
+                continue
+            readable += 1
+            assert open_image(source).mode == "RGB"
+        assert readable < 60
 
     def test_takes_images_in_memory(self):
         buffer = io.BytesIO()
