@@ -181,7 +181,7 @@ class Case:
             max_detections=nms["detections_per_image"],
         )
         results = processor.post_process_object_detection(
-            self.student(self.pixels, mask), nms["score_threshold"], torch.tensor(self.shapes)
+            self.student(self.pixels, mask), target_sizes=torch.tensor(self.shapes)
         )
         gaps = [_match(result, listed) for result, listed in zip(results, expected, strict=True)]
         return max(gap[0] for gap in gaps), max(gap[1] for gap in gaps)

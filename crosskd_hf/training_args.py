@@ -59,7 +59,8 @@ class CrossKDConfig(TrainingArguments):
             averaged student is what is evaluated, compared and saved, and what the trainer holds after `train()`.
         check_first_step: Assert at the first update of every run that the distillation is finite, reaches the student's
             trunk and not its layers behind the cut, and leaves the teacher unchanged. Costs one backward pass.
-        eval_threshold: Detections with a lower score are not evaluated, in [0, 1].
+        eval_threshold: Detections with a lower score are not evaluated, in [0, 1]; AP is defined with 0. Beside it the image processor's own
+            `score_threshold` holds, 0.05 by default; leave this at 0 for a comparable AP.
         group_by_aspect_ratio: Whether a batch is all landscape or all portrait.
         dataset_name: Name of the evaluation data on the model card.
         license: Licence on the model card, in the Hub's spelling.
@@ -90,7 +91,7 @@ class CrossKDConfig(TrainingArguments):
     nonfinite: str = _option("stop", "'stop' or 'skip' on a NaN or infinite loss part or gradient.")
     ema_decay: float | None = _option(None, "Decay of the weight average that becomes the student, such as 0.9998.")
     check_first_step: bool = _option(True, "Assert at the first update that distillation works.")
-    eval_threshold: float = _option(0.05, "Lowest score that is evaluated.")
+    eval_threshold: float = _option(0.0, "Lowest score that is evaluated.")
     group_by_aspect_ratio: bool = _option(False, "Batches of landscape or of portrait images, which need less padding.")
     dataset_name: str | None = _option(None, "Name of the evaluation data on the model card.")
     license: str | None = _option(None, "Licence on the model card, in the Hub's spelling, such as apache-2.0.")

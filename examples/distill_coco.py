@@ -33,8 +33,8 @@ STEPS = ("teacher", "alone", "distilled")
 # Defaults of a run on made data, where there is neither a COCO folder nor a pretrained backbone.
 MADE_DATA = {
     "output_dir": "outputs/demo",
-    "student_backbone": "test_resnet",
-    "teacher_backbone": "resnet10t",
+    "student_backbone": "test_efficientnet_gn",
+    "teacher_backbone": "test_resnet",
     "width": 64,
     "shortest_edge": 128,
     "longest_edge": 128,

@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
+    AutoVideoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -28,6 +29,8 @@ for _config, _model in DETECTORS.items():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForObjectDetection.register(_config, _model)
     AutoImageProcessor.register(_config, image_processor_classes={"torchvision": DetectionImageProcessor})
+    # A pipeline looks for a video processor too, and would ask to run code that it guesses to lie beside the weights.
+    AutoVideoProcessor.register(_config, DetectionImageProcessor)
     # The code travels with the weights, so that trust_remote_code=True works where this package is not installed.
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModelForObjectDetection")

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
 from .assigners import Assignment, Priors, Targets
@@ -316,6 +317,11 @@ class DenseDetector(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     head_class: ClassVar[type[DenseHead]] = DenseHead
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The pipeline's list of known detectors; here, so that it also holds for code loaded from beside the weights.
+        MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
 
     def __init__(self, config: DenseDetectorConfig):
         super().__init__(config)
