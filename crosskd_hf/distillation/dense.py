@@ -1,11 +1,13 @@
 """Distillation between dense detectors: any teacher head for any student head on the same strides."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from crosskd_hf.models.assigners import Priors
 from crosskd_hf.models.dense import DenseDetector, DenseDetectorOutput, Predictions, image_sizes
 from crosskd_hf.models.losses import LossPart
 
@@ -13,6 +15,7 @@ from .base import Distiller
 from .classes import match_classes
 from .config import DistillationConfig
 from .cross_head import CrossHead
+from .mapper import DEFAULT_OPTIONS, CrossHeadMapper, MapperOptions, same_coding
 from .mimic import WEIGHTS, Rows, mimic
 from .pixels import PixelAdapter
 from .pkd import PearsonKD
@@ -40,6 +43,7 @@ class DenseDistiller(Distiller):
         student, teacher: Models with the same strides. Widths may differ: adapters are made where they do.
         config: Methods and their settings.
         pixels: Turns the student's pixel values into the teacher's; `None` if both are normalised alike.
+        mapping: How plain KD compares heads of different kinds; without effect on other methods and pairs.
 
     Raises:
         ValueError: Strides differ, the cut is out of range, no class is shared, or the heads cannot mimic each other.
@@ -51,6 +55,7 @@ class DenseDistiller(Distiller):
         teacher: DenseDetector,
         config: DistillationConfig,
         pixels: PixelAdapter | None = None,
+        mapping: MapperOptions = DEFAULT_OPTIONS,
     ):
         super().__init__(teacher)
         self.config, self.pixels = config, pixels
@@ -72,8 +77,7 @@ class DenseDistiller(Distiller):
         self.plain = "kd" in methods
         self.cross_head = self._cross_head(student, teacher) if "crosskd" in methods else None
         self.pearson = self._pearson(student, teacher) if "pkd" in methods else None
-        if self.plain:
-            _check_same_rows(student, teacher)
+        self.mapper = self._mapper(student, teacher, mapping) if self.plain else None
         self.student_request = {"cut": self.cut if self.cross_head else 0, "output_features": "pkd" in methods}
 
     def _cross_head(self, student: DenseDetector, teacher: DenseDetector) -> CrossHead:
@@ -81,6 +85,17 @@ class DenseDistiller(Distiller):
         teacher.head.check_cut(self.teacher_cut)
         widths = student.head.tap_width(self.cut), teacher.head.tap_width(self.teacher_cut)
         return CrossHead(*widths, self.teacher_cut, self.config.statistics)
+
+    def _mapper(self, student: DenseDetector, teacher: DenseDetector, options: MapperOptions) -> CrossHeadMapper | None:
+        if same_coding(student.head, teacher.head):
+            return None
+        if self.cross_head is not None:
+            raise ValueError(
+                "methods=('crosskd', 'kd') between different heads would add losses with different normalizers under "
+                "one name. Choose one of the two; 'crosskd' works better across heads."
+            )
+        self.weights |= self.config.weights(WEIGHTS["distribution" if options.as_distribution else "delta"])
+        return CrossHeadMapper(student.head, teacher.head, options)
 
     def _pearson(self, student: DenseDetector, teacher: DenseDetector) -> PearsonKD:
         widths = student.config.fpn_channels, teacher.config.fpn_channels
@@ -99,7 +114,11 @@ class DenseDistiller(Distiller):
                 cross = self.cross_head(outputs.taps, target.taps, head)
                 parts = mimic(head, self._select(cross, self.classes.teacher), *settings)
             if self.plain:
-                own = mimic(head, self._select(outputs.predictions, self.classes.student), *settings)
+                predictions = self._select(outputs.predictions, self.classes.student)
+                if self.mapper is None:
+                    own = mimic(head, predictions, *settings)
+                else:
+                    own = self._mapped(self.mapper, outputs, predictions, goal, rows.priors)
                 parts = {key: _add(part, parts.get(key)) for key, part in own.items()}
         if self.pearson is not None:
             parts["loss_feat_kd"] = self.pearson(outputs.features, target.features)
@@ -128,6 +147,22 @@ class DenseDistiller(Distiller):
             normalizer = (scores * assignment.weight).sum()
         return Rows(priors, assignment, normalizer, self.config.normalizer_floor)
 
+    def _mapped(
+        self,
+        mapper: CrossHeadMapper,
+        outputs: DenseDetectorOutput,
+        predictions: Predictions,
+        goal: Predictions,
+        teacher_priors: Priors,
+    ) -> dict[str, LossPart]:
+        """Plain KD between different heads, over the student's rows."""
+        goals = mapper.goals(goal, teacher_priors, outputs.priors, outputs.assignment)
+        normalizer = self._student_head[0].normalizer(outputs.priors, outputs.assignment)
+        if self.config.normalizer == "score_sum":
+            normalizer = goals.confidence.sum()
+        floor = self.config.normalizer_floor
+        return mapper.mimic(predictions, goals, outputs.priors, normalizer, floor, self.weights, self.beta)
+
     def _select(self, predictions: Predictions, classes: list[int]) -> Predictions:
         if classes == list(range(predictions.logits.shape[-1])):
             return predictions
@@ -142,6 +177,7 @@ class DenseDistiller(Distiller):
             "loss_weights": self.weights,
             "beta": self.beta,
             "temperature": self.temperature,
+            "mapping": None if self.mapper is None else asdict(self.mapper.options),
             "statistics": self.config.statistics,
             "normalizer": self.config.normalizer,
             "adapters": sorted({name.rsplit(".", 1)[0] for name, _ in self.named_parameters()}),
@@ -166,13 +202,4 @@ def _check_strides(student: DenseDetector, teacher: DenseDetector) -> None:
             f"The student's pyramid has strides {tuple(student.config.strides)}, the teacher's "
             f"{tuple(teacher.config.strides)}. Distillation needs the same levels: build the student with "
             f"strides={tuple(teacher.config.strides)}."
-        )
-
-
-def _check_same_rows(student: DenseDetector, teacher: DenseDetector) -> None:
-    kinds = [(m.head.regression_kind, m.head.regression_width, m.head.priors_per_place) for m in (student, teacher)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"Plain KD compares predictions row by row, but the student predicts {kinds[0][2]} x {kinds[0][0]} boxes "
-            f"per place and the teacher {kinds[1][2]} x {kinds[1][0]}. Use methods=('crosskd',), which works across heads."
         )

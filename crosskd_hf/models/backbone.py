@@ -74,6 +74,7 @@ class Backbone(nn.Module):
             self.last = nn.Sequential(conv, nn.BatchNorm2d(last_channels), nn.ReLU6())
             self.channels[-1] = last_channels
         self._freeze(frozen_stages, freeze_norm)
+        self.train(self.training)  # norm_eval holds from the start, not only from the first call of `train`
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to one (B, C_l, H / stride_l, W / stride_l) map per stride, always channels first."""
