@@ -20,7 +20,8 @@ class DistillationConfig:
         cut: Tower convolution in front of which the student's head is cut, 0 to n; n + 1 is the same as "kd".
             Published: 3, for FCOS 2.
         teacher_cut: The teacher's, if its towers differ. Default: `cut`.
-        loss_weights: Weight of each loss by its key (`loss_cls_kd`, `loss_reg_kd`, `loss_centerness_kd`, `loss_feat_kd`).
+        loss_weights: Weight of each loss by its key (`loss_cls_kd`, `loss_reg_kd`, `loss_iou_kd`,
+            `loss_centerness_kd`, `loss_feat_kd`).
         statistics: Over what channels are standardised: each "image" by itself, which makes a loss independent of how
             a batch is split over processes and accumulation steps, or the local "batch", as the authors' code does.
         normalizer: Whose positives the dense losses are divided by; "score_sum" divides by the teacher's confidence.
@@ -28,7 +29,7 @@ class DistillationConfig:
         beta: Exponent of the quality focal loss between class scores. Published: 1 for dense heads, 0 for DETR.
         temperature: Of softmax distributions. Published: 1 for distances, 3 for the classes of Faster R-CNN.
         queries: DETR: whose decoder queries read the memories.
-        box_loss: DETR: distance of boxes.
+        box_loss: DETR: distance of boxes; "l1_pixel" is published, "l1_giou" relative L1 plus GIoU, "giou" GIoU alone.
 
     Raises:
         ValueError: An unknown name or a number out of range.
@@ -61,7 +62,7 @@ class DistillationConfig:
         unknown = [method for method in self.methods if method not in get_args(Method)]
         if unknown or not self.methods:
             raise ValueError(f"methods={self.methods}: choose from {', '.join(get_args(Method))}.")
-        keys = {"loss_cls_kd", "loss_reg_kd", "loss_centerness_kd", "loss_feat_kd"}
+        keys = {"loss_cls_kd", "loss_reg_kd", "loss_iou_kd", "loss_centerness_kd", "loss_feat_kd"}
         wrong = set(self.loss_weights or {}) - keys
         if wrong:
             raise ValueError(f"loss_weights has {sorted(wrong)}; the distillation losses are {sorted(keys)}.")

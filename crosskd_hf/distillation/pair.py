@@ -8,6 +8,8 @@ from crosskd_hf.models.faster_rcnn import FasterRCNNForObjectDetection
 from .base import Distiller
 from .config import DistillationConfig
 from .dense import DenseDistiller
+from .detr import DetrDistiller
+from .detr_families import FAMILIES
 from .faster_rcnn import FasterRCNNDistiller
 from .pixels import PixelAdapter, PixelFormat
 
@@ -36,6 +38,8 @@ def make_distiller(
         return DenseDistiller(student, teacher, config, pixels)
     if isinstance(student, FasterRCNNForObjectDetection) and isinstance(teacher, FasterRCNNForObjectDetection):
         return FasterRCNNDistiller(student, teacher, config, pixels)
+    if student.config.model_type in FAMILIES or teacher.config.model_type in FAMILIES:
+        return DetrDistiller(student, teacher, config, pixels)
     raise ValueError(
         f"No distillation is known from {type(teacher).__name__} to {type(student).__name__}. Give two dense detectors "
         f"(GFL, RetinaNet, FCOS, ATSS), two Faster R-CNNs, or two models of the DETR family."
