@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -16,7 +15,8 @@ from .distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
 from .models.dense import image_sizes
 from .models.losses import LossPart
 
-_OF_A_LAYER = re.compile(r".*_\d+")
+WHOLE = "loss_task"
+_OF_LAST_LAYER = re.compile(r"loss_[a-z]+")
 
 
 def returns_loss_parts(model: PreTrainedModel) -> bool:
@@ -52,14 +52,20 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
-    whole = {"loss_task": LossPart(loss * mean.clamp(min=1), count)}
+    whole = {WHOLE: LossPart(loss * mean.clamp(min=1), count)}
     sizes = image_sizes(inputs["pixel_values"], inputs.get("pixel_mask"))
     return whole | proposal_loss_parts(model, outputs, labels, sizes)
 
 
-def own_log(outputs: ModelOutput) -> dict[str, Tensor]:
-    """Terms to log of a model that hands out no parts: its `loss_dict`, unweighted, without those of inner layers."""
-    if outputs.get("loss_parts") is not None:
+def own_log(outputs: ModelOutput, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Terms to log of a model that hands out no parts: its `loss_dict`, unweighted, without those of inner layers.
+
+    Args:
+        outputs: Of the forward pass.
+        losses: The divided parts; how `loss_task` was scaled, its terms are scaled too.
+    """
+    if WHOLE not in losses:
         return {}
-    terms = outputs.get("loss_dict") or {}
-    return {name: torch.as_tensor(value) for name, value in terms.items() if not _OF_A_LAYER.fullmatch(name)}
+    scale = losses[WHOLE].detach() / outputs["loss"].detach()
+    terms = (outputs.get("loss_dict") or {}).items()
+    return {name: value.detach() * scale for name, value in terms if _OF_LAST_LAYER.fullmatch(name)}

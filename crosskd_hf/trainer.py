@@ -239,7 +239,11 @@ class CrossKDTrainer(Trainer):
         """How many images the last micro-batches of an epoch hold together, if that is fewer than they have room for."""
         args = self.args
         fills_up = args.world_size > 1 and not args.dataloader_drop_last and not args.accelerator_config.split_batches
-        if not fills_up or args.train_sampling_strategy == "batch_rebalance" or not isinstance(self.train_dataset, Sized):
+        if (
+            not fills_up
+            or args.train_sampling_strategy == "batch_rebalance"
+            or not isinstance(self.train_dataset, Sized)
+        ):
             return 0
         return len(self.train_dataset) % (self._train_batch_size * args.world_size)
 
@@ -280,7 +284,7 @@ class CrossKDTrainer(Trainer):
         sums = add_up([parts]) if self._update_sums is None else self._update_sums
         losses = divide(parts, sums.normalizers, self._averaged)
         self._guard.watch(losses, inputs, sums.bad)
-        self._note(losses | supervision.own_log(outputs))
+        self._note(losses | supervision.own_log(outputs, losses))
         if self._first_update and kd and self._own_images:
             self._check_distillation(torch.stack([losses[name] for name in kd]).sum())
         loss = torch.stack(list(losses.values())).sum()

@@ -45,10 +45,19 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
     return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
 
 
+def scores(result: dict[str, Any]) -> dict[str, float]:
+    """The n-th highest score of every image; an untrained detector's AP says little."""
+    rows = {image: sorted(row[4] for row in rows) for image, rows in result["detections"].items()}
+    assert len(rows) == 5
+    assert all(len(row) > 10 for row in rows.values())
+    return {f"{image} {number}": score for image, row in rows.items() for number, score in enumerate(row)}
+
+
 def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert len(ours["losses"]) == len(theirs["losses"]) > 0
     for left, right in zip(ours["losses"], theirs["losses"], strict=True):
         assert left == pytest.approx(right, rel=1e-4, abs=1e-6)
+    assert scores(ours) == pytest.approx(scores(theirs), abs=1e-5)
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-4, nan_ok=True)
 
 
@@ -57,43 +66,76 @@ def case(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {"folder": str(folder), "changes": changes, "weights": str(folder / name)}
 
 
-def test_processes_and_accumulation_make_no_difference(tmp_path: Path) -> None:
-    """With images without objects, a process whose last batch is smaller, and one whose last batch has no own image."""
-    uneven, lonely = tmp_path / "uneven", tmp_path / "lonely"
-    make_data(uneven, num_train=7)
-    make_data(lonely, num_train=5)
-    two = [
-        case(folder, "two", per_device_train_batch_size=2) | {"evaluate_first": True} for folder in (uneven, lonely)
-    ]
-    results = launch(ACCELERATE, tmp_path, two)
-    for folder, spread, result in zip((uneven, lonely), two, results, strict=True):
-        assert result["processes"] == 2
-        assert result["wrapped"] == "DistributedDataParallel"
-        assert largest_difference(weights(spread, 0), weights(spread, 1)) == 0
-        whole = case(folder, "one")
-        accumulated = case(folder, "accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=2)
-        expected = perform(whole)
-        assert_same(result, expected)
-        assert_same(perform(accumulated), expected)
-        assert largest_difference(weights(spread), weights(whole)) < 1e-5
-        assert largest_difference(weights(accumulated), weights(whole)) < 1e-5
+FAMILIES = ("gfl", "retinanet", "fcos", "atss", "deformable_detr")
+RESUMED: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 6,
+    "save_strategy": "steps",
+    "save_steps": 5,
+    "train_sampling_strategy": "random",
+    "ema_decay": 0.9,
+    "augment": True,
+}
 
 
-def test_resume_in_two_processes(tmp_path: Path) -> None:
-    """From a checkpoint inside of the second epoch, with adapters, averaged weights, shuffling and augmentation."""
-    make_data(tmp_path, num_train=10)
-    changes: dict[str, Any] = {
-        "per_device_train_batch_size": 2,
-        "max_steps": 6,
-        "save_strategy": "steps",
-        "save_steps": 5,
-        "train_sampling_strategy": "random",
-        "ema_decay": 0.9,
-    }
-    whole = case(tmp_path, "whole", **changes) | {"augment": True}
-    resumed = case(tmp_path, "resumed", **changes) | {"augment": True, "resume": str(tmp_path / "whole-run/checkpoint-5")}
-    expected, result = launch(TORCHRUN, tmp_path, [whole, resumed])
-    assert result["losses"] == expected["losses"]
-    assert result["metrics"] == pytest.approx(expected["metrics"], nan_ok=True)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def launched(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every case here, performed in one launch: starting processes costs more than what they do."""
+    make_data(folder / "uneven", num_train=7)
+    make_data(folder / "lonely", num_train=5)
+    small = {"per_device_train_batch_size": 2}
+    cases = {family: case(folder / "uneven", family, family=family, **small) for family in FAMILIES}
+    cases["lonely"] = case(folder / "lonely", "lonely", **small) | {"evaluate_first": True}
+    cases["whole"] = case(folder / "uneven", "whole", **RESUMED)
+    cases["resumed"] = case(folder / "uneven", "resumed", **RESUMED)
+    cases["resumed"]["resume"] = str(folder / "uneven/whole-run/checkpoint-5")
+    results = launch(ACCELERATE, folder, list(cases.values()))
+    return {name: cases[name] | result for name, result in zip(cases, results, strict=True)}
+
+
+def assert_like_one_process(spread: dict[str, Any], name: str, family: str) -> None:
+    """Two processes of two images and two micro-batches of two do what one process of four does."""
+    folder = Path(spread["folder"])
+    assert spread["processes"] == 2
+    assert spread["wrapped"] == "DistributedDataParallel"
+    assert largest_difference(weights(spread, 0), weights(spread, 1)) == 0
+    whole = case(folder, f"{name}-one", family=family)
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    accumulated = case(folder, f"{name}-accumulated", family=family, **small)
+    expected = perform(whole)
+    assert_same(spread, expected)
+    assert_same(perform(accumulated), expected)
+    assert largest_difference(weights(spread), weights(whole)) < 1e-5
+    assert largest_difference(weights(accumulated), weights(whole)) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_processes_and_accumulation_make_no_difference(launched: dict[str, dict[str, Any]], family: str) -> None:
+    """The second process has no object in its first batch and only one image in the last one of an epoch."""
+    assert_like_one_process(launched[family], family, family)
+
+
+def test_a_process_without_an_image_of_its_own(launched: dict[str, dict[str, Any]]) -> None:
+    """It has nothing but repeated images in the last batch of an epoch; and evaluating first doesn't disturb training."""
+    assert_like_one_process(launched["lonely"], "lonely", "gfl")
+
+
+def test_resume_in_two_processes(launched: dict[str, dict[str, Any]]) -> None:
+    """Inside of the second epoch, with adapters, averaged weights, shuffling and augmentation."""
+    whole, resumed = launched["whole"], launched["resumed"]
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["metrics"] == pytest.approx(whole["metrics"], nan_ok=True)
     for rank in (0, 1):
         assert largest_difference(weights(resumed, rank), weights(whole, rank)) == 0
+
+
+@pytest.mark.slow
+def test_torchrun(launched: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    again = case(Path(launched["gfl"]["folder"]), "torchrun", per_device_train_batch_size=2)
+    (result,) = launch(TORCHRUN, tmp_path, [again])
+    assert result["losses"] == launched["gfl"]["losses"]

@@ -1,6 +1,6 @@
 """A training run on a tiny detector and made images. Imported by tests, and run by them in processes of its own:
 
-    python -m tests.tiny_run cases.json
+python -m tests.tiny_run cases.json
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from safetensors.torch import save_model
+from transformers import (
+    BaseImageProcessor,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DeformableDetrImageProcessor,
+    PreTrainedModel,
+    TimmBackboneConfig,
+)
 
 from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.models import DETECTORS, DetectionImageProcessor, GFLConfig
@@ -59,8 +66,8 @@ def make_detector(seed: int, width: int = 8, kind: type = GFLConfig, **settings:
 
 
 def processor() -> DetectionImageProcessor:
-    """Every image becomes SIZE x SIZE."""
-    return DetectionImageProcessor(size={"height": SIZE, "width": SIZE})
+    """Every image becomes SIZE x SIZE, and untrained detectors find something."""
+    return DetectionImageProcessor(size={"height": SIZE, "width": SIZE}, score_threshold=0.0, nms_threshold=1.0)
 
 
 def settings(folder: Path, **changes: Any) -> CrossKDConfig:
@@ -84,23 +91,56 @@ def settings(folder: Path, **changes: Any) -> CrossKDConfig:
     return CrossKDConfig(**(options | changes))
 
 
+def make_deformable_detr(seed: int, **settings: Any) -> PreTrainedModel:
+    """A Deformable DETR of transformers, as small as it gets, for the same classes."""
+    torch.manual_seed(seed)
+    names = make_detector(seed).config.id2label
+    backbone = TimmBackboneConfig(backbone="test_resnet", out_indices=(2, 3, 4), freeze_batch_norm_2d=True)
+    sizes = {f"{part}_{size}": number for part in ("encoder", "decoder") for size, number in
+             (("layers", 2), ("attention_heads", 2), ("ffn_dim", 16))}  # fmt: skip
+    config = DeformableDetrConfig(
+        backbone_config=backbone,
+        d_model=32,
+        num_queries=10,
+        num_feature_levels=3,
+        auxiliary_loss=True,
+        dropout=0.0,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        category_ids=[1, 3, 4, 7],
+        **sizes,
+        **settings,
+    )
+    return DeformableDetrForObjectDetection(config)
+
+
+def make_pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel | None, BaseImageProcessor]:
+    """Student, wider teacher and image processor. Deformable DETR trains alone."""
+    if family == "deformable_detr":
+        return make_deformable_detr(2), None, DeformableDetrImageProcessor(size={"height": SIZE, "width": SIZE})
+    (kind,) = (kind for kind in DETECTORS if kind.model_type == f"crosskd_{family}")
+    return make_detector(2, kind=kind), make_detector(1, 12, kind), processor()
+
+
 def make_trainer(
-    folder: Path, teacher: bool | PreTrainedModel = True, augment: bool = False, **changes: Any
+    folder: Path,
+    teacher: bool | PreTrainedModel | str = True,
+    augment: bool = False,
+    family: str = "gfl",
+    **changes: Any,
 ) -> CrossKDTrainer:
     """A trainer of a tiny student, with a wider teacher unless `teacher` is False. Makes the data if there are none."""
     if not (folder / "annotations").is_dir():
         make_data(folder)
     train, val = load_data(folder)
-    if teacher is True:
-        teacher = make_detector(1, width=12)
-    args = settings(folder, **changes)
+    student, its_teacher, images = make_pair(family)
     return CrossKDTrainer(
-        make_detector(2),
-        args,
+        student,
+        settings(folder, **changes),
         train.dataset,
         val.dataset,
-        processor(),
-        teacher_model=teacher or None,
+        images,
+        teacher_model=its_teacher if teacher is True else teacher or None,
         train_transform=TrainTransform() if augment else None,
     )
 
@@ -115,18 +155,20 @@ def perform(case: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate once. Returns losses, metrics and the like; writes this process's weights to `case["weights"]`.
 
     Args:
-        case: `folder`, `changes` to :func:`settings`, and maybe `augment`, `evaluate_first`, `resume` (True or a folder), `weights`.
+        case: `folder`, `changes` to :func:`make_trainer`, and maybe `evaluate_first`, `resume` (True or a folder), `weights`.
     """
-    trainer = make_trainer(Path(case["folder"]), augment=case.get("augment", False), **case["changes"])
+    trainer = make_trainer(Path(case["folder"]), **case["changes"])
     if case.get("evaluate_first"):
         trainer.evaluate()
     trainer.train(resume_from_checkpoint=case.get("resume"))
-    metrics = trainer.evaluate() if case.get("evaluate", True) else {}
+    metrics = trainer.evaluate()
+    detections = trainer.predict(trainer.eval_dataset).predictions
     if "weights" in case:
-        save_file(trainer.model.state_dict(), f"{case['weights']}.{trainer.args.process_index}.safetensors")
+        save_model(trainer.model, f"{case['weights']}.{trainer.args.process_index}.safetensors")
     return {
         "losses": losses(trainer),
         "metrics": {name: value for name, value in metrics.items() if "map" in name},
+        "detections": {str(image): rows.tolist() for image, rows in detections.items()},
         "wrapped": type(trainer.model_wrapped).__name__,
         "processes": trainer.args.world_size,
     }
