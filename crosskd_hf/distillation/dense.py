@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from crosskd_hf.models.assigners import Priors
-from crosskd_hf.models.dense import DenseDetector, DenseDetectorOutput, Predictions, image_sizes
+from crosskd_hf.models.assigners import Assignment, Priors, Targets
+from crosskd_hf.models.dense import DenseDetector, DenseDetectorOutput, Predictions, Taps, image_sizes
 from crosskd_hf.models.losses import LossPart
 
 from .base import Distiller
@@ -34,6 +34,21 @@ PUBLISHED = {
     "crosskd_fcos": Published(2, 2.0),
     "crosskd_atss": Published(3, 1.0),
 }
+
+
+class Pass(NamedTuple):
+    """What the losses need of one model's pass over a batch; the teacher's has no targets of its own."""
+
+    predictions: Predictions
+    taps: Taps
+    priors: Priors
+
+    @classmethod
+    def of(cls, outputs: DenseDetectorOutput) -> "Pass":
+        """Raises ValueError if the outputs were made without `cut`."""
+        if outputs.predictions is None or outputs.taps is None or outputs.priors is None:
+            raise ValueError("The outputs hold no taps: call the student with distiller.student_request.")
+        return cls(outputs.predictions, outputs.taps, outputs.priors)
 
 
 class DenseDistiller(Distiller):
@@ -104,24 +119,40 @@ class DenseDistiller(Distiller):
     def forward(self, outputs: DenseDetectorOutput, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
         """See :meth:`Distiller.forward`; `outputs` must come with `student_request`."""
         target = self._teacher_pass(inputs)
-        head = self.teacher.head
         parts: dict[str, LossPart] = {}
         if self.cross_head is not None or self.plain:
-            rows = self._rows(outputs, target, inputs)
-            goal = self._select(target.predictions, self.classes.teacher)
-            settings = (goal, rows, self.weights, self.beta, self.temperature)
-            if self.cross_head is not None:
-                cross = self.cross_head(outputs.taps, target.taps, head)
-                parts = mimic(head, self._select(cross, self.classes.teacher), *settings)
-            if self.plain:
-                predictions = self._select(outputs.predictions, self.classes.student)
-                if self.mapper is None:
-                    own = mimic(head, predictions, *settings)
-                else:
-                    own = self._mapped(self.mapper, outputs, predictions, goal, rows.priors)
-                parts = {key: _add(part, parts.get(key)) for key, part in own.items()}
+            parts = self._prediction_parts(outputs, Pass.of(target), inputs)
         if self.pearson is not None:
+            if outputs.features is None or target.features is None:
+                raise ValueError("The outputs hold no features: call the student with distiller.student_request.")
             parts["loss_feat_kd"] = self.pearson(outputs.features, target.features)
+        return parts
+
+    def _prediction_parts(
+        self, outputs: DenseDetectorOutput, target: Pass, inputs: Mapping[str, Any]
+    ) -> dict[str, LossPart]:
+        student, head = Pass.of(outputs), self.teacher.head
+        if outputs.assignment is None or outputs.targets is None:
+            raise ValueError("The outputs hold no targets: distillation of predictions needs a batch with labels.")
+        goal = self._select(target.predictions, self.classes.teacher)
+        own = self._select(student.predictions, self.classes.student)
+        if self.mapper is not None:
+            return self._mapped(self.mapper, own, goal, (student.priors, target.priors), outputs.assignment)
+        assignment = self._teacher_assignment(outputs.assignment, outputs.targets, target.priors, inputs)
+        if self.config.normalizer == "teacher":
+            normalizer = head.normalizer(target.priors, assignment)
+        elif self.config.normalizer == "student":
+            normalizer = self._student_head[0].normalizer(student.priors, outputs.assignment)
+        else:
+            normalizer = (goal.logits.sigmoid().amax(-1) * assignment.weight).sum()
+        rows = Rows(target.priors, assignment, normalizer, self.config.normalizer_floor)
+        settings = (goal, rows, self.weights, self.beta, self.temperature)
+        parts: dict[str, LossPart] = {}
+        if self.cross_head is not None:
+            cross = self.cross_head(student.taps, target.taps, head)
+            parts = mimic(head, self._select(cross, self.classes.teacher), *settings)
+        if self.plain:
+            parts = {key: _add(part, parts.get(key)) for key, part in mimic(head, own, *settings).items()}
         return parts
 
     @torch.no_grad()
@@ -132,36 +163,30 @@ class DenseDistiller(Distiller):
         cut = self.teacher_cut if self.cross_head is not None else 0
         return self.teacher(pixel_values, pixel_mask, cut=cut, output_features=self.pearson is not None)
 
-    def _rows(self, outputs: DenseDetectorOutput, target: DenseDetectorOutput, inputs: Mapping[str, Any]) -> Rows:
-        head, priors = self.teacher.head, target.priors
-        assignment = outputs.assignment
-        if not self.same_rule:
-            valid = priors.inside(image_sizes(inputs["pixel_values"], inputs.get("pixel_mask")))
-            assignment = head.assign(priors, valid, outputs.targets)
-        if self.config.normalizer == "teacher":
-            normalizer = head.normalizer(priors, assignment)
-        elif self.config.normalizer == "student":
-            normalizer = self._student_head[0].normalizer(outputs.priors, outputs.assignment)
-        else:
-            scores = self._select(target.predictions, self.classes.teacher).logits.sigmoid().amax(-1)
-            normalizer = (scores * assignment.weight).sum()
-        return Rows(priors, assignment, normalizer, self.config.normalizer_floor)
+    def _teacher_assignment(
+        self, assignment: Assignment, targets: Targets, priors: Priors, inputs: Mapping[str, Any]
+    ) -> Assignment:
+        """What the teacher's priors would be trained on: the student's assignment, where both assign alike."""
+        if self.same_rule:
+            return assignment
+        valid = priors.inside(image_sizes(inputs["pixel_values"], inputs.get("pixel_mask")))
+        return self.teacher.head.assign(priors, valid, targets)
 
     def _mapped(
         self,
         mapper: CrossHeadMapper,
-        outputs: DenseDetectorOutput,
-        predictions: Predictions,
+        own: Predictions,
         goal: Predictions,
-        teacher_priors: Priors,
+        priors: tuple[Priors, Priors],
+        assignment: Assignment,
     ) -> dict[str, LossPart]:
-        """Plain KD between different heads, over the student's rows."""
-        goals = mapper.goals(goal, teacher_priors, outputs.priors, outputs.assignment)
-        normalizer = self._student_head[0].normalizer(outputs.priors, outputs.assignment)
+        """Plain KD between different heads, over the student's rows; `priors` of student and teacher."""
+        goals = mapper.goals(goal, priors[1], priors[0], assignment)
+        normalizer = self._student_head[0].normalizer(priors[0], assignment)
         if self.config.normalizer == "score_sum":
             normalizer = goals.confidence.sum()
         floor = self.config.normalizer_floor
-        return mapper.mimic(predictions, goals, outputs.priors, normalizer, floor, self.weights, self.beta)
+        return mapper.mimic(own, goals, priors[0], normalizer, floor, self.weights, self.beta)
 
     def _select(self, predictions: Predictions, classes: list[int]) -> Predictions:
         if classes == list(range(predictions.logits.shape[-1])):

@@ -168,7 +168,11 @@ def two_bin_kl(logits: Tensor, distances: Tensor) -> Tensor:
 
 
 def reduce_anchors(scores: Tensor, boxes: Tensor, anchors: int, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (B, P * A, K) and boxes (B, P * A, 4) of A anchors per place to (B, P, K), best score (B, P), (B, P, 4)."""
+    """From A anchors per place to one: scores (B, P * A, K) and boxes (B, P * A, 4).
+
+    Returns:
+        Scores (B, P, K), the highest score of each place (B, P), and boxes (B, P, 4).
+    """
     scores, boxes = (rows.unflatten(1, (-1, anchors)) for rows in (scores, boxes))  # (B, P, A, ...)
     confidence, best = scores.amax(-1).max(2)  # (B, P)
     box = boxes.gather(2, best[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]

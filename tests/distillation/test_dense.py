@@ -267,6 +267,16 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"strides \(16, 32, 64\), the teacher's \(8, 16, 32, 64, 128\)"):
             make_distiller(coarse, make_detector("gfl"), DistillationConfig())
 
+    def test_outputs_without_what_was_requested(self) -> None:
+        student, teacher = make_pair()
+        distiller = make_distiller(student, teacher, DistillationConfig(methods=("crosskd", "pkd")))
+        batch = make_batch()
+        with pytest.raises(ValueError, match="no taps"):
+            distiller(student(**batch, output_features=True), batch | {"labels": None})
+        unlabelled = batch | {"labels": None}
+        with pytest.raises(ValueError, match="no targets"):
+            distiller(student(**unlabelled, **distiller.student_request), unlabelled)
+
     def test_another_number_of_levels(self) -> None:
         short = make_detector("gfl", strides=(8, 16, 32, 64))
         with pytest.raises(ValueError, match="same levels"):
