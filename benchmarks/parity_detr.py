@@ -4,8 +4,7 @@ Called by `benchmarks/parity.py`. A case stores figures, not weights: `tests/gol
 and images here. About 40 seconds on one CPU core for the case in the repository.
 """
 
-import importlib.util
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 from transformers import DeformableDetrForObjectDetection, DeformableDetrImageProcessor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
+from seeded import seeded_images, seeded_state_dict, seeded_targets
 
 from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in_transformers
 from crosskd_hf.distillation.config import DistillationConfig
@@ -69,26 +71,10 @@ def run(case: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return _pairs(expected, got | trained)
 
 
-def relative_error(expected: Any, got: Any) -> float:
-    """Largest difference of a figure over its largest absolute value; infinite if words or lengths differ."""
-    if isinstance(expected, list):
-        if len(expected) != len(got):
-            return math.inf
-        if expected and isinstance(expected[0], str):
-            return 0.0 if sorted(expected) == sorted(got) else math.inf
-        expected, got = torch.tensor(expected, dtype=torch.float64), torch.tensor(got, dtype=torch.float64)
-    else:
-        expected, got = torch.tensor([float(expected)]).double(), torch.tensor([float(got)]).double()
-    if expected.numel() == 0 or torch.equal(expected, got):
-        return 0.0
-    return float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
-
-
 def build(case: Mapping[str, Any], role: str) -> Any:
     """The seeded student or teacher, converted."""
-    seeded = _seeded()
     settings = case[role] if role == "student" else case["student"] | case[role]
-    checkpoint = seeded.seeded_state_dict(case[role]["checkpoint_shapes"], case["seed"][role])
+    checkpoint = seeded_state_dict(case[role]["checkpoint_shapes"], case["seed"][role])
     config, state = convert_deformable_detr(
         checkpoint, heads=settings["heads"], num_queries=settings["num_queries"], dropout=0.0
     )
@@ -100,27 +86,17 @@ def build(case: Mapping[str, Any], role: str) -> Any:
 
 def batch(case: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Model inputs and Hugging Face labels: cxcywh relative to the unpadded image."""
-    seeded, batch, seed = _seeded(), case["batch"], case["seed"]["inputs"]
+    batch, seed = case["batch"], case["seed"]["inputs"]
     shapes = batch["image_shapes"]
-    pixels = seeded.seeded_images([len(shapes), 3, *batch["pad_shape"]], shapes, seed)
+    pixels = seeded_images([len(shapes), 3, *batch["pad_shape"]], shapes, seed)
     mask = torch.zeros(len(shapes), *batch["pad_shape"], dtype=torch.long)
     labels = []
-    targets = seeded.seeded_targets(shapes, case["num_classes"], seed, batch["boxes_per_image"])
+    targets = seeded_targets(shapes, case["num_classes"], seed, batch["boxes_per_image"])
     for image, (height, width), target in zip(mask, shapes, targets, strict=True):
         image[:height, :width] = 1
         boxes = box_convert(target["boxes"], "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
         labels.append({"class_labels": target["labels"], "boxes": boxes})
     return {"pixel_values": pixels, "pixel_mask": mask}, labels
-
-
-def _seeded() -> Any:
-    path = Path(__file__).parents[1] / "tests" / "golden" / "seeded.py"
-    spec = importlib.util.spec_from_file_location("seeded", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
