@@ -124,7 +124,7 @@ class CrossKDTrainer(Trainer):
         self._teacher_hash: str | None = None
         if teacher_model is not None:
             self._set_teacher(teacher_model, teacher_processing_class)
-        self._guard = NonFiniteGuard(Path(args.output_dir) / "nonfinite", args.process_index)
+        self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
         self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
         self._detections: CocoEvaluator | None = None
         self._train_sampler: Any = None
@@ -236,16 +236,13 @@ class CrossKDTrainer(Trainer):
         return {key: value[: max(own, 1)] for key, value in batch.items()}
 
     def _images_in_last_round(self) -> int:
-        """How many images the last micro-batches of an epoch hold together, if that is fewer than they have room for."""
-        args = self.args
-        fills_up = args.world_size > 1 and not args.dataloader_drop_last and not args.accelerator_config.split_batches
-        if (
-            not fills_up
-            or args.train_sampling_strategy == "batch_rebalance"
-            or not isinstance(self.train_dataset, Sized)
-        ):
+        """How many images an epoch's last micro-batches hold together; 0 if they are full, or not filled up."""
+        args, dataset = self.args, self.train_dataset
+        if args.world_size == 1 or args.dataloader_drop_last or args.accelerator_config.split_batches:
             return 0
-        return len(self.train_dataset) % (self._train_batch_size * args.world_size)
+        if args.train_sampling_strategy == "batch_rebalance" or not isinstance(dataset, Sized):
+            return 0
+        return len(dataset) % (self._train_batch_size * args.world_size)
 
     def _rehearse(self, batches: list[dict[str, Any]]) -> UpdateSums:
         self.model.train()
@@ -685,7 +682,7 @@ class CrossKDTrainer(Trainer):
         return evaluations[-1] if evaluations else {}
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a checkpoint's student (and, by `hub_strategy`, all of it), in the background."""
+        """Upload a checkpoint's student and, by `hub_strategy`, all of it. Waits: the folder may be rotated away."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         upload = {"repo_id": self.hub_model_id, "folder_path": checkpoint_folder, "token": self.args.hub_token}

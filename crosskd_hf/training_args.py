@@ -51,16 +51,16 @@ class CrossKDConfig(TrainingArguments):
         bias_lr_factor: Factor on the learning rate of biases (FCOS: 2). Needs a `schedule`.
         bias_weight_decay: Weight decay of biases (FCOS: 0). Needs a `schedule`.
         exact_accumulation: Make `gradient_accumulation_steps` micro-batches count exactly as one big batch. Costs one
-            pass of student and teacher without gradient per micro-batch: about a third more time. False: every
+            more forward pass of student and teacher per micro-batch, a third to two thirds of the time. False: every
             micro-batch is divided by its own normalizers. Without accumulation it changes and costs nothing.
         nonfinite: What to do when a loss part or the gradient is NaN or infinite: "stop" with a message, or "skip" the
-            update and count it (`skipped_updates` in the logs). The batch is saved in `output_dir/nonfinite`.
+            update and count it (`skipped_updates` in the logs). The batch is saved in `output_dir/_nonfinite`.
         ema_decay: Decay in (0, 1) of an exponential moving average of the student's weights, such as 0.9998. The
             averaged student is what is evaluated, compared and saved, and what the trainer holds after `train()`.
         check_first_step: Assert at the first update of every run that the distillation is finite, reaches the student's
             trunk and not its layers behind the cut, and leaves the teacher unchanged. Costs one backward pass.
-        eval_threshold: Detections with a lower score are not evaluated, in [0, 1]; AP is defined with 0. Beside it the image processor's own
-            `score_threshold` holds, 0.05 by default; leave this at 0 for a comparable AP.
+        eval_threshold: Detections with a lower score are not evaluated, in [0, 1]; AP is defined with 0. Beside it the
+            image processor's own `score_threshold` holds.
         group_by_aspect_ratio: Whether a batch is all landscape or all portrait.
         dataset_name: Name of the evaluation data on the model card.
         license: Licence on the model card, in the Hub's spelling.

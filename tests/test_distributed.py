@@ -121,7 +121,7 @@ def test_processes_and_accumulation_make_no_difference(launched: dict[str, dict[
 
 
 def test_a_process_without_an_image_of_its_own(launched: dict[str, dict[str, Any]]) -> None:
-    """It has nothing but repeated images in the last batch of an epoch; and evaluating first doesn't disturb training."""
+    """It has nothing but repeated images at the end of an epoch; and evaluating first doesn't disturb training."""
     assert_like_one_process(launched["lonely"], "lonely", "gfl")
 
 

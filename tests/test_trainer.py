@@ -6,12 +6,15 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
@@ -75,20 +78,11 @@ def test_without_a_teacher_the_student_learns_alone(folder: Path, tmp_path: Path
 def test_accumulation_is_one_big_batch(folder: Path, tmp_path: Path, precision: str) -> None:
     bf16 = precision == "bf16"
     whole = run_in(folder, tmp_path, per_device_train_batch_size=4, max_steps=2, bf16=bf16)
-    whole.train()
-    small = run_in(
-        folder, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=2, bf16=bf16
-    )
-    small.train()
-    rough = run_in(
-        folder,
-        tmp_path,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=4,
-        max_steps=2,
-        exact_accumulation=False,
-    )
-    rough.train()
+    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 2, "bf16": bf16}
+    small = run_in(folder, tmp_path, **changes)
+    rough = run_in(folder, tmp_path, exact_accumulation=False, **changes)
+    for trainer in (whole, small, rough):
+        trainer.train()
     tolerance = 0.05 if bf16 else 1e-4
     for ours, theirs in zip(losses(small), losses(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance)
@@ -193,6 +187,20 @@ def test_resume_repeats_the_run(folder: Path, tmp_path: Path, teacher: bool) -> 
         assert equal(again.distiller.state_dict(), whole.distiller.state_dict())
 
 
+def test_resume_of_a_model_of_transformers(folder: Path, tmp_path: Path) -> None:
+    """Their weights are stored under other names than the modules have."""
+    changes: dict[str, Any] = {"family": "deformable_detr", "schedule": None, "backbone_lr": 1e-5, "save_steps": 2}
+    whole = run_in(folder, tmp_path, save_strategy="steps", **changes)
+    whole.train()
+    shutil.rmtree(tmp_path / "run/checkpoint-4")
+    again = run_in(folder, tmp_path, **changes)
+    again.train(resume_from_checkpoint=True)
+    assert set(losses(whole)[0]) == {"loss", "grad_norm", "loss_task", "loss_ce", "loss_bbox", "loss_giou"}
+    assert losses(again) == losses(whole)
+    assert equal(again.model.state_dict(), whole.model.state_dict())
+    assert {group["initial_lr"] for group in whole.optimizer.param_groups} == {0.05, 1e-5}
+
+
 def test_another_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
     run_in(folder, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     other = run_in(folder, tmp_path, teacher=make_detector(5, width=12), max_steps=2)
@@ -287,7 +295,7 @@ def test_a_part_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     with pytest.raises(NonFiniteLossError, match=r"Update 5 is not finite: .*loss_cls = nan.* image ids \[41\]"):
         trainer.train()
     assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
-    (batch,) = torch.load(tmp_path / "run/nonfinite/step-5-rank-0.pt", weights_only=True)
+    (batch,) = torch.load(tmp_path / "run/_nonfinite/step-5-rank-0.pt", weights_only=True)
     assert batch["inputs"]["labels"][0]["image_id"].item() == 41
     assert batch["losses"]["loss_cls"] != batch["losses"]["loss_cls"]
 
@@ -353,6 +361,17 @@ def test_adapters_learn(folder: Path, tmp_path: Path) -> None:
     assert not any(torch.equal(before[name], tensor) for name, tensor in trainer.distiller.state_dict().items())
 
 
+def test_evaluating_first_and_training_twice_change_nothing(folder: Path, tmp_path: Path) -> None:
+    plain = run_in(folder, tmp_path, max_steps=1, bf16=True)
+    plain.train()
+    evaluated = run_in(folder, tmp_path, max_steps=1, bf16=True)
+    evaluated.evaluate()
+    evaluated.train()
+    assert losses(evaluated) == losses(plain)
+    evaluated.train()
+    assert losses(evaluated)[0]["loss"] < losses(plain)[0]["loss"]
+
+
 # ---- Teachers from a folder ----
 
 
@@ -406,6 +425,36 @@ def test_evaluation_data_of_another_kind_is_refused(folder: Path, tmp_path: Path
     trainer = run_in(folder, tmp_path, teacher=False)
     with pytest.raises(ValueError, match="columns .*image_id"):
         trainer.evaluate(Dataset.from_dict({"image": [0]}))
+
+
+# ---- Hub ----
+
+
+def test_no_pickle_is_uploaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads: list[dict[str, Any]] = []
+    url = SimpleNamespace(repo_id="org/student")
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: url)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **options: uploads.append(options | _listed(options)))
+    changes = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": True, "hub_model_id": "org/student"}
+    trainer = run_in(folder, tmp_path, max_steps=1, **changes)
+    trainer.train()
+    trainer.push_to_hub(license="mit", dataset="shapes")
+    during, final = uploads
+    student = {"config.json", "model.safetensors", "preprocessor_config.json", provenance.FILE}
+    for upload in uploads:
+        assert upload["repo_id"] == "org/student"
+        assert upload["files"] >= student
+        assert not [name for name in upload["files"] if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert "README.md" in final["files"]
+    card = (tmp_path / "run/README.md").read_text()
+    assert "license: mit" in card
+    assert 'model="org/student"' in card
+    assert during["folder_path"].endswith("checkpoint-1")
+
+
+def _listed(options: dict[str, Any]) -> dict[str, Any]:
+    names = [str(p.relative_to(options["folder_path"])) for p in Path(options["folder_path"]).rglob("*") if p.is_file()]
+    return {"files": set(filter_repo_objects(names, ignore_patterns=options["ignore_patterns"]))}
 
 
 # ---- Data order ----

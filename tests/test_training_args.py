@@ -57,7 +57,7 @@ def test_every_distillation_setting_is_an_option(tmp_path: Path) -> None:
 
 
 def test_the_command_line_knows_them(tmp_path: Path) -> None:
-    line = f"--output_dir {tmp_path} --use_cpu --schedule 1x --methods crosskd pkd --cut 3 --nonfinite skip --ema_decay .99"
+    line = f"--output_dir {tmp_path} --use_cpu --schedule 1x --methods crosskd pkd --cut 3 --ema_decay .99"
     words = [*line.split(), "--loss_weights", '{"loss_feat_kd": 2}', "--exact_accumulation", "false"]
     (args,) = HfArgumentParser(CrossKDConfig).parse_args_into_dataclasses(words)
     assert args.distillation_config().methods == ("crosskd", "pkd")

@@ -152,10 +152,11 @@ def losses(trainer: CrossKDTrainer) -> list[dict[str, float]]:
 
 
 def perform(case: dict[str, Any]) -> dict[str, Any]:
-    """Train and evaluate once. Returns losses, metrics and the like; writes this process's weights to `case["weights"]`.
+    """Train and evaluate once. Returns losses, metrics and the like; the weights go to `case["weights"]`.
 
     Args:
-        case: `folder`, `changes` to :func:`make_trainer`, and maybe `evaluate_first`, `resume` (True or a folder), `weights`.
+        case: `folder`, `changes` to :func:`make_trainer`, and maybe `evaluate_first`, `resume` (True or a folder) and
+            `weights`.
     """
     trainer = make_trainer(Path(case["folder"]), **case["changes"])
     if case.get("evaluate_first"):
