@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crosskd_hf.models.dense import DenseHead, Predictions, Taps
 
 from .config import Statistics
-from .statistics import AXES, has_deviation, standardise
+from .statistics import center, count
 
 
 def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") -> Tensor:
@@ -23,11 +23,11 @@ def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") 
         feature, reference: (B, C, H, W) taps of student and teacher; the maps may differ in size.
         statistics: "image" takes them over (H, W), "batch" over (B, H, W) as the authors' code does.
     """
-    feature, reference = feature.float(), reference.detach().float()
-    if not (has_deviation(feature, statistics) and has_deviation(reference, statistics)):
-        return feature
-    axes = AXES[statistics]
-    return standardise(feature, statistics) * reference.std(axes, keepdim=True) + reference.mean(axes, keepdim=True)
+    if min(count(feature, statistics), count(reference, statistics)) == 1:
+        return feature.float()
+    centered, _, deviation = center(feature, statistics)
+    _, target_mean, target_deviation = center(reference.detach(), statistics)
+    return centered * (target_deviation / (deviation + 1e-6)) + target_mean
 
 
 class CrossHead(nn.Module):

@@ -1,0 +1,269 @@
+"""How long does a distillation step take? Prints JSON: medians of several rounds, all measured in turn in one run.
+
+    python benchmarks/step_time.py --student gfl:resnet18 --teacher gfl:resnet50 --height 416 --width 544 --batch 2 \\
+        --boxes 10 --dtype float32 [--channels_last] [--compile] [--peer torchvision]
+
+`crosskd_seconds` is forward, losses, backward and SGD of the distilled student, `plain_seconds` the same without a
+teacher, `teacher_seconds` the teacher's forward pass, `predict_seconds` the student's prediction with post-processing.
+Costs about a minute on two cores.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from crosskd_hf.build import DetectorSpec, build_detector
+from crosskd_hf.categories import CategoryMap
+from crosskd_hf.distillation import DistillationConfig, make_distiller
+from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.models.losses import divide
+
+CLASSES = CategoryMap(tuple(range(80)), tuple(f"class {index}" for index in range(80)))
+
+
+class Bench:
+    """Models, one batch, and the things to be timed."""
+
+    def __init__(self, options: argparse.Namespace):
+        torch.manual_seed(0)
+        self.options = options
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = getattr(torch, options.dtype)
+        self.student = self._model(options.student).train()
+        self.teacher = self._model(options.teacher).eval()
+        self.distiller = make_distiller(self.student, self.teacher, DistillationConfig()).to(self.device)
+        self.optimizer = torch.optim.SGD([p for p in self.student.parameters() if p.requires_grad], 1e-4, momentum=0.9)
+        self.processor = DetectionImageProcessor()
+        pixels = torch.randn(options.batch, 3, options.height, options.width, device=self.device)
+        self.pixels = pixels.to(memory_format=torch.channels_last) if options.channels_last else pixels
+        self.labels = [self._label() for _ in range(options.batch)]
+        self.step_function = torch.compile(self._loss) if options.compile else self._loss
+
+    def _model(self, text: str) -> Any:
+        spec = DetectorSpec.parse(text, fields=(("frozen_stages", 1), ("norm_eval", True), ("backbone_arguments", {})))
+        model = build_detector(spec, CLASSES).to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.options.channels_last else model
+
+    def _label(self) -> dict[str, torch.Tensor]:
+        count = self.options.boxes
+        extent = torch.rand(count, 2) * 0.4 + 0.05
+        boxes = torch.cat([extent / 2 + torch.rand(count, 2) * (1 - extent), extent], 1)
+        label = {"class_labels": torch.randint(0, len(CLASSES), (count,)), "boxes": boxes}
+        return {key: value.to(self.device) for key, value in label.items()}
+
+    def _loss(self, distil: bool) -> torch.Tensor:
+        inputs = {"pixel_values": self.pixels, "labels": self.labels}
+        outputs = self.student(**inputs, **(self.distiller.student_request if distil else {}))
+        parts = dict(outputs.loss_parts)
+        if distil:
+            parts |= self.distiller(outputs, inputs)
+        return torch.stack(list(divide(parts).values())).sum()
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, as accelerate does it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _step(self, distil: bool) -> None:
+        self.optimizer.zero_grad()
+        with self.autocast():
+            loss = self.step_function(distil)
+        loss.backward()
+        self.optimizer.step()
+
+    def plain(self) -> None:
+        """A training step of the student alone."""
+        self._step(False)
+
+    def crosskd(self) -> None:
+        """A training step of the distilled student."""
+        self._step(True)
+
+    @torch.no_grad()
+    def teacher_pass(self) -> None:
+        """The teacher's forward pass."""
+        with self.autocast():
+            self.teacher(self.pixels)
+
+    @torch.no_grad()
+    def predict(self) -> None:
+        """Prediction and post-processing."""
+        self.student.eval()
+        with self.autocast():
+            outputs = self.student(self.pixels)
+        sizes = [(self.options.height, self.options.width)] * self.options.batch
+        self.processor.post_process_object_detection(outputs, target_sizes=sizes)
+        self.student.train()
+
+
+class Peer:
+    """torchvision's detector with the same backbone, on the same batch."""
+
+    def __init__(self, bench: Bench, kind: str):
+        options = bench.options
+        backbone = options.student.split(":")[1]
+        resnet = getattr(torchvision.models, backbone)(weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d)
+        from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+        extractor = _resnet_fpn_extractor(
+            resnet, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+        )
+        build = torchvision.models.detection.RetinaNet if kind == "retinanet" else torchvision.models.detection.FCOS
+        sizes = {"min_size": options.height, "max_size": max(options.height, options.width)}
+        self.model = build(extractor, len(CLASSES), **sizes).to(bench.device).train()
+        if options.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.bench = bench
+        self.images = list(bench.pixels.sigmoid())
+        scale = torch.tensor([options.width, options.height] * 2, device=bench.device)
+        self.targets = [
+            {
+                "boxes": torchvision.ops.box_convert(label["boxes"], "cxcywh", "xyxy") * scale,
+                "labels": label["class_labels"],
+            }
+            for label in bench.labels
+        ]
+        self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
+
+    def plain(self) -> None:
+        """A training step."""
+        self.optimizer.zero_grad()
+        with self.bench.autocast():
+            losses = self.model(self.images, self.targets)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def predict(self) -> None:
+        """Prediction and post-processing."""
+        self.model.eval()
+        with self.bench.autocast():
+            self.model(self.images)
+        self.model.train()
+
+
+def medians(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each task; every round runs all of them in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + 1):
+        for name, task in tasks.items():
+            _wait()
+            start = time.perf_counter()
+            task()
+            _wait()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: round(statistics.median(values), 4) for name, values in seconds.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(options: argparse.Namespace, task: str, result: Any) -> None:
+    """Put the megabytes that models and two steps of `task` need at most; runs in a process of its own."""
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    if torch.cuda.is_available():
+        bench = Bench(options)
+        if task == "plain":
+            bench.teacher.cpu()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = _resident("VmRSS")
+        bench = Bench(options)
+        if task == "plain":
+            del bench.distiller, bench.teacher
+    for _ in range(2):
+        getattr(bench, task)()
+    used = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _resident("VmHWM") - before
+    result.put(round(used))
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def measure_memory(options: argparse.Namespace) -> dict[str, int]:
+    """Peak memory of both kinds of step, each in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for task in ("plain", "crosskd"):
+        result = context.Queue()
+        process = context.Process(target=peak_memory, args=(options, task, result))
+        process.start()
+        peaks[task] = result.get()
+        process.join()
+    return peaks
+
+
+def weights_in_megabytes(model: nn.Module) -> float:
+    """Size of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 2**20
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="gfl:resnet18")
+    parser.add_argument("--teacher", default="gfl:resnet50")
+    parser.add_argument("--height", type=int, default=416)
+    parser.add_argument("--width", type=int, default=544)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--boxes", type=int, default=10, help="ground-truth boxes of each image")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peer", choices=("torchvision",))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    tasks = {
+        "crosskd_seconds": bench.crosskd,
+        "plain_seconds": bench.plain,
+        "teacher_seconds": bench.teacher_pass,
+        "predict_seconds": bench.predict,
+    }
+    if options.peer:
+        for kind in ("retinanet", "fcos"):
+            peer = Peer(bench, kind)
+            tasks |= {f"torchvision_{kind}_plain_seconds": peer.plain, f"torchvision_{kind}_predict_seconds": peer.predict}
+    result = medians(tasks, options.rounds)
+    ratio = result["crosskd_seconds"] / (result["plain_seconds"] + result["teacher_seconds"])
+    peaks = measure_memory(options)
+    teacher_weights = weights_in_megabytes(bench.teacher)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result |= {
+        "crosskd_over_plain_and_teacher": round(ratio, 3),
+        "peak_megabytes_plain": peaks["plain"],
+        "peak_megabytes_crosskd": peaks["crosskd"],
+        "teacher_weights_megabytes": round(teacher_weights),
+        "peak_ratio": round((peaks["crosskd"] - teacher_weights) / peaks["plain"], 3),
+        **vars(options),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "commit": commit,
+    }
+    json.dump(result, sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()
