@@ -1,0 +1,357 @@
+"""The contract that every dense detector meets on every kind of backbone."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
+
+from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
+from crosskd_hf.models.boxes import to_absolute
+from crosskd_hf.models.dense import image_sizes, maps_to_rows
+from tests.tiny_dense import CONFIGS, KINDS, make_batch, make_config, make_detector
+
+SWIN = {
+    "backbone": "swin_tiny_patch4_window7_224",
+    "backbone_arguments": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4},
+}
+NETS: dict[str, dict[str, Any]] = {
+    "resnet": {"backbone": "test_resnet"},
+    "efficientnet": {"backbone": "test_efficientnet"},
+    "convnext": {"backbone": "test_convnext"},
+    "swin": SWIN,
+}
+SHORT = {"layers": [1, 1, 1, 1]}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "resnet": {"backbone": "resnet18"},
+    "resnext": {"backbone": "resnext50_32x4d", "backbone_arguments": SHORT | {"cardinality": 4, "base_width": 2}},
+    "regnet": {"backbone": "regnetx_002"},
+    "efficientnet": {"backbone": "efficientnet_b0"},
+    "mobilenetv2": {"backbone": "mobilenetv2_035"},
+    "mobilenetv3": {"backbone": "mobilenetv3_small_050"},
+    "mobilenetv4": {"backbone": "mobilenetv4_conv_small"},
+    "convnext": {"backbone": "convnext_atto"},
+    "swin": SWIN,
+    "pvt": {"backbone": "pvt_v2_b0"},
+    "hgnet": {"backbone": "hgnetv2_b0"},
+    "repvit": {"backbone": "repvit_m0_9"},
+    "cspnet": {"backbone": "cspresnet50"},
+    "edgenext": {"backbone": "edgenext_xx_small"},
+}
+FAST_FAMILIES = ("mobilenetv2", "mobilenetv4", "swin")
+
+each_detector = pytest.mark.parametrize("kind", KINDS)
+each_net = pytest.mark.parametrize("net", NETS)
+
+
+def same_state(model: DenseDetector, other: DenseDetector) -> bool:
+    state, loaded = model.state_dict(), other.state_dict()
+    return state.keys() == loaded.keys() and all(torch.equal(state[key], loaded[key]) for key in state)
+
+
+def same_outputs(model: DenseDetector, other: DenseDetector, pixels: torch.Tensor) -> bool:
+    # A copy, for weights mapped from a file lie at odd addresses, where some convolutions round in another order.
+    with torch.no_grad():
+        outputs = [copy.deepcopy(detector).eval()(pixels.to(detector.dtype)) for detector in (model, other)]
+    return all(torch.equal(outputs[0][key], outputs[1][key]) for key in ("logits", "pred_boxes"))
+
+
+@each_net
+@each_detector
+def test_forward_and_loss(kind: str, net: str) -> None:
+    model, batch = make_detector(kind, **NETS[net]).train(), make_batch()
+    outputs = model(**batch)
+    count = (64 + 16 + 4 + 1 + 1) * model.head.priors_per_place
+    assert outputs.logits.shape == (2, count, 3)
+    assert outputs.pred_boxes.shape == (2, count, 4)
+    assert outputs.level_lengths.tolist() == [[n * model.head.priors_per_place for n in (64, 16, 4, 1, 1)]] * 2
+    assert set(outputs.loss_dict) == set(model.config.loss_weights)
+    assert all(loss.isfinite() and loss > 0 for loss in outputs.loss_dict.values())
+    torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
+    outputs.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
+    assert all(p.grad is not None for p in model.neck.parameters())
+    assert "loss" not in model.eval()(batch["pixel_values"])
+
+
+@each_net
+@each_detector
+def test_save_and_load_are_bit_equal(kind: str, net: str, tmp_path: Path) -> None:
+    model, pixels = make_detector(kind, **NETS[net]), make_batch()["pixel_values"]
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert same_state(model, loaded)
+    assert same_outputs(model, loaded, pixels)
+
+
+@each_detector
+def test_bfloat16_is_bit_equal_too(kind: str, tmp_path: Path) -> None:
+    model = make_detector(kind).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = DETECTORS[CONFIGS[kind]].from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert same_state(model, loaded)
+    assert same_outputs(model, loaded, make_batch()["pixel_values"])
+    outputs = loaded(make_batch()["pixel_values"].bfloat16())
+    assert outputs.pred_boxes.dtype == torch.float32
+
+
+@each_detector
+def test_configuration_round_trip(kind: str, tmp_path: Path) -> None:
+    config = make_config(kind, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}, category_ids=[3, 9])
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is CONFIGS[kind]
+    assert loaded.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
+    for field in ("id2label", "category_ids", "num_labels", "loss_weights", "head_channels", "reg_max"):
+        assert getattr(loaded, field) == getattr(config, field)
+    assert list(loaded.strides) == list(config.strides)
+
+
+@each_detector
+def test_another_number_of_classes(kind: str, tmp_path: Path) -> None:
+    model = make_detector(kind)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForObjectDetection.from_pretrained(tmp_path, num_labels=5)
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    new, bias = loaded.head.classifier, -torch.tensor(99.0).log()
+    assert len(new.bias) == 5 * model.head.priors_per_place
+    torch.testing.assert_close(new.bias, bias.expand_as(new.bias))
+    assert new.weight.std().item() == pytest.approx(0.01, rel=0.2)
+    old = {key: value for key, value in model.state_dict().items() if "classifier" not in key}
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in old.items())
+
+
+@pytest.mark.parametrize(("backbone", "indices"), [("test_resnet", (2, 3, 4)), ("test_convnext", (1, 2, 3))])
+def test_features_by_index_are_those_by_stride(backbone: str, indices: tuple[int, ...]) -> None:
+    by_stride = make_detector("gfl", backbone=backbone)
+    for chosen in (indices, (-3, -2, -1)):
+        by_index = make_detector("gfl", backbone=backbone, out_indices=chosen)
+        assert same_outputs(by_stride, by_index, make_batch()["pixel_values"])
+    with pytest.raises(ValueError, match="Leave out_indices unset"):
+        make_detector("gfl", backbone=backbone, out_indices=(0, 1, 2))
+
+
+def test_a_stride_that_the_net_lacks() -> None:
+    with pytest.raises(ValueError, match=r"none of stride \[64\]"):
+        make_detector("gfl", backbone_strides=(8, 16, 32, 64))
+
+
+class TestFreezing:
+    @pytest.mark.parametrize("stages", range(5))
+    def test_frozen_stages(self, stages: int) -> None:
+        net = make_detector("gfl", frozen_stages=stages).backbone.net
+        for name, parameter in net.named_parameters():
+            stage = int(name[len("layer")]) if name.startswith("layer") else min(stages, 1)
+            assert parameter.requires_grad == (stages == 0 or stage > stages), name
+
+    def test_too_many(self) -> None:
+        with pytest.raises(ValueError, match="choose 0 to 4"):
+            make_detector("gfl", frozen_stages=5)
+
+    @pytest.mark.parametrize("norm_eval", [True, False])
+    def test_norm_eval(self, norm_eval: bool) -> None:
+        model = make_detector("gfl", norm_eval=norm_eval)
+        for detector in (model, model.train()):  # from the start and after `train`
+            norms = [m for m in detector.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            assert norms
+            assert all(norm.training != norm_eval for norm in norms)
+        before = norms[0].running_mean.clone()
+        model(make_batch()["pixel_values"])
+        assert torch.equal(norms[0].running_mean, before) == norm_eval
+
+    def test_freeze_norm(self) -> None:
+        model = make_detector("gfl", frozen_stages=0, freeze_norm=True)
+        trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
+        norms = [n for n, m in model.backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert trained
+        assert not [name for name in trained if name.rsplit(".", 1)[0] in norms]
+
+
+@each_detector
+def test_pipeline(kind: str, tmp_path: Path) -> None:
+    model = make_detector(kind)
+    model.save_pretrained(tmp_path)
+    DetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    images = [Image.fromarray(np.random.randint(0, 256, (*shape, 3), dtype=np.uint8)) for shape in ((60, 50), (50, 90))]
+    detect = pipeline("object-detection", model=str(tmp_path))
+    results = detect(images, batch_size=2, threshold=0.1)
+    assert [len(result) > 0 for result in results] == [True, True]
+    for result, image in zip(results, images, strict=True):
+        for found in result:
+            assert found["label"] in model.config.id2label.values()
+            box = found["box"]
+            assert 0 <= box["xmin"] <= box["xmax"] <= image.width
+            assert 0 <= box["ymin"] <= box["ymax"] <= image.height
+
+
+REMOTE = """
+import sys
+sys.modules["crosskd_hf"] = None  # as where the package is not installed
+import torch
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+folder = sys.argv[1]
+model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    logits = model(torch.load(sys.argv[2])).logits
+torch.save(logits, sys.argv[3])
+assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+assert type(processor).__name__ == "DetectionImageProcessor"
+"""
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "fcos" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
+def test_runs_as_remote_code_without_the_package(kind: str, tmp_path: Path) -> None:
+    model, pixels = make_detector(kind).eval(), make_batch()["pixel_values"]
+    model.save_pretrained(tmp_path / "model")
+    DetectionImageProcessor().save_pretrained(tmp_path / "model")
+    torch.save(pixels, tmp_path / "pixels.pt")
+    arguments = [str(tmp_path / name) for name in ("model", "pixels.pt", "logits.pt")]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", REMOTE, *arguments]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), model(pixels).logits)
+
+
+@each_detector
+def test_padding_is_no_part_of_the_loss(kind: str) -> None:
+    """Whatever the head says in the padding, no loss changes."""
+    model, batch = make_detector(kind).eval(), make_batch(((64, 64), (32, 40)), (2, 2))
+    outputs = model(**batch, cut=0)
+    inside = outputs.priors.inside(image_sizes(batch["pixel_values"], batch["pixel_mask"]))
+    assert (~inside).any()
+    noise = [
+        rows if rows is None else torch.where(inside.reshape(inside.shape + (1,) * (rows.dim() - 2)), rows, 5.0)
+        for rows in outputs.predictions
+    ]
+    predictions = type(outputs.predictions)(*noise)
+    boxes = model.head.decode(predictions.regression, outputs.priors)
+    parts = model.head.loss(predictions, boxes, outputs.priors, outputs.assignment)
+    for key, part in outputs.loss_parts.items():
+        torch.testing.assert_close(parts[key].total, part.total)
+        torch.testing.assert_close(parts[key].normalizer, part.normalizer)
+
+
+@each_detector
+def test_boxes_are_relative_to_the_unpadded_image(kind: str) -> None:
+    model, batch = make_detector(kind).eval(), make_batch(((64, 64), (32, 48)))
+    outputs = model(batch["pixel_values"], batch["pixel_mask"], cut=0)
+    sizes = image_sizes(batch["pixel_values"], batch["pixel_mask"])
+    assert sizes.tolist() == [[64, 64], [32, 48]]
+    decoded = model.head.decode(outputs.predictions.regression, outputs.priors)
+    torch.testing.assert_close(to_absolute(outputs.pred_boxes, sizes), decoded, rtol=1e-4, atol=1e-2)
+
+
+@each_detector
+def test_no_objects_anywhere(kind: str) -> None:
+    model = make_detector(kind).train()
+    loss = model(**make_batch(counts=(0, 0))).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@each_detector
+def test_under_bfloat16_autocast(kind: str) -> None:
+    model, batch = make_detector(kind).train(), make_batch()
+    plain = model(**batch).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(plain.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("value", [100.0, -100.0])
+@each_detector
+def test_extreme_predictions_are_finite(kind: str, value: float) -> None:
+    model, batch = make_detector(kind).eval(), make_batch()
+    outputs = model(**batch, cut=0)
+    rows = [t if t is None else torch.full_like(t, value).detach().requires_grad_() for t in outputs.predictions]
+    predictions = type(outputs.predictions)(*rows)
+    boxes = model.head.decode(predictions.regression, outputs.priors)
+    parts = model.head.loss(predictions, boxes, outputs.priors, outputs.assignment)
+    torch.stack([part.total for part in parts.values()]).sum().backward()
+    assert all(part.total.isfinite() for part in parts.values())
+    assert all(t.grad is None or t.grad.isfinite().all() for t in rows if t is not None)
+
+
+def test_rows_go_place_by_place_and_anchor_by_anchor() -> None:
+    """The value of row (y, x, anchor) and column k of image n spells n, y, x, anchor, k."""
+    anchors, width = 9, 3
+    levels = []
+    for level, (rows, columns) in enumerate(((3, 4), (2, 1))):
+        n, a, k, y, x = torch.meshgrid(*map(torch.arange, (2, anchors, width, rows, columns)), indexing="ij")
+        code = 100000 * level + 10000 * n + 1000 * y + 100 * x + 10 * a + k
+        levels.append(code.reshape(2, anchors * width, rows, columns))
+    expected = [
+        [
+            [100000 * level + 10000 * n + 1000 * y + 100 * x + 10 * a + k for k in range(width)]
+            for level, (rows, columns) in enumerate(((3, 4), (2, 1)))
+            for y in range(rows)
+            for x in range(columns)
+            for a in range(anchors)
+        ]
+        for n in range(2)
+    ]
+    assert torch.equal(maps_to_rows(levels, width), torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    "family", [f if f in FAST_FAMILIES else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
+def test_backbone_families_train_and_reload(family: str, tmp_path: Path) -> None:
+    model, batch = make_detector("gfl", frozen_stages=0, **FAMILIES[family]).train(), make_batch()
+    before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss = model(**batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
+    optimizer.step()
+    assert loss.isfinite()
+    moved = [name for name, p in model.backbone.named_parameters() if not torch.equal(p, before[name])]
+    assert moved
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
+    assert same_state(model, loaded)
+    assert same_outputs(model, loaded, batch["pixel_values"])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"strides": (8, 16, 32, 65)}, "must double"),
+            ({"backbone_strides": (4, 8)}, "must be the first of strides"),
+            ({"norm_groups": 5}, "choose a divisor"),
+            ({"prior_probability": 1.0}, "between 0 and 1"),
+            ({"loss_weights": {"loss_mask": 1.0}}, r"\['loss_mask'\]"),
+            ({"reg_max": None}, "reg_max must be a number"),
+            ({"reg_max": 0}, "at least 1"),
+        ],
+    )
+    def test_configuration(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            make_config("gfl", **changes)
+
+    def test_class_labels_out_of_range(self) -> None:
+        batch = make_batch()
+        batch["labels"][0]["class_labels"][0] = 3
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            make_detector("gfl")(**batch)
