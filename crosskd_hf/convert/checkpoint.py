@@ -110,11 +110,11 @@ def _load(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([(_Inert, name) for name in STAND_INS]):  # type: ignore[list-item]
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
+        code = re.search(r"GLOBAL (\S+)|(?:call reduce for|Can only (?:build|create)) (.+)", str(error))
         if code is None:
             raise _broken(path, error) from None
         raise CheckpointError(
-            f"{path} was refused, and nothing in it was executed: beside weights it holds '{code[1]}', which "
+            f"{path} was refused, and nothing in it was executed: beside weights it holds '{code[1] or code[2]}', which "
             f"loading would run. If you trust the file, open it where it was made and save its weights alone: "
             f'torch.save({{"state_dict": checkpoint["state_dict"]}}, path), and give --config.'
         ) from None
