@@ -66,7 +66,9 @@ def case(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {"folder": str(folder), "changes": changes, "weights": str(folder / name)}
 
 
-FAMILIES = ("gfl", "retinanet", "fcos", "atss", "deformable_detr")
+FAMILIES = ("gfl", "faster_rcnn", "deformable_detr")
+OTHER_FAMILIES = ("retinanet", "fcos", "atss")
+METHODS = {"deformable_detr": ["crosskd"]}
 RESUMED: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_steps": 6,
@@ -88,25 +90,33 @@ def launched(folder: Path) -> dict[str, dict[str, Any]]:
     """Every case here, performed in one launch: starting processes costs more than what they do."""
     make_data(folder / "uneven", num_train=7)
     make_data(folder / "lonely", num_train=5)
-    small = {"per_device_train_batch_size": 2}
-    cases = {family: case(folder / "uneven", family, family=family, **small) for family in FAMILIES}
-    cases["lonely"] = case(folder / "lonely", "lonely", **small) | {"evaluate_first": True}
+    cases = {family: family_case(folder / "uneven", family, per_device_train_batch_size=2) for family in FAMILIES}
+    cases["lonely"] = case(folder / "lonely", "lonely", per_device_train_batch_size=2) | {"evaluate_first": True}
     cases["whole"] = case(folder / "uneven", "whole", **RESUMED)
     cases["resumed"] = case(folder / "uneven", "resumed", **RESUMED)
     cases["resumed"]["resume"] = str(folder / "uneven/whole-run/checkpoint-5")
+    return perform_in_two(folder, cases)
+
+
+def perform_in_two(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     results = launch(ACCELERATE, folder, list(cases.values()))
     return {name: cases[name] | result for name, result in zip(cases, results, strict=True)}
 
 
-def assert_like_one_process(spread: dict[str, Any], name: str, family: str) -> None:
+def family_case(folder: Path, family: str, suffix: str = "", **changes: Any) -> dict[str, Any]:
+    methods = METHODS.get(family, ["crosskd", "pkd"])
+    return case(folder, f"{family}{suffix}", family=family, methods=methods, **changes)
+
+
+def assert_like_one_process(spread: dict[str, Any], family: str = "gfl") -> None:
     """Two processes of two images and two micro-batches of two do what one process of four does."""
     folder = Path(spread["folder"])
     assert spread["processes"] == 2
     assert spread["wrapped"] == "DistributedDataParallel"
     assert largest_difference(weights(spread, 0), weights(spread, 1)) == 0
-    whole = case(folder, f"{name}-one", family=family)
+    whole = family_case(folder, family, "-one")
     small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    accumulated = case(folder, f"{name}-accumulated", family=family, **small)
+    accumulated = family_case(folder, family, "-accumulated", **small)
     expected = perform(whole)
     assert_same(spread, expected)
     assert_same(perform(accumulated), expected)
@@ -117,12 +127,12 @@ def assert_like_one_process(spread: dict[str, Any], name: str, family: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processes_and_accumulation_make_no_difference(launched: dict[str, dict[str, Any]], family: str) -> None:
     """The second process has no object in its first batch and only one image in the last one of an epoch."""
-    assert_like_one_process(launched[family], family, family)
+    assert_like_one_process(launched[family], family)
 
 
 def test_a_process_without_an_image_of_its_own(launched: dict[str, dict[str, Any]]) -> None:
     """It has nothing but repeated images at the end of an epoch; and evaluating first doesn't disturb training."""
-    assert_like_one_process(launched["lonely"], "lonely", "gfl")
+    assert_like_one_process(launched["lonely"])
 
 
 def test_resume_in_two_processes(launched: dict[str, dict[str, Any]]) -> None:
@@ -132,6 +142,14 @@ def test_resume_in_two_processes(launched: dict[str, dict[str, Any]]) -> None:
     assert resumed["metrics"] == pytest.approx(whole["metrics"], nan_ok=True)
     for rank in (0, 1):
         assert largest_difference(weights(resumed, rank), weights(whole, rank)) == 0
+
+
+@pytest.mark.slow
+def test_the_other_families(tmp_path: Path) -> None:
+    make_data(tmp_path, num_train=7)
+    cases = {family: family_case(tmp_path, family, per_device_train_batch_size=2) for family in OTHER_FAMILIES}
+    for family, spread in perform_in_two(tmp_path, cases).items():
+        assert_like_one_process(spread, family)
 
 
 @pytest.mark.slow

@@ -190,6 +190,7 @@ def test_resume_repeats_the_run(folder: Path, tmp_path: Path, teacher: bool) -> 
 def test_resume_of_a_model_of_transformers(folder: Path, tmp_path: Path) -> None:
     """Their weights are stored under other names than the modules have."""
     changes: dict[str, Any] = {"family": "deformable_detr", "schedule": None, "backbone_lr": 1e-5, "save_steps": 2}
+    changes |= {"teacher": False}
     whole = run_in(folder, tmp_path, save_strategy="steps", **changes)
     whole.train()
     shutil.rmtree(tmp_path / "run/checkpoint-4")
