@@ -20,7 +20,7 @@ from crosskd_hf.models.losses import LossPart, distribution_kl, quality_focal
 
 from .base import Distiller
 from .config import DistillationConfig, Queries
-from .detr_families import FAMILIES, QUERY_ARGUMENTS, DecoderTap, DetrFamily, Prediction, Trace, first
+from .detr_families import FAMILIES, DecoderTap, DetrFamily, Prediction, Trace, first
 from .pixels import PixelAdapter
 from .pkd import PearsonKD
 
@@ -61,6 +61,7 @@ class DetrDistiller(Distiller):
         self.family = check_pair(student, teacher, config.queries)
         _check_options(config)
         self.config, self.pixels = config, pixels
+        self.num_queries = student.config.num_queries
         self.weights = config.weights(WEIGHTS)
         self.beta = config.beta or 0.0
         self.temperature = config.temperature or 1.0
@@ -131,9 +132,9 @@ class DetrDistiller(Distiller):
                 with torch.no_grad():
                     target = self.family.predict(model, layer, teacher.hidden_states[layer], context)
             else:
-                own = self.family.own_queries(model, student)
+                own = self.family.own_queries(self.num_queries, student)
                 context = tuple(tensor[:, own] for tensor in self._frozen(self.family.context, student, layer))
-                arguments = arguments | _query_arguments(student.layers[layer], own)
+                arguments = arguments | _query_arguments(student.layers[layer], self.family.query_arguments, own)
                 held = arguments | {"hidden_states": arguments["hidden_states"].detach()}
                 target = self.family.predict(model, layer, first(module(**held)), context)
             hidden = first(module(**{**arguments, "encoder_hidden_states": memory}))
@@ -245,9 +246,9 @@ def _check_levels(student: Trace, teacher: Trace) -> None:
         )
 
 
-def _query_arguments(arguments: Mapping[str, Any], own: slice) -> dict[str, Any]:
+def _query_arguments(arguments: Mapping[str, Any], names: tuple[str, ...], own: slice) -> dict[str, Any]:
     """Those arguments of a student's decoder layer that belong to its queries; references carry no gradient."""
-    taken = {name: arguments[name] for name in QUERY_ARGUMENTS if arguments.get(name) is not None}
+    taken = {name: arguments[name] for name in names if arguments.get(name) is not None}
     taken = {name: tensor[:, own] for name, tensor in taken.items()}
     if "reference_points" in taken:
         taken["reference_points"] = taken["reference_points"].detach()

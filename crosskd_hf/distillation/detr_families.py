@@ -148,7 +148,8 @@ class DetrFamily:
         width: Channels of the memory, from the config.
         softmax: Whether classes compete and the last one is "no object", rather than one sigmoid per class.
         student_queries: Whether heads of the teacher can continue from the student's queries.
-        own_queries: Of a pass in training, where the queries are that are there at inference too.
+        query_arguments: Arguments of a decoder layer that go with the queries rather than with the memory.
+        own_queries: Where in a pass the queries are that are there at inference too, from their number.
     """
 
     context: Callable[[Any, Trace, int], Context]
@@ -157,7 +158,8 @@ class DetrFamily:
     width: Callable[[Any], int] = lambda config: config.d_model
     softmax: bool = False
     student_queries: bool = True
-    own_queries: Callable[[Any, Trace], slice] = lambda model, trace: slice(None)
+    query_arguments: tuple[str, ...] = QUERY_ARGUMENTS
+    own_queries: Callable[[int, Trace], slice] = lambda count, trace: slice(None)
 
 
 def _feature_levels(config: Any) -> int:
@@ -190,8 +192,8 @@ def _rt_detr_predict(model: Any, layer: int, hidden: Tensor, context: Context) -
     return Prediction(decoder.class_embed[layer](hidden), refine(decoder.bbox_embed[layer](hidden), context[0]))
 
 
-def _last_queries(model: Any, trace: Trace) -> slice:
-    return slice(trace.arguments["inputs_embeds"].shape[1] - model.config.num_queries, None)
+def _last_queries(count: int, trace: Trace) -> slice:
+    return slice(trace.arguments["inputs_embeds"].shape[1] - count, None)
 
 
 # D-FINE and DEIMv2: a layer adds to the box distribution of the layer before and reads that layer's hidden states.
@@ -222,6 +224,10 @@ def _normed(model: Any, layer: int, hidden: Tensor) -> Tensor:
     hidden = decoder.layernorm(hidden)
     twice = model.config.auxiliary_loss and layer == len(decoder.layers) - 1
     return decoder.layernorm(hidden) if twice else hidden
+
+
+# Their mask of the padded memory has a row for every query: (B, 1, Q, S).
+_MASKED = (*QUERY_ARGUMENTS, "encoder_attention_mask")
 
 
 def _no_context(model: Any, trace: Trace, layer: int) -> Context:
@@ -264,8 +270,8 @@ def _lw_detr_predict(model: Any, layer: int, hidden: Tensor, context: Context) -
     return Prediction(model.class_embed(hidden), refine_bboxes(context[0].float(), model.bbox_embed(hidden).float()))
 
 
-def _first_queries(model: Any, trace: Trace) -> slice:
-    return slice(model.config.num_queries)
+def _first_queries(count: int, trace: Trace) -> slice:
+    return slice(count)
 
 
 _RT_DETR = DetrFamily(_layer_reference, _rt_detr_predict, _feature_levels, own_queries=_last_queries)
@@ -278,9 +284,15 @@ FAMILIES: dict[str, DetrFamily] = {
     "rt_detr_v2": _RT_DETR,
     "d_fine": _D_FINE,
     "deimv2": _D_FINE,
-    "detr": DetrFamily(_no_context, _detr_predict, _one_level, softmax=True),
-    "conditional_detr": DetrFamily(_conditional_context, _conditional_predict, _one_level),
-    "dab-detr": DetrFamily(_dab_context, _dab_predict, _one_level, width=lambda config: config.hidden_size),
+    "detr": DetrFamily(_no_context, _detr_predict, _one_level, softmax=True, query_arguments=_MASKED),
+    "conditional_detr": DetrFamily(_conditional_context, _conditional_predict, _one_level, query_arguments=_MASKED),
+    "dab-detr": DetrFamily(
+        _dab_context,
+        _dab_predict,
+        _one_level,
+        width=lambda config: config.hidden_size,
+        query_arguments=_MASKED,
+    ),
     "lw_detr": _LW_DETR,
     "rf_detr": _LW_DETR,
 }
