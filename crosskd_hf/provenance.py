@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
 _PACKAGES = ("crosskd_hf", "torch", "transformers", "accelerate", "timm")
@@ -78,6 +81,23 @@ def check_same_teacher(folder: Path, teacher_hash: str | None) -> None:
         "resume, or start a new run from the checkpoint: load it with from_pretrained and call train() "
         "without resume_from_checkpoint."
     )
+
+
+def warn_of_changes(folder: Path, content: Mapping[str, Any] | None) -> None:
+    """Warn if a resumed distillation has other settings than the checkpoint's.
+
+    Args:
+        folder: The checkpoint.
+        content: As of :func:`describe`, for the present run; None without a teacher.
+    """
+    if content is None:
+        return
+    now = json.loads(json.dumps(content["distillation"]))
+    then = json.loads((folder / FILE).read_text(encoding="utf-8"))["distillation"]
+    changed = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
+    if changed:
+        told = "; ".join(f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed)
+        logger.warning("The distillation goes on with other settings than %s had: %s", folder, told)
 
 
 def _revision(model: PreTrainedModel) -> str | None:

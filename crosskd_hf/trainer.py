@@ -429,6 +429,8 @@ class CrossKDTrainer(Trainer):
         folder = _checkpoint(run, resume_from_checkpoint)
         if folder is not None:
             provenance.check_same_teacher(folder, self._teacher_hash)
+            provenance.warn_of_changes(folder, self._provenance())
+            _check_average(folder, self.args.ema_decay)
         self._forget_preparation()
         self._first_update = self.args.check_first_step
         self._forget_log()
@@ -759,6 +761,18 @@ def _demand_complete(report: Mapping[str, Any], what: str, needed: str) -> None:
                 f"{what} has {len(names)} {fault.replace('_', ' ')}, such as {names[:3]}: these weights "
                 f"would be random. Give {needed}."
             )
+
+
+def _check_average(folder: Path, decay: float | None) -> None:
+    """A checkpoint's `model.safetensors` is the average in a run with `ema_decay`, and the trained weights without."""
+    averaged = (folder / TRAINING_WEIGHTS).is_file()
+    if averaged and decay is None:
+        raise ValueError(f"{folder} belongs to a run with ema_decay: give it again to resume.")
+    if not averaged and decay is not None:
+        raise ValueError(
+            f"{folder} has no {TRAINING_WEIGHTS}: it belongs to a run without ema_decay, or with "
+            "save_only_model. Resume without ema_decay, or start a new run from its weights."
+        )
 
 
 def _checkpoint(run: Path, resume: str | bool | None) -> Path | None:

@@ -211,6 +211,14 @@ def test_another_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
         run_in(folder, tmp_path, teacher=False, max_steps=2).train(resume_from_checkpoint=True)
 
 
+def test_other_settings_on_resume(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_in(folder, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(ValueError, match="without ema_decay"):
+        run_in(folder, tmp_path, max_steps=2, ema_decay=0.9).train(resume_from_checkpoint=True)
+    run_in(folder, tmp_path, max_steps=2, beta=2.0).train(resume_from_checkpoint=True)
+    assert "beta: 1.0 -> 2.0" in caplog.text
+
+
 def test_incomplete_checkpoints_are_passed_over(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_in(folder, tmp_path, max_steps=3, save_strategy="steps", save_steps=1).train()
