@@ -1,7 +1,7 @@
 """Faster R-CNN (NeurIPS 2015) on a feature pyramid (CVPR 2017), by MMDetection's definitions."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class FasterRCNNForObjectDetection(PyramidDetector):
     """Faster R-CNN with any timm backbone. Labels are as those of `DetrForObjectDetection`."""
 
     config: FasterRCNNConfig
-    config_class: ClassVar[type[FasterRCNNConfig]] = FasterRCNNConfig
+    config_class = FasterRCNNConfig
 
     def __init__(self, config: FasterRCNNConfig):
         super().__init__(config)

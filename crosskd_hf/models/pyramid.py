@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from .backbone import Backbone
 from .layers import FPN, Conv, FPNExtra
@@ -73,20 +74,19 @@ class PyramidDetectorConfig(PreTrainedConfig):
         if any(finer * 2 != coarser for finer, coarser in itertools.pairwise(strides)):
             raise ValueError(f"strides={tuple(strides)} must double from level to level.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """As of `PreTrainedConfig`; where code is saved beside the weights, the image processor's is named too."""
-        fields = super().to_dict()
-        if "auto_map" in fields:
-            fields["auto_map"]["AutoImageProcessor"] = "image_processing.DetectionImageProcessor"
-        return fields
-
 
 class PyramidDetector(PreTrainedModel):
     """Backbone and feature pyramid. Children add their heads, then call `finish`, and define `forward`."""
 
     config: PyramidDetectorConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = PyramidDetectorConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The pipeline's list of known detectors; here, so that it also holds for code loaded from beside the weights.
+        MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
 
     def __init__(self, config: PyramidDetectorConfig):
         super().__init__(config)
