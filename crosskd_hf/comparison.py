@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseIm
 
 from .build import DetectorSpec, build_detector
 from .data import DetectionData
+from .distillation import make_distiller
 from .drawing import draw_objects
 from .trainer import CrossKDTrainer
 from .training_args import CrossKDConfig
@@ -44,6 +45,18 @@ class Comparison:
     args: CrossKDConfig
     transform: TrainTransform = field(default_factory=TrainTransform)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def check(self, student: DetectorSpec | PreTrainedModel, teacher: DetectorSpec | PreTrainedModel) -> None:
+        """Find out before anything is trained whether this pair can be distilled.
+
+        Raises:
+            ValueError: It can't; the message says why and what would work.
+        """
+        models = [
+            build_detector(model, self.train.categories) if isinstance(model, DetectorSpec) else copy.deepcopy(model)
+            for model in (student, teacher)
+        ]
+        make_distiller(models[0], models[1], self.args.distillation_config())
 
     def run(
         self,
@@ -81,6 +94,7 @@ class Comparison:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         self.results[name] = _metrics(trainer.evaluate())
         trainer.save_model()
+        trainer.save_state()
         return model
 
     def evaluate(self, name: str, model: PreTrainedModel, processor: BaseImageProcessor) -> None:

@@ -37,6 +37,13 @@ class ShapesPaths:
     val_images: Path
     val_annotations: Path
 
+    @classmethod
+    def below(cls, folder: str | os.PathLike[str]) -> ShapesPaths:
+        """The paths that `make_shapes(folder)` writes to."""
+        root = Path(folder)
+        names = root / "annotations"
+        return cls(root / "train", names / "instances_train.json", root / "val", names / "instances_val.json")
+
 
 def make_shapes(
     folder: str | os.PathLike[str], num_train: int = 200, num_val: int = 50, size: int = 160, seed: int = 0
@@ -56,14 +63,13 @@ def make_shapes(
     """
     if size < 32 or num_train < 1 or num_val < 1:
         raise ValueError(f"needs size >= 32 and an image in each split; got {size=}, {num_train=}, {num_val=}")
-    root = Path(folder)
-    annotations = {split: root / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
-    for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
-        (root / split).mkdir(parents=True, exist_ok=True)
-        annotations[split].parent.mkdir(exist_ok=True)
-        content = _write_split(root / split, count, size, (seed, number))
-        annotations[split].write_text(json.dumps(content))
-    return ShapesPaths(root / "train", annotations["train"], root / "val", annotations["val"])
+    paths = ShapesPaths.below(folder)
+    splits = (paths.train_images, paths.train_annotations, num_train), (paths.val_images, paths.val_annotations, num_val)
+    for number, (images, annotations, count) in enumerate(splits):
+        images.mkdir(parents=True, exist_ok=True)
+        annotations.parent.mkdir(exist_ok=True)
+        annotations.write_text(json.dumps(_write_split(images, count, size, (seed, number))))
+    return paths
 
 
 def _write_split(folder: Path, count: int, size: int, seed: tuple[int, int]) -> dict[str, Any]:

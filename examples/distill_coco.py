@@ -24,7 +24,7 @@ from crosskd_hf.build import DetectorSpec
 from crosskd_hf.comparison import Comparison, detect, load_detector, picture
 from crosskd_hf.data import load_coco
 from crosskd_hf.models import DetectionImageProcessor
-from crosskd_hf.shapes import make_shapes
+from crosskd_hf.shapes import ShapesPaths, make_shapes
 from crosskd_hf.transforms import TrainTransform
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
@@ -38,6 +38,7 @@ MADE_DATA = {
     "width": 64,
     "shortest_edge": 128,
     "longest_edge": 128,
+    "fixed_canvas": True,
     "num_train_epochs": 10.0,
     "teacher_epochs": 14.0,
     "per_device_train_batch_size": 8,
@@ -74,6 +75,10 @@ class Arguments:
     shortest_edge: int = field(default=800, metadata={"help": "Images are resized to this shorter side,"})
     longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
     multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
+    fixed_canvas: bool = field(
+        default=False,
+        metadata={"help": "Pad all images to one square: then a loss does not depend on which images share a batch."},
+    )
     num_made_images: int = field(default=400, metadata={"help": "Training images of the made data set."})
 
 
@@ -106,10 +111,11 @@ def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
     if arguments.train_annotations is None:
         # Tiny nets on a few cores: more threads would only wait for each other.
         torch.set_num_threads(1)
+        folder = Path(config.output_dir) / "shapes"
         with config.main_process_first(desc="making images"):
-            paths = make_shapes(
-                Path(config.output_dir) / "shapes", arguments.num_made_images, num_val=100, size=arguments.longest_edge
-            )
+            if config.local_process_index == 0:
+                make_shapes(folder, arguments.num_made_images, num_val=100, size=arguments.longest_edge)
+        paths = ShapesPaths.below(folder)
         names = paths.train_annotations, paths.train_images, paths.val_annotations, paths.val_images
     else:
         names = (
@@ -120,25 +126,30 @@ def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
     print(train.report, val.report, sep="\n")
     size = {"shortest_edge": arguments.shortest_edge, "longest_edge": arguments.longest_edge}
     transform = TrainTransform(shortest_edges=arguments.multi_scale, longest_edge=arguments.longest_edge)
-    return Comparison(train, val, DetectionImageProcessor(size=size), config, transform)
+    canvas = {"height": arguments.longest_edge, "width": arguments.longest_edge} if arguments.fixed_canvas else None
+    return Comparison(train, val, DetectionImageProcessor(size=size, pad_size=canvas), config, transform)
 
 
 def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:
     """Do the steps that `models` does not hold yet, and put their models there."""
-    if "teacher" not in models and arguments.teacher is not None:
+    kind = (arguments.backbone_weights, arguments.width)
+    student: DetectorSpec | PreTrainedModel = DetectorSpec(arguments.detector, arguments.student_backbone, *kind)
+    teacher = DetectorSpec(arguments.teacher_detector or arguments.detector, arguments.teacher_backbone, *kind)
+    if arguments.teacher is not None and "teacher" not in models:
         models["teacher"] = load_detector(arguments.teacher)
+    if "distilled" in arguments.steps:
+        comparison.check(student, models["teacher"][0] if "teacher" in models else teacher)
+    if arguments.teacher is not None:
         comparison.evaluate("teacher", *models["teacher"])
-    elif "teacher" not in models and "teacher" in arguments.steps:
-        detector = arguments.teacher_detector or arguments.detector
-        spec = DetectorSpec(detector, arguments.teacher_backbone, arguments.backbone_weights, arguments.width)
+    elif "teacher" in arguments.steps and "teacher" not in models:
         epochs = arguments.teacher_epochs or comparison.args.num_train_epochs
-        models["teacher"] = comparison.run("teacher", spec, num_train_epochs=epochs), comparison.processor
-    student = DetectorSpec(arguments.detector, arguments.student_backbone, arguments.backbone_weights, arguments.width)
+        models["teacher"] = comparison.run("teacher", teacher, num_train_epochs=epochs), comparison.processor
     for step in ("alone", "distilled"):
         if step in arguments.steps:
-            teacher = models["teacher"] if step == "distilled" else (None, None)
-            start = student if arguments.student is None else load_detector(arguments.student)[0]
-            models[step] = comparison.run(step, start, *teacher), comparison.processor
+            if arguments.student is not None:
+                student = load_detector(arguments.student)[0]
+            pair = models["teacher"] if step == "distilled" else (None, None)
+            models[step] = comparison.run(step, student, *pair), comparison.processor
 
 
 def main() -> None:
@@ -167,7 +178,7 @@ def report(comparison: Comparison, models: dict[str, Trained]) -> None:
     reloaded, processor = load_detector(saved)
     count = len(detect(reloaded, processor, [example["image"]], 0.05)[0]["scores"])
     print(f"Student: {saved}, reloaded with from_pretrained ({count} detections in the first picture) and pipeline:")
-    print(max(found, key=lambda detection: detection["score"]))
+    print(max(found, key=lambda detection: detection["score"]) if found else "nothing found in it")
 
 
 if __name__ == "__main__":
