@@ -59,10 +59,10 @@ class Distiller(nn.Module):
             raise RuntimeError(f"The distillation loss of the first step is {kd_loss.item()}: check teacher and data.")
         silent = {id(parameter) for parameter in self.silent_parameters(student)}
         trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(kd_loss, [p for _, p in trained], retain_graph=True, allow_unused=True)
-        reached = [
-            (name, id(p)) for (name, p), g in zip(trained, gradients, strict=True) if g is not None and g.any()
-        ]
+        gradients: tuple[Tensor | None, ...] = (None,) * len(trained)
+        if kd_loss.requires_grad:
+            gradients = torch.autograd.grad(kd_loss, [p for _, p in trained], retain_graph=True, allow_unused=True)
+        reached = [(name, id(p)) for (name, p), g in zip(trained, gradients, strict=True) if g is not None and g.any()]
         leaked = [name for name, key in reached if key in silent]
         if leaked:
             raise RuntimeError(f"The distillation loss reaches student layers behind the cut, such as {leaked[:3]}.")

@@ -83,8 +83,9 @@ class DenseDistiller(Distiller):
         if "crosskd" in methods and self.cut == student.head.num_convs + 1:
             methods = methods - {"crosskd"} | {"kd"}  # behind the predictors are the student's own predictions
         self.weights = config.weights(
-            WEIGHTS[teacher.head.regression_kind] | {"loss_feat_kd": published.pkd_weight if "pkd" in methods else 0.0}
+            _published_weights(teacher) | {"loss_feat_kd": published.pkd_weight if "pkd" in methods else 0.0}
         )
+        _check_centerness(teacher, self.weights)
         self.beta = 1.0 if config.beta is None else config.beta
         self.temperature = 1.0 if config.temperature is None else config.temperature
         self._student_head = [student.head]  # for its normalizer; hidden from the module tree
@@ -109,7 +110,8 @@ class DenseDistiller(Distiller):
                 "methods=('crosskd', 'kd') between different heads would add losses with different normalizers under "
                 "one name. Choose one of the two; 'crosskd' works better across heads."
             )
-        self.weights |= self.config.weights(WEIGHTS["distribution" if options.as_distribution else "delta"])
+        compared = WEIGHTS["distribution" if options.as_distribution else "delta"]
+        self.weights |= self.config.weights(compared | {"loss_centerness_kd": 0.0})
         return CrossHeadMapper(student.head, teacher.head, options)
 
     def _pearson(self, student: DenseDetector, teacher: DenseDetector) -> PearsonKD:
@@ -219,6 +221,19 @@ class DenseDistiller(Distiller):
 
 def _add(part: LossPart, other: LossPart | None) -> LossPart:
     return part if other is None else part._replace(total=part.total + other.total)
+
+
+def _published_weights(teacher: DenseDetector) -> dict[str, float]:
+    weights = WEIGHTS[teacher.head.regression_kind]
+    return weights if teacher.head.centerness is not None else weights | {"loss_centerness_kd": 0.0}
+
+
+def _check_centerness(teacher: DenseDetector, weights: dict[str, float]) -> None:
+    if weights["loss_centerness_kd"] and teacher.head.centerness is None:
+        raise ValueError(
+            f"loss_weights gives loss_centerness_kd={weights['loss_centerness_kd']}, but {type(teacher).__name__} "
+            f"predicts no centerness. Leave this weight out."
+        )
 
 
 def _check_strides(student: DenseDetector, teacher: DenseDetector) -> None:

@@ -267,6 +267,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"strides \(16, 32, 64\), the teacher's \(8, 16, 32, 64, 128\)"):
             make_distiller(coarse, make_detector("gfl"), DistillationConfig())
 
+    def test_centerness_that_the_teacher_lacks(self) -> None:
+        with pytest.raises(ValueError, match="predicts no centerness"):
+            make_distiller(*make_pair("atss", "gfl"), DistillationConfig(loss_weights={"loss_centerness_kd": 1.0}))
+        assert make_distiller(*make_pair("atss", "gfl"), DistillationConfig()).weights["loss_centerness_kd"] == 0
+
     def test_outputs_without_what_was_requested(self) -> None:
         student, teacher = make_pair()
         distiller = make_distiller(student, teacher, DistillationConfig(methods=("crosskd", "pkd")))
