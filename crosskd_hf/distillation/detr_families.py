@@ -64,6 +64,7 @@ class DecoderTap:
 
     def __init__(self, model: Any, layers: bool) -> None:
         decoder = model.model.decoder
+        self._open = True
         self._latest: Trace | None = None
         self._handles = [
             decoder.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -75,8 +76,15 @@ class DecoderTap:
                 layer.register_forward_hook(self._leave_layer),
             ]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderTap":
+        """A copy of the model keeps the hooks, but nobody takes what they find: its tap stays empty."""
+        copied = DecoderTap.__new__(DecoderTap)
+        copied._latest, copied._handles, copied._open = None, [], False
+        return copied
+
     def _enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._latest = Trace(_by_name(decoder, args, kwargs))
+        if self._open:
+            self._latest = Trace(_by_name(decoder, args, kwargs))
 
     def _enter_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._latest is not None and self._latest.output is None:  # not in a cross pass, not when recomputing

@@ -268,6 +268,15 @@ class TestRefusals:
             distiller(outputs, inputs)
 
 
+def test_a_student_can_be_copied_between_its_pass_and_the_distillation() -> None:
+    student, inputs = build("detr"), batch()
+    distiller = DetrDistiller(student, build("detr", seed=1), CrossKD())
+    outputs = student(**pixels(inputs))
+    copied = copy.deepcopy(student)
+    copied(**pixels(inputs))
+    assert torch.isfinite(total(distiller(outputs, inputs)))
+
+
 def test_hooks_can_be_removed() -> None:
     model = build("detr")
     tap = DecoderTap(model, layers=True)
