@@ -209,6 +209,11 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, queries: Quer
             f"queries='student' needs two models of one family whose heads look at one layer alone; given are "
             f"'{student.config.model_type}' and '{teacher.config.model_type}'. Use queries='teacher'."
         )
+    if queries == "student" and _decoder_layers(student) < _decoder_layers(teacher):
+        raise ValueError(
+            f"The student's decoder has {_decoder_layers(student)} layers, so there are no queries for the teacher's "
+            f"{_decoder_layers(teacher)}. Use queries='teacher', or give the student as many decoder_layers."
+        )
     return family
 
 

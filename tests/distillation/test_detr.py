@@ -246,6 +246,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match="queries='teacher'"):
             DetrDistiller(build("d_fine"), build("d_fine"), CrossKD(queries="student"))
 
+    def test_student_queries_of_too_few_layers(self) -> None:
+        with pytest.raises(ValueError, match="2 layers.*queries='teacher'"):
+            DetrDistiller(build("detr"), build("detr", decoder_layers=3), CrossKD(queries="student"))
+
     def test_plain_kd(self) -> None:
         with pytest.raises(ValueError, match="no such order"):
             DetrDistiller(build("detr"), build("detr"), CrossKD(methods=("kd",)))
