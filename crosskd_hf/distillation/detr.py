@@ -65,13 +65,14 @@ class DetrDistiller(Distiller):
         self.weights = config.weights(WEIGHTS)
         self.beta = config.beta or 0.0
         self.temperature = config.temperature or 1.0
-        widths = tuple(FAMILIES[model.config.model_type].width(model.config) for model in (student, teacher))
+        ours = FAMILIES[student.config.model_type].width(student.config)
+        theirs = self.family.width(teacher.config)
         self.projector: nn.Linear | None = None
-        if "crosskd" in config.methods and widths[0] != widths[1]:
-            self.projector = _projector(*widths, config.queries)
+        if "crosskd" in config.methods and ours != theirs:
+            self.projector = _projector(ours, theirs, config.queries)
         self.pearson: PearsonKD | None = None
         if "pkd" in config.methods:
-            self.pearson = PearsonKD(*widths, self.weights["loss_feat_kd"], config.statistics)
+            self.pearson = PearsonKD(ours, theirs, self.weights["loss_feat_kd"], config.statistics)
         self._taps = DecoderTap(student, layers=config.queries == "student"), DecoderTap(teacher, layers=True)
 
     def forward(self, outputs: Any, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
