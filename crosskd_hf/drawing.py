@@ -10,6 +10,8 @@ from torchvision.utils import draw_bounding_boxes
 # Colours that colour-blind people can tell apart (Okabe and Ito), one a class in turn.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
+MIN_SIDE = 480  # px
+
 
 def draw_objects(image: PIL.Image.Image, result: Mapping[str, Tensor], names: Mapping[int, str]) -> PIL.Image.Image:
     """Draw boxes with class names, and scores where there are some.
@@ -19,13 +21,22 @@ def draw_objects(image: PIL.Image.Image, result: Mapping[str, Tensor], names: Ma
         result: `boxes` (n, 4) xyxy pixels, `labels` (n,), optionally `scores` (n,).
         names: Class name by label.
     """
+    scale = max(1, MIN_SIDE // max(image.size))  # small pictures are enlarged, for their captions to be read
+    image = image.convert("RGB").resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
     if not len(result["boxes"]):
-        return image.copy()
+        return image
     labels = result["labels"].tolist()
     texts = [names[label] for label in labels]
     if "scores" in result:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, result["scores"].tolist(), strict=True)]
     colours = [COLOURS[label % len(COLOURS)] for label in labels]
-    width = max(1, min(image.size) // 100)
-    drawn = draw_bounding_boxes(pil_to_tensor(image.convert("RGB")), result["boxes"], texts, colours, width=width)
+    drawn = draw_bounding_boxes(
+        pil_to_tensor(image),
+        result["boxes"] * scale,
+        texts,
+        colours,
+        width=max(1, min(image.size) // 150),
+        label_colors="black",
+        fill_labels=True,
+    )
     return to_pil_image(drawn)
