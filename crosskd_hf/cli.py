@@ -1,0 +1,280 @@
+"""The command `crosskd-hf`: thin over the library."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser
+
+from .check_data import check_data
+from .check_pair import check_pair
+from .coco_json import read_coco
+from .comparison import load_detector
+from .convert import Conversion, convert_mmdet_checkpoint, convert_torchvision, load_torchvision
+from .data import CategoryMap, load_coco
+from .inference import evaluate, predict_to_folder, table, to_device
+from .single_run import RunArguments, train
+from .training_args import CrossKDConfig
+
+DESCRIPTION = "Object detectors, small ones taught by big ones (CrossKD), for the Hugging Face ecosystem."
+EPILOG = """exit status: 0 all is well, 1 a check found faults or something went wrong, 2 wrong usage
+--debug, or CROSSKD_DEBUG=1 in the environment, shows the traceback of an error"""
+PACKAGES = (
+    "crosskd_hf", "torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "huggingface_hub",
+    "safetensors", "pycocotools", "scipy", "numpy", "pillow", "matplotlib",
+)  # fmt: skip
+INTERRUPTED = 130
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Words after the program's name; by default those of the process.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = _parser().parse_known_args(words)
+    if rest and arguments.command is not _train:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        return int(arguments.command(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if arguments.debug or os.environ.get("CROSSKD_DEBUG", "0") not in ("", "0"):
+            raise
+        known = isinstance(error, ValueError | OSError)
+        kind = "" if known else f"{type(error).__name__}: "
+        hint = "" if known else " (run again with --debug to see where)"
+        print(f"error: {kind}{error}{hint}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "crosskd-hf", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"crosskd_hf {importlib.metadata.version('crosskd_hf')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_convert(commands)
+    _add_checks(commands)
+    _add_train(commands)
+    _add_use(commands)
+    _command(commands, "env", _env, "Versions of everything that matters, for a bug report.")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, text: str, more: str = ""
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "A checkpoint of another library as a model folder that from_pretrained loads."
+    parser = commands.add_parser("convert", help=text, description=text)
+    sources = parser.add_subparsers(metavar="SOURCE", required=True)
+    mmdet = _command(
+        sources,
+        "mmdet",
+        _convert_mmdet,
+        "GFL, ATSS, FCOS, RetinaNet, Faster R-CNN and Deformable DETR of MMDetection. The file is never executed.",
+        "example: crosskd-hf convert mmdet gfl_r50_fpn_1x_coco.pth gfl-r50",
+    )
+    mmdet.add_argument("checkpoint", type=Path, help="the .pth file")
+    mmdet.add_argument("--config", type=Path, help="MMDetection's config, if the file doesn't hold it; read as text")
+    vision = _command(
+        sources,
+        "torchvision",
+        _convert_torchvision,
+        "RetinaNet and FCOS of torchvision.",
+        "example: crosskd-hf convert torchvision fcos_resnet50_fpn fcos-r50 --weights COCO_V1",
+    )
+    vision.add_argument("architecture", help="fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2")
+    vision.add_argument("--checkpoint", type=Path, help="a .pth of the model's state dict")
+    vision.add_argument("--weights", help="name of torchvision's own weights, such as COCO_V1 (downloads)")
+    for source in (mmdet, vision):
+        source.add_argument("folder", type=Path, metavar="OUT_DIR", help="folder to write")
+        source.add_argument("--labels", help="class names: NAME,NAME,... or a file with one name a line")
+        source.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+
+
+def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    pair = _command(
+        commands,
+        "check-pair",
+        _check_pair,
+        "Whether a teacher can teach a student, and what that takes. Exit status 1 if it can't.",
+        "example: crosskd-hf check-pair student-folder teacher-folder",
+    )
+    pair.add_argument("student", help="folder or Hub id")
+    pair.add_argument("teacher", help="folder or Hub id")
+    pair.add_argument("--annotations", type=Path, help="COCO-format json: the teacher is evaluated on it")
+    pair.add_argument("--images", type=Path, help="folder of its images")
+    pair.add_argument("--number", type=int, default=100, help="so many of them (default: 100)")
+    data = _command(
+        commands,
+        "check-data",
+        _check_data,
+        "Every fault of a COCO-format data set, with its place and fix. Exit status 1 if training would be wrong.",
+        "example: crosskd-hf check-data instances_train.json train/",
+    )
+    data.add_argument("annotations", type=Path, help="COCO-format json")
+    data.add_argument("images", type=Path, help="folder of its images; all are decoded")
+    data.add_argument("--train", type=Path, help="json of the training split, where this is another one")
+    data.add_argument("--all", action="store_true", help="list every place of a fault, not only the first ones")
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "Train a student, with a teacher or alone. All options of transformers' TrainingArguments hold, but --debug."
+    parser = commands.add_parser("train", help=text, add_help=False, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true", dest="full_help")
+    parser.set_defaults(command=_train)
+
+
+def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "COCO AP of a model. Classes are matched by name.",
+        "example: crosskd-hf evaluate student-folder instances_val.json val/",
+    )
+    evaluate.add_argument("model", help="folder or Hub id")
+    evaluate.add_argument("annotations", type=Path, help="COCO-format json")
+    evaluate.add_argument("images", type=Path, help="folder of its images")
+    evaluate.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
+    evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
+    evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file")
+    predict = _command(
+        commands,
+        "predict",
+        _predict,
+        "Detections of an image or of all images below a folder: pictures and predictions.json.",
+        "example: crosskd-hf predict student-folder photos/ --out found/",
+    )
+    predict.add_argument("model", help="folder or Hub id")
+    predict.add_argument("source", type=Path, help="image or folder")
+    predict.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
+    predict.add_argument("--threshold", type=float, default=0.5, help="lowest score to report (default: 0.5)")
+    predict.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, if there is one)")
+
+
+def _convert_mmdet(arguments: argparse.Namespace) -> int:
+    labels = _labels(arguments.labels)
+    return _save(convert_mmdet_checkpoint(arguments.checkpoint, arguments.config, labels), arguments)
+
+
+def _convert_torchvision(arguments: argparse.Namespace) -> int:
+    model = load_torchvision(arguments.architecture, arguments.checkpoint, arguments.weights)
+    return _save(convert_torchvision(model, _labels(arguments.labels)), arguments)
+
+
+def _save(conversion: Conversion, arguments: argparse.Namespace) -> int:
+    print(conversion)
+    print(f"written to {conversion.save(arguments.folder, arguments.overwrite)}")
+    return 0
+
+
+def _labels(text: str | None) -> list[str] | None:
+    """Names from a file, one a line, or from a list with commas."""
+    if text is None:
+        return None
+    parts = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _check_pair(arguments: argparse.Namespace) -> int:
+    if (arguments.annotations is None) != (arguments.images is None):
+        raise ValueError("Give both of --annotations and --images, or neither.")
+    data = None if arguments.annotations is None else load_coco(arguments.annotations, arguments.images)
+    (student, processor), (teacher, teacher_processor) = map(load_detector, (arguments.student, arguments.teacher))
+    report = check_pair(student, teacher, None, processor, teacher_processor, data, arguments.number)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    categories = None
+    if arguments.train is not None:
+        training = read_coco(arguments.train)
+        categories = CategoryMap.from_coco(training.categories, {int(raw) for raw in training.annotation_categories})
+    report = check_data(arguments.annotations, arguments.images, categories)
+    print(report.describe(None if arguments.all else 5))
+    return 0 if report.ok else 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    parser = HfArgumentParser((RunArguments, CrossKDConfig), prog="crosskd-hf train")
+    parser.set_defaults(report_to="none")
+    if arguments.full_help:
+        parser.print_help()
+        return 0
+    run, config = parser.parse_args_into_dataclasses(arguments.rest)
+    metrics = train(run, config)
+    if config.process_index == 0:
+        print(table(metrics) if metrics else "not evaluated: no validation data was given")
+        print(f"written to {config.output_dir}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    metrics = evaluate(
+        *load_detector(arguments.model),
+        arguments.annotations,
+        arguments.images,
+        arguments.batch_size,
+        arguments.workers,
+    )
+    print(table(metrics))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(metrics, indent=2) + "\n")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold {arguments.threshold} must lie in [0, 1].")
+    model, processor = load_detector(arguments.model)
+    model = to_device(model, arguments.device)
+    records = predict_to_folder(model, processor, arguments.source, arguments.out, arguments.threshold)
+    failed = [record for record in records if "error" in record]
+    for record in failed:
+        print(f"error: {record['file']}: {record['error']}", file=sys.stderr)
+    count = sum(len(record["detections"]) for record in records if "detections" in record)
+    print(f"{count} objects in {len(records) - len(failed)} images, written to {arguments.out}")
+    return 1 if failed else 0
+
+
+def _env(_: argparse.Namespace) -> int:
+    print(f"{'python':16s} {platform.python_version()}")
+    print(f"{'platform':16s} {platform.platform()}")
+    for name in PACKAGES:
+        print(f"{name:16s} {importlib.metadata.version(name)}")
+    count = torch.cuda.device_count()
+    devices = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    print(f"{'cuda':16s} {torch.version.cuda or 'none'}, devices: {devices or 'none'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

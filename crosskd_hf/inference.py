@@ -1,0 +1,179 @@
+"""A saved detector on files: AP on a COCO-format data set, and detections drawn on pictures."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+from .categories import CategoryMap
+from .coco_json import read_coco
+from .comparison import detect
+from .data import load_coco
+from .drawing import draw_objects
+from .evaluation import SUMMARY
+from .images import open_image
+from .trainer import CrossKDTrainer
+from .training_args import CrossKDConfig
+
+SUFFIXES = frozenset(suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN)
+TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
+
+
+def match_categories(config: PreTrainedConfig, listed: CategoryMap) -> CategoryMap:
+    """The map between a model's classes and a data set's raw ids, by name, ignoring case and outer spaces.
+
+    Classes that the data set doesn't have get raw ids that nothing in it uses.
+
+    Args:
+        config: Of the model; its order of classes is kept.
+        listed: The data set's own map.
+
+    Raises:
+        ValueError: The data set has a class that the model doesn't know.
+    """
+    raw_ids = {_normal(name): raw for name, raw in zip(listed.names, listed.raw_ids, strict=True)}
+    names = [config.id2label[index] for index in range(len(config.id2label))]
+    strangers = sorted(raw_ids.keys() - {_normal(name) for name in names})
+    if strangers:
+        raise ValueError(
+            f"The data set has classes that the model doesn't know: {strangers[:5]}. The model's are {names[:10]}"
+            f"{', ...' if len(names) > 10 else ''}. Are they the same under other names? Then rename one of both."
+        )
+    free = max(listed.raw_ids) + 1
+    return CategoryMap(tuple(raw_ids.get(_normal(name), free + i) for i, name in enumerate(names)), tuple(names))
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    batch_size: int = 8,
+    workers: int = 0,
+) -> dict[str, float]:
+    """COCO AP of a model, as of `CocoEvaluator.compute`, in [0, 1].
+
+    Args:
+        model, processor: The detector.
+        annotations, images: COCO-format json and its image folder; classes are matched by name.
+        batch_size: Images at once.
+        workers: Processes that read images.
+
+    Raises:
+        DataError: The data set is faulty. ValueError: It has classes that the model doesn't know.
+    """
+    table = read_coco(annotations)
+    listed = CategoryMap.from_coco(table.categories, {int(raw) for raw in table.annotation_categories})
+    categories = match_categories(model.config, listed)
+    data = load_coco(annotations, images, categories)
+    model.config.category_ids = list(categories.raw_ids)
+    with tempfile.TemporaryDirectory() as folder:
+        args = CrossKDConfig(
+            output_dir=folder,
+            per_device_eval_batch_size=batch_size,
+            dataloader_num_workers=workers,
+            report_to="none",
+        )
+        trainer = CrossKDTrainer(model=model, args=args, eval_dataset=data.dataset, processing_class=processor)
+        metrics = trainer.evaluate()
+    return {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_map")}
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """The COCO summary in percent, and AP of each class that has a truth."""
+    head = "".join(f"{title:>8s}" for title in TITLES.values())
+    row = "".join(f"{100 * metrics[key]:8.1f}" for key in TITLES)
+    classes = {key: value for key, value in metrics.items() if key not in TITLES and not math.isnan(value)}
+    lines = [f"{100 * value:8.1f}  {key.removeprefix('map_')}" for key, value in classes.items()]
+    return "\n".join([head, row, *(["", "AP of each class", *lines] if lines else [])])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one file.
+
+    Args:
+        file: Path below the given folder.
+        picture: The image with what was found drawn on it; None if it can't be read.
+        record: `file`, `width`, `height` and `detections` (each `label`, `score` in [0, 1], `box` [x1, y1, x2, y2] in
+            pixels), or `file` and `error`; JSON-able.
+    """
+
+    file: Path
+    picture: PIL.Image.Image | None
+    record: dict[str, Any]
+
+
+def predict(
+    model: PreTrainedModel, processor: BaseImageProcessor, source: str | os.PathLike[str], threshold: float = 0.5
+) -> Iterator[Prediction]:
+    """Detect objects in an image, or in every image below a folder, one after the other.
+
+    Args:
+        model, processor: The detector.
+        source: A file or a folder.
+        threshold: Lowest score that is reported, in [0, 1].
+
+    Raises:
+        FileNotFoundError: There is no such file, or no image in the folder.
+    """
+    source = Path(source)
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"{source} is no image and no folder with images.")
+    root = source.parent if source.is_file() else source
+    for path in files:
+        file = path.relative_to(root)
+        try:
+            image = open_image(path)
+        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+            yield Prediction(file, None, {"file": str(file), "error": str(error)})
+            continue
+        result = {key: value.cpu() for key, value in detect(model, processor, [image], threshold)[0].items()}
+        names = model.config.id2label
+        rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
+        found = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
+        record = {"file": str(file), "width": image.width, "height": image.height, "detections": found}
+        yield Prediction(file, draw_objects(image, result, names), record)
+
+
+def predict_to_folder(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    threshold: float = 0.5,
+) -> list[dict[str, Any]]:
+    """Run :func:`predict`, and write a PNG for each image and `predictions.json` into a folder.
+
+    Returns:
+        The records of all files. A picture has its image's name, suffix included: two images never share one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for prediction in predict(model, processor, source, threshold):
+        records.append(prediction.record)
+        if prediction.picture is not None:
+            path = folder / prediction.file.parent / f"{prediction.file.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prediction.picture.save(path)
+    (folder / "predictions.json").write_text(json.dumps(records, indent=2) + "\n")
+    return records
+
+
+def to_device(model: PreTrainedModel, device: str | None = None) -> PreTrainedModel:
+    """Move a model to a device; by default to the first accelerator, if there is one."""
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower()

@@ -1,0 +1,89 @@
+"""One training run from files: read the data, build or load the student, train, evaluate, save."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .build import ARCHITECTURES, DetectorSpec, build_detector
+from .categories import CategoryMap
+from .comparison import load_detector
+from .data import load_coco
+from .models import DetectionImageProcessor
+from .trainer import CrossKDTrainer
+from .training_args import CrossKDConfig
+from .transforms import TrainTransform
+
+
+@dataclass
+class RunArguments:
+    """What is trained on what; how is said by `CrossKDConfig`."""
+
+    train_annotations: str = field(metadata={"help": "COCO-format json of the training images."})
+    train_images: str = field(metadata={"help": "Folder of the training images."})
+    val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
+    val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
+    student: str = field(
+        default="gfl:resnet18",
+        metadata={"help": "Folder or Hub id of a detector, or a new one as ARCHITECTURE:BACKBONE (gfl:resnet18)."},
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the trained teacher; without one, no distillation."}
+    )
+    backbone_weights: str | None = field(
+        default=None, metadata={"help": "For a new student: 'timm' (downloads), a tag or a file of timm."}
+    )
+    width: int = field(default=256, metadata={"help": "Channels of pyramid and towers of a new student."})
+    shortest_edge: int = field(default=800, metadata={"help": "New student: images are resized to this shorter side,"})
+    longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
+    multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
+
+    def __post_init__(self) -> None:
+        if (self.val_annotations is None) != (self.val_images is None):
+            raise ValueError("Give both of --val_annotations and --val_images, or neither.")
+
+
+def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
+    """Train, and save the student into `args.output_dir`.
+
+    Returns:
+        Metrics of the last evaluation; empty without validation data.
+
+    Raises:
+        DataError: The data set is faulty. ValueError: Student, teacher and data don't go together.
+    """
+    data = load_coco(run.train_annotations, run.train_images)
+    val = None
+    if run.val_annotations is not None and run.val_images is not None:
+        val = load_coco(run.val_annotations, run.val_images, data.categories)
+    model, processor = _student(run, data.categories)
+    trainer = CrossKDTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.dataset,
+        eval_dataset=None if val is None else val.dataset,
+        processing_class=processor,
+        teacher_model=run.teacher,
+        train_transform=TrainTransform(shortest_edges=run.multi_scale, longest_edge=run.longest_edge),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = {} if val is None else trainer.evaluate()
+    trainer.save_model()
+    return {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_map")}
+
+
+def _student(run: RunArguments, categories: CategoryMap) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    if not Path(run.student).exists() and run.student.split(":")[0] in ARCHITECTURES:
+        spec = DetectorSpec.parse(run.student, backbone_weights=run.backbone_weights, width=run.width)
+        size = {"shortest_edge": run.shortest_edge, "longest_edge": run.longest_edge}
+        return build_detector(spec, categories), DetectionImageProcessor(size=size)
+    model, processor = load_detector(run.student)
+    names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    if names != categories.names:
+        raise ValueError(
+            f"The student {run.student} predicts {len(names)} classes ({', '.join(names[:5])}, ...), the training data "
+            f"has {len(categories)} ({', '.join(categories.names[:5])}, ...). They must be the same, in one order; "
+            f"a new student gets the classes of the data: --student gfl:resnet18."
+        )
+    model.config.category_ids = list(categories.raw_ids)
+    return model, processor

@@ -1,0 +1,236 @@
+"""The command line: one small model from data over training and evaluation to pictures; messages and exit statuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+
+from crosskd_hf.build import DetectorSpec, build_detector
+from crosskd_hf.categories import CategoryMap
+from crosskd_hf.cli import main
+from crosskd_hf.convert.class_names import COCO_NAMES
+from crosskd_hf.inference import match_categories, predict, table
+from crosskd_hf.models import DetectionImageProcessor, GFLConfig
+from crosskd_hf.shapes import CLASSES, ShapesPaths, make_shapes
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> ShapesPaths:
+    return make_shapes(tmp_path_factory.mktemp("shapes"), num_train=4, num_val=3, size=64)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved, untrained model of the classes of the made data."""
+    categories = CategoryMap(tuple(CLASSES), tuple(CLASSES.values()))
+    torch.manual_seed(0)
+    model = build_detector(DetectorSpec("gfl", "test_resnet", width=32), categories)
+    torch.nn.init.zeros_(model.head.classifier.bias)  # so that something is found
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    DetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_train_with_a_teacher(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output) -> None:
+    status = run(
+        *("train", "--train_annotations", shapes.train_annotations, "--train_images", shapes.train_images),
+        *("--val_annotations", shapes.val_annotations, "--val_images", shapes.val_images),
+        *("--student", "gfl:test_resnet", "--width", 32, "--shortest_edge", 64, "--longest_edge", 64),
+        *("--teacher", detector, "--output_dir", tmp_path / "out", "--max_steps", 1, "--use_cpu"),
+        *("--per_device_train_batch_size", 2, "--save_strategy", "no"),
+    )
+    assert status == 0
+    assert "AP50" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["category_ids"] == list(CLASSES)
+    assert json.loads((tmp_path / "out" / "distillation.json").read_text())["distillation"]["methods"] == ["crosskd"]
+
+
+def test_train_needs_the_classes_of_the_data(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output
+) -> None:
+    content = json.loads(shapes.train_annotations.read_text())
+    content["categories"][0]["name"] = "ring"
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    files = "--train_annotations", tmp_path / "train.json", "--train_images", shapes.train_images
+    assert run("train", *files, "--student", detector, "--output_dir", tmp_path / "out", "--use_cpu") == 1
+    assert "the training data has 4 (ring, square" in capsys.readouterr().err
+
+
+def test_evaluate(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output) -> None:
+    words = "evaluate", detector, shapes.val_annotations, shapes.val_images, "--json", tmp_path / "ap.json"
+    assert run(*words) == 0
+    assert 0 <= json.loads((tmp_path / "ap.json").read_text())["map"] <= 1
+    assert capsys.readouterr().out.split()[:3] == ["AP", "AP50", "AP75"]
+
+
+def test_predict(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output) -> None:
+    photos = tmp_path / "photos" / "deep"
+    photos.mkdir(parents=True)
+    first = next(shapes.val_images.glob("*.png"))
+    (photos / "a.png").write_bytes(first.read_bytes())
+    (photos.parent / "b.jpg").write_bytes(b"no image")
+    assert run("predict", detector, photos.parent, "--out", tmp_path / "out", "--threshold", 0, "--device", "cpu") == 1
+    captured = capsys.readouterr()
+    assert "error: b.jpg" in captured.err
+    assert "in 1 images" in captured.out
+    records = {record["file"]: record for record in json.loads((tmp_path / "out" / "predictions.json").read_text())}
+    record = records[os.path.join("deep", "a.png")]
+    assert record["detections"]
+    assert {found["label"] for found in record["detections"]} <= set(CLASSES.values())
+    x1, y1, x2, y2 = record["detections"][0]["box"]
+    assert 0 <= x1 < x2 <= record["width"]
+    assert 0 <= y1 < y2 <= record["height"]
+    with PIL.Image.open(tmp_path / "out" / "deep" / "a.png.png") as picture, PIL.Image.open(first) as image:
+        assert picture.size == image.size
+    assert run("predict", detector, first, "--out", tmp_path / "one", "--device", "cpu") == 0
+    assert (tmp_path / "one" / f"{first.name}.png").is_file()
+
+
+def test_predict_without_images(tmp_path: Path, detector: Path, capsys: Output) -> None:
+    assert run("predict", detector, tmp_path, "--out", tmp_path / "out") == 1
+    assert capsys.readouterr().err.endswith(f"error: {tmp_path} is no image and no folder with images.\n")
+    assert run("predict", detector, tmp_path, "--threshold", 2) == 1
+    with pytest.raises(FileNotFoundError):
+        list(predict(None, None, tmp_path / "nowhere"))
+
+
+def test_check_data(tmp_path: Path, shapes: ShapesPaths, capsys: Output) -> None:
+    assert run("check-data", shapes.val_annotations, shapes.val_images, "--train", shapes.train_annotations) == 0
+    assert capsys.readouterr().out.startswith("3 images")
+    content = json.loads(shapes.val_annotations.read_text())
+    content["annotations"][0]["category_id"] = 99
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    assert run("check-data", tmp_path / "bad.json", shapes.val_images) == 1
+    assert "error: unknown-category" in capsys.readouterr().out
+
+
+def test_check_pair(tmp_path: Path, detector: Path, capsys: Output) -> None:
+    assert run("check-pair", detector, detector) == 0
+    assert capsys.readouterr().out.startswith("ok: GFL")
+    categories = CategoryMap((1,), ("zeppelin",))
+    build_detector(DetectorSpec("gfl", "test_resnet", width=32), categories).save_pretrained(tmp_path)
+    DetectionImageProcessor().save_pretrained(tmp_path)
+    assert run("check-pair", detector, tmp_path) == 1
+    assert "share no class name" in capsys.readouterr().out
+    assert run("check-pair", detector, detector, "--images", tmp_path) == 1
+    assert "both of --annotations and --images" in capsys.readouterr().err
+
+
+class TestConvert:
+    def test_messages(self, tmp_path: Path, capsys: Output) -> None:
+        (tmp_path / "a.pth").write_bytes(b"broken")
+        assert run("convert", "mmdet", tmp_path / "a.pth", tmp_path / "out") == 1
+        assert "a.pth (6 bytes) is truncated or no PyTorch checkpoint" in capsys.readouterr().err
+        assert run("convert", "mmdet", tmp_path / "b.pth", tmp_path / "out") == 1
+        assert "There is no checkpoint" in capsys.readouterr().err
+        assert run("convert", "torchvision", "ssd300_vgg16", tmp_path / "out", "--weights", "COCO_V1") == 1
+        assert "'ssd300_vgg16' can't be converted" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_labels_in_a_file(self, tmp_path: Path, capsys: Output) -> None:
+        from torchvision.models import get_model
+
+        model = get_model("fcos_resnet50_fpn", weights=None, weights_backbone=None, num_classes=3)
+        torch.save(model.state_dict(), tmp_path / "a.pth")
+        (tmp_path / "names.txt").write_text("cat\ndog\n\n")
+        words = "convert", "torchvision", "fcos_resnet50_fpn", tmp_path / "out", "--checkpoint", tmp_path / "a.pth"
+        assert run(*words, "--labels", tmp_path / "names.txt") == 0
+        assert f"written to {tmp_path / 'out'}" in capsys.readouterr().out
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
+        assert run(*words, "--labels", "cat,dog") == 1
+        assert "not empty" in capsys.readouterr().err
+        assert run(*words, "--labels", "cat, dog", "--overwrite") == 0
+
+
+class TestMessages:
+    def test_env(self, capsys: Output) -> None:
+        assert run("env") == 0
+        assert {"python", "torch", "crosskd_hf", "cuda"} <= {
+            line.split()[0] for line in capsys.readouterr().out.splitlines()
+        }
+
+    @pytest.mark.parametrize("words", [[], ["fly"], ["env", "--bogus"], ["convert"], ["predict", "a"]])
+    def test_wrong_usage(self, words: list[str], capsys: Output) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        assert "usage: crosskd-hf" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("words", [["--help"], ["convert", "mmdet", "-h"], ["check-pair", "-h"], ["predict", "-h"]])
+    def test_help(self, words: list[str], capsys: Output) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+        assert "usage: crosskd-hf" in capsys.readouterr().out
+
+    def test_help_of_train_lists_all_options(self, capsys: Output) -> None:
+        assert run("train", "--help") == 0
+        text = capsys.readouterr().out
+        assert all(
+            f"--{name}" in text for name in ("train_annotations", "teacher", "cut", "learning_rate", "ema_decay")
+        )
+
+    def test_debug_shows_the_traceback(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(FileNotFoundError):
+            run("convert", "mmdet", tmp_path / "a.pth", tmp_path, "--debug")
+        monkeypatch.setenv("CROSSKD_DEBUG", "1")
+        with pytest.raises(FileNotFoundError):
+            run("convert", "mmdet", tmp_path / "a.pth", tmp_path)
+
+    def test_an_error_of_the_program_says_so(self, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+        monkeypatch.setattr("crosskd_hf.cli.check_data", lambda *_: 1 / 0)
+        assert run("check-data", "a", "b") == 1
+        assert capsys.readouterr().err == (
+            "error: ZeroDivisionError: division by zero (run again with --debug to see where)\n"
+        )
+
+    def test_interrupted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("crosskd_hf.cli.check_data", interrupt)
+        assert run("check-data", "a", "b") == 130
+
+    def test_as_a_program(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "crosskd_hf.cli", "convert", "mmdet", "nowhere.pth", "out"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.endswith("error: There is no checkpoint nowhere.pth.\n")
+        assert "Traceback" not in done.stderr
+
+
+class TestMatchCategories:
+    def test_by_name_in_the_models_order(self) -> None:
+        config = GFLConfig(id2label=dict(enumerate(COCO_NAMES)))
+        matched = match_categories(config, CategoryMap((5, 9), ("Dog ", "cat")))
+        assert matched.names == COCO_NAMES
+        assert matched.to_raw(COCO_NAMES.index("dog")) == 5
+        assert matched.to_raw(COCO_NAMES.index("cat")) == 9
+        assert len(set(matched.raw_ids)) == 80
+
+    def test_unknown_class(self) -> None:
+        with pytest.raises(ValueError, match=r"classes that the model doesn't know: \['zeppelin'\]"):
+            match_categories(GFLConfig(id2label={0: "cat"}), CategoryMap((1, 2), ("cat", "zeppelin")))
+
+    def test_table(self) -> None:
+        metrics = dict.fromkeys(("map", "map_50", "map_75", "map_small", "map_medium", "map_large"), 0.25)
+        lines = table({**metrics, "map_cat": 0.5, "map_dog": float("nan")}).splitlines()
+        assert lines[1].split() == ["25.0"] * 6
+        assert lines[-1].split() == ["50.0", "cat"]
