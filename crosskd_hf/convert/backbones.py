@@ -29,7 +29,10 @@ SWIN_RULES: Rules = [
     (r"backbone\.patch_embed\.projection\.(.+)", r"backbone.net.patch_embed.proj.\1"),
     (r"backbone\.patch_embed\.norm\.(.+)", r"backbone.net.patch_embed.norm.\1"),
     (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.(.+)", r"backbone.net.layers_\1.blocks.\2.attn.\3"),
-    (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.0\.0\.(.+)", r"backbone.net.layers_\1.blocks.\2.mlp.fc1.\3"),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.0\.0\.(.+)",
+        r"backbone.net.layers_\1.blocks.\2.mlp.fc1.\3",
+    ),
     (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.1\.(.+)", r"backbone.net.layers_\1.blocks.\2.mlp.fc2.\3"),
     (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.(norm\d\..+)", r"backbone.net.layers_\1.blocks.\2.\3"),
 ]
@@ -123,7 +126,9 @@ def _recognise_mobilenet(shapes: Shapes) -> dict[str, Any]:
     if last != 1280 or shapes["backbone.conv1.conv.weight"][0] != 32:
         raise ValueError(f"Unknown MobileNetV2 of last width {last}: known is the one of multiplier 1.")
     # The final convolution is part of every checkpoint, but a pyramid that takes the stage before it leaves it unused.
-    inputs = [shape[1] for name, shape in shapes.items() if re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.weight", name)]
+    inputs = [
+        shape[1] for name, shape in shapes.items() if re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.weight", name)
+    ]
     used = last if inputs and inputs[-1] == last else None
     return {"backbone": "mobilenetv2_100", "backbone_last_channels": used, "frozen_stages": 0}
 

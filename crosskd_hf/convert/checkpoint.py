@@ -114,8 +114,8 @@ def _load(path: Path) -> dict[str, Any]:
         if code is None:
             raise _broken(path, error) from None
         raise CheckpointError(
-            f"{path} was refused, and nothing in it was executed: beside weights it holds '{code[1] or code[2]}', which "
-            f"loading would run. If you trust the file, open it where it was made and save its weights alone: "
+            f"{path} was refused, and nothing in it was executed: beside weights it holds '{code[1] or code[2]}', "
+            f"which loading would run. If you trust the file, open it where it was made and save its weights alone: "
             f'torch.save({{"state_dict": checkpoint["state_dict"]}}, path), and give --config.'
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:

@@ -1,7 +1,7 @@
 """MMDetection checkpoints of dense detectors and Faster R-CNN, by names and shapes: pure dict -> dict, tables first.
 
 A checkpoint does not tell everything in its shapes. What it cannot tell (Caffe-style strides, BGR input, ReLU in front
-of extra levels, FCOS's variants) are the options of :class:`MMDetOptions`, read from the embedded config where there is one.
+of extra levels, FCOS's variants) are the options of :class:`MMDetOptions`; `mmdet_config` reads them from MMDetection's config.
 """
 
 import re
@@ -114,7 +114,9 @@ def rename(names: Iterable[str], config: DenseDetectorConfig | FasterRCNNConfig)
         ValueError: A name that has no place in the model.
     """
     laterals = len(config.backbone_strides)
-    rules = [(re.compile(pattern), target) for pattern, target in HEAD_RULES + NECK_RULES + backbone_rules(config.backbone)]
+    rules = [
+        (re.compile(pattern), target) for pattern, target in HEAD_RULES + NECK_RULES + backbone_rules(config.backbone)
+    ]
     dropped = unused(config.backbone, config.backbone_last_channels)
     renamed, unknown = {}, []
     for name in names:
