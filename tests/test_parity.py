@@ -1,4 +1,4 @@
-"""The authors' figures: losses, gradients, outputs and detections of whole student-teacher pairs (`benchmarks/parity.py`)."""
+"""The authors' figures of whole pairs: losses, gradients, outputs and detections (`benchmarks/parity.py`)."""
 
 import importlib.util
 import json
@@ -31,7 +31,9 @@ def test_quick_cases_exist() -> None:
     assert len(CASES) >= 7
 
 
-@pytest.mark.parametrize("name", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_the_authors_figures(parity: ModuleType, name: str) -> None:
     figures = parity.Case(json.loads((GOLDEN / f"{name}.json").read_text())).run()._asdict()
     wrong = {key: value for key, value in figures.items() if value is not None and not value <= parity.TOLERANCES[key]}

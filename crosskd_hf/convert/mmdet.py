@@ -1,7 +1,7 @@
 """MMDetection checkpoints of dense detectors and Faster R-CNN, by names and shapes: pure dict -> dict, tables first.
 
 A checkpoint does not tell everything in its shapes. What it cannot tell (Caffe-style strides, BGR input, ReLU in front
-of extra levels, FCOS's variants) are the options of :class:`MMDetOptions`; `mmdet_config` reads them from MMDetection's config.
+of extra levels, FCOS's variants) are the options of :class:`MMDetOptions`; `mmdet_config` reads them.
 """
 
 import re
