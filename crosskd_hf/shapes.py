@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 CLASSES = {1: "circle", 3: "square", 4: "triangle", 7: "star"}
 """Raw category id -> name; with gaps, as real data has."""
 
+# Typical RGB of a class. Colours vary around it, and clutter has the same ones: they help to find a class, no more.
+_COLOURS = {"circle": (200, 60, 60), "square": (60, 170, 70), "triangle": (70, 80, 210), "star": (225, 190, 40)}
+_COLOUR_SPREAD = 28.0
+
 _SUPERSAMPLING = 2
 _EMPTY_SHARE = 0.08  # images without objects
-_MOST_OBJECTS = 6
+_MOST_OBJECTS = 5
 _LEAST_VISIBLE = 0.5  # share of an object that later ones leave uncovered
-_SIZES = (0.09, 0.5)  # diameter of an object as a share of the image's longer side
+_SIZES = (0.14, 0.5)  # diameter of an object as a share of the image's longer side
 _OUTER = {"square": 4, "triangle": 3, "star": 5}  # corners
 
 Pixels: TypeAlias = NDArray[np.float32]
@@ -50,8 +54,8 @@ def make_shapes(
 ) -> ShapesPaths:
     """Write `train/` and `val/` PNGs and `annotations/instances_{train,val}.json` below `folder`.
 
-    Filled circles, squares, triangles and stars of any colour, rotation and size (9 to 50 % of the image's longer side)
-    lie on a patterned ground, overlap each other, and stand among lines, outlines of the same shapes and specks that
+    Filled circles, squares, triangles and stars of any rotation and size (14 to 50 % of the image's longer side), each
+    class around a colour of its own, lie on a patterned ground, overlap each other, and stand among lines, outlines of the same shapes and specks that
     are not to be found. Some images have no object, some are portrait or landscape. An image depends on the seed, its
     split and its number only, and is the same byte for byte every time.
 
@@ -93,7 +97,7 @@ def render(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], list
     shorter = round(size * 0.75)
     width, height = ((size, size), (size, shorter), (shorter, size))[rng.integers(3)]
     pixels = _ground(rng, width, height)
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(2, 6)):
         _draw_clutter(rng, pixels, size)
     masks: list[tuple[int, NDArray[np.bool_]]] = []
     empty = rng.random() < _EMPTY_SHARE
@@ -105,8 +109,8 @@ def render(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], list
 
 def _ground(rng: np.random.Generator, width: int, height: int) -> Pixels:
     """A patterned ground: coarse colour blotches with a finer grey texture on top."""
-    colour = rng.uniform(40, 215, 3)
-    coarse = colour + rng.normal(0, 30, (rng.integers(2, 5), rng.integers(2, 5), 3))
+    colour = rng.uniform(85, 170, 3)
+    coarse = colour + rng.normal(0, 20, (rng.integers(2, 5), rng.integers(2, 5), 3))
     fine = np.repeat(rng.normal(0, rng.uniform(4, 14), (height // 6 + 1, width // 6 + 1, 1)), 3, axis=2)
     return _stretched(coarse, width, height) + _stretched(fine, width, height)
 
@@ -133,7 +137,7 @@ def _draw_clutter(rng: np.random.Generator, pixels: Pixels, size: int) -> None:
         radius = size * (rng.uniform(0.08, 0.25) if kind == 1 else rng.uniform(0.01, 0.025))
         points = _outline(name, centre, radius, rng.uniform(0, 2 * math.pi))
         cover = _cover((width, height), [*points, points[0]], stroke if kind == 1 else None)
-    _paint(pixels, cover, rng.uniform(0, 255, 3))
+    _paint(pixels, cover, _colour(rng, list(CLASSES.values())[rng.integers(len(CLASSES))]))
 
 
 def _draw_object(
@@ -151,12 +155,16 @@ def _draw_object(
         if not mask.any() or any((full & mask).sum() > (1 - _LEAST_VISIBLE) * full.sum() for _, full in masks):
             continue
         ground = pixels[mask].mean(axis=0)
-        colour = rng.uniform(0, 255, 3)
+        colour = _colour(rng, CLASSES[raw])
         while np.abs(colour - ground).max() < 45:
-            colour = rng.uniform(0, 255, 3)
+            colour = _colour(rng, CLASSES[raw])
         _paint(pixels, cover, colour + rng.normal(0, rng.uniform(0, 12), (height, width, 1)))
         masks.append((raw, mask))
         return
+
+
+def _colour(rng: np.random.Generator, name: str) -> NDArray[np.float64]:
+    return np.clip(rng.normal(_COLOURS[name], _COLOUR_SPREAD), 0, 255)
 
 
 def _outline(name: str, centre: tuple[float, float], radius: float, turn: float) -> Points:
