@@ -5,38 +5,22 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from .assigners import Assignment, Priors, Targets
-from .backbone import Backbone
 from .boxes import decode_delta, decode_distance, to_relative
-from .layers import FPN, Conv, FPNExtra, Scale, Tower, prior_bias
+from .layers import Conv, Scale, Tower, prior_bias
 from .losses import LossPart, divide, integral
+from .pyramid import PyramidDetector, PyramidDetectorConfig
 
 RegressionKind = Literal["distribution", "delta", "distance"]
 
 
-class DenseDetectorConfig(PreTrainedConfig):
-    """Configuration shared by the dense detectors.
+class DenseDetectorConfig(PyramidDetectorConfig):
+    """Configuration shared by the dense detectors; see :class:`PyramidDetectorConfig` for backbone and pyramid.
 
     Args:
-        backbone: timm model name without weights tag.
-        backbone_arguments: Further arguments of the timm net's constructor.
-        out_indices: timm's feature indices; by default the features are chosen by `backbone_strides`.
-        backbone_strides: Strides of the backbone features that enter the pyramid.
-        frozen_stages: Backbone stages without gradient: 0 = none, 1 = stem and the stage of stride 4, ...
-        norm_eval: BatchNorm keeps its running statistics in training.
-        freeze_norm: Scale and bias of the backbone's norm layers get no gradient.
-        caffe_stride: ResNet bottlenecks stride on their first 1x1 convolution.
-        output_norm: LayerNorm on every backbone feature (Swin).
-        pad_windows: Swin pads to whole windows before it shifts (detectors trained with MMDetection).
-        backbone_last_channels: Width of an extra 1x1 convolution on the last feature (MobileNetV2: 1280).
-        strides: Pixels per cell of each pyramid level.
-        fpn_channels: Width of the pyramid.
-        fpn_extra: Where the first extra level comes from, "on_output" or "on_input" (the last backbone feature).
-        fpn_extra_relu: ReLU in front of the second extra level.
         head_channels: Width of the towers.
         num_convs: Convolutions of each tower.
         norm_groups: Groups of the towers' GroupNorm, `None` for no norm.
@@ -45,28 +29,11 @@ class DenseDetectorConfig(PreTrainedConfig):
             lying a stride apart. The same where the image is a multiple of the coarsest stride.
         reg_max: Largest bin of a distance distribution; `None` for a head that regresses numbers.
         prior_probability: Initial score of every class.
-        loss_weights: Weight of each loss by its key.
-        category_ids: Raw category id of each class in the data set the model was trained on.
 
     Raises:
         ValueError: A value out of range.
     """
 
-    backbone: str = "resnet50"
-    backbone_arguments: dict[str, Any] | None = None
-    out_indices: list[int] | tuple[int, ...] | None = None
-    backbone_strides: list[int] | tuple[int, ...] = (8, 16, 32)
-    frozen_stages: int = 1
-    norm_eval: bool = True
-    freeze_norm: bool = False
-    caffe_stride: bool = False
-    output_norm: bool = False
-    pad_windows: bool = False
-    backbone_last_channels: int | None = None
-    strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
-    fpn_channels: int = 256
-    fpn_extra: FPNExtra = "on_output"
-    fpn_extra_relu: bool = False
     head_channels: int = 256
     num_convs: int = 4
     norm_groups: int | None = 32
@@ -74,27 +41,9 @@ class DenseDetectorConfig(PreTrainedConfig):
     stretch_cells: bool = False
     reg_max: int | None = None
     prior_probability: float = 0.01
-    loss_weights: dict[str, float] | None = None
-    category_ids: list[int] | None = None
-
-    default_loss_weights: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.loss_weights = {**self.default_loss_weights, **(self.loss_weights or {})}
-        unknown = set(self.loss_weights) - set(self.default_loss_weights)
-        if unknown:
-            raise ValueError(f"loss_weights has {sorted(unknown)}; this detector has {list(self.default_loss_weights)}.")
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        strides = list(self.strides)
-        if list(self.backbone_strides) != strides[: len(self.backbone_strides)]:
-            raise ValueError(
-                f"backbone_strides={tuple(self.backbone_strides)} must be the first of strides={tuple(strides)}."
-            )
-        if any(finer * 2 != coarser for finer, coarser in zip(strides, strides[1:], strict=False)):
-            raise ValueError(f"strides={tuple(strides)} must double from level to level.")
         if self.norm_groups is not None and self.head_channels % self.norm_groups:
             raise ValueError(
                 f"head_channels={self.head_channels} cannot be split into norm_groups={self.norm_groups}: "
@@ -309,52 +258,22 @@ class DenseDetectorOutput(ModelOutput):
     loss_parts: dict[str, LossPart] | None = None
 
 
-class DenseDetector(PreTrainedModel):
+class DenseDetector(PyramidDetector):
     """Backbone, feature pyramid and dense head. Children set `config_class` and `head_class`."""
 
     config: DenseDetectorConfig
     config_class: ClassVar[type[PreTrainedConfig]] = DenseDetectorConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
     head_class: ClassVar[type[DenseHead]] = DenseHead
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # The pipeline's list of known detectors; here, so that it also holds for code loaded from beside the weights.
-        MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
 
     def __init__(self, config: DenseDetectorConfig):
         super().__init__(config)
-        self.backbone = Backbone(
-            config.backbone,
-            config.backbone_strides,
-            config.backbone_arguments,
-            config.out_indices,
-            config.frozen_stages,
-            config.norm_eval,
-            config.freeze_norm,
-            config.caffe_stride,
-            config.output_norm,
-            config.pad_windows,
-            config.backbone_last_channels,
-        )
-        self.neck = FPN(
-            self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
-        )
         self.head = self.head_class(config)
-        for module in self.backbone.modules():
-            # timm has initialised its net already; without this mark `post_init` would do it again, and worse.
-            module._is_hf_initialized = next(module.parameters(), torch.empty(0)).device.type != "meta"
-        self.post_init()
+        self.finish()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Conv):
-            module.reset_parameters()
-        elif isinstance(module, Scale):
+    def _init_weights(self, module: Any) -> None:
+        if isinstance(module, Scale):
             nn.init.ones_(module.scale)
-        elif hasattr(module, "init_non_persistent_buffers"):  # timm's protocol for nets built on the meta device
-            module.init_non_persistent_buffers()
         else:
             super()._init_weights(module)
 
@@ -378,7 +297,7 @@ class DenseDetector(PreTrainedModel):
         Raises:
             ValueError: `cut` out of range, or class labels outside the model's classes.
         """
-        features = self.neck(self.backbone(pixel_values))
+        features = self.pyramid(pixel_values)
         taps = self.head.tap(features, cut or 0)
         predictions = self.head.resume(taps, cut or 0)
         priors = self.head.priors([tuple(f.shape[-2:]) for f in features], pixel_values.device)
