@@ -9,6 +9,7 @@ One teacher, of the first seed, teaches all students. Costs the teacher plus two
 import csv
 import datetime
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def main() -> None:
     (data_name,), argv = take(argv, "--data_name", ["shapes"])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     models: dict[str, Any] = {}
-    gains = []
+    gains: list[float] = []
     for seed in seeds:
         arguments, config = distill_coco.parse([*argv, "--seed", seed])
         root = config.output_dir
@@ -85,10 +86,11 @@ def main() -> None:
             ]
         )
         print(comparison.table(), flush=True)
-        gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["alone"]["map"]))
-    spread = torch.tensor(gains)
-    deviation = f", standard deviation {spread.std():.2f}" if len(gains) > 1 else ""
-    print(f"distilled - alone: mean {spread.mean():+.2f} AP{deviation} over seeds {' '.join(seeds)}")
+        if {"alone", "distilled"} <= set(comparison.results):
+            gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["alone"]["map"]))
+    if gains:
+        deviation = f", standard deviation {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
+        print(f"distilled - alone: mean {statistics.mean(gains):+.2f} AP{deviation} over seeds {' '.join(seeds)}")
 
 
 if __name__ == "__main__":
