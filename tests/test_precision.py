@@ -1,0 +1,175 @@
+"""Losses and gradients stay finite, in float32 and under bfloat16 autocast, whatever the images and boxes are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from crosskd_hf.distillation import DistillationConfig, Distiller, make_distiller
+from crosskd_hf.models.losses import divide
+from crosskd_hf.supervision import supervised_parts
+from tests import tiny_dense
+from tests.tiny_dense import make_batch
+from tests.tiny_faster_rcnn import make_faster_rcnn
+from tests.tiny_run import losses, make_data, make_deformable_detr, make_trainer
+
+EXACT = (*tiny_dense.KINDS, "faster_rcnn")
+FAMILIES = (*EXACT, "deformable_detr")
+Pair = tuple[PreTrainedModel, PreTrainedModel]
+Batch = dict[str, Any]
+
+
+def make_pair(family: str) -> Pair:
+    """Student and teacher of one family, whose predictions differ."""
+    if family == "deformable_detr":
+        return make_deformable_detr(2), make_deformable_detr(1, d_model=64)
+    if family == "faster_rcnn":
+        return make_faster_rcnn(2), make_faster_rcnn(1)
+    return tiny_dense.make_detector(family, seed=2), tiny_dense.make_detector(family, seed=1)
+
+
+def with_boxes(boxes: Tensor) -> Batch:
+    """A batch of two images, each with these relative cxcywh boxes."""
+    batch = make_batch(counts=(len(boxes),) * 2)
+    for label in batch["labels"]:
+        label["boxes"] = boxes
+    return batch
+
+
+def last_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that make logits and box deltas."""
+    return [module for name, module in model.named_modules() if name.endswith(("classifier", "regressor"))]
+
+
+def extreme(student_value: float, teacher_value: float) -> Callable[[Pair], Batch]:
+    """Logits and box deltas around these values."""
+
+    def make(pair: Pair) -> Batch:
+        for model, value in zip(pair, (student_value, teacher_value), strict=True):
+            for layer in last_layers(model):
+                nn.init.constant_(layer.bias, value)
+        return make_batch()
+
+    return make
+
+
+def constant_features(pair: Pair) -> Batch:
+    """Every level of both pyramids has one value a channel: a standard deviation of zero."""
+    for model in pair:
+        for convolution in [*model.neck.output, *model.neck.downsample]:
+            nn.init.zeros_(convolution.weight)
+    return make_batch()
+
+
+def tiny_boxes(pair: Pair) -> Batch:
+    """One pixel, on the grid, at an image's corner, and half a pixel."""
+    side = 1 / 64
+    return with_boxes(
+        torch.tensor([[0.5, 0.5, side, side], [side / 2, side / 2, side, side], [0.3, 0.7, 0.008, 0.008]])
+    )
+
+
+def huge_boxes(pair: Pair) -> Batch:
+    """Three images wide, and as wide as the image and a hundred times as high."""
+    return with_boxes(torch.tensor([[0.5, 0.5, 3.0, 3.0], [0.5, 0.5, 1.0, 100.0]]))
+
+
+def plain(pair: Pair) -> Batch:
+    return make_batch()
+
+
+def no_object(pair: Pair) -> Batch:
+    return make_batch(counts=(0, 0))
+
+
+def crowded(pair: Pair) -> Batch:
+    return make_batch(counts=(500, 500))
+
+
+def one_image(pair: Pair) -> Batch:
+    """Alone in its batch, on a pyramid whose top level is 1 x 1."""
+    return make_batch(sizes=((64, 64),), counts=(2,))
+
+
+INPUTS = {
+    "plain": plain,
+    "no object": no_object,
+    "500 boxes an image": crowded,
+    "boxes of a pixel": tiny_boxes,
+    "boxes beyond the image": huge_boxes,
+    "one image, top level 1x1": one_image,
+}
+PYRAMID_INPUTS = {
+    "constant features": constant_features,
+    "logits +100 and -100": extreme(100.0, -100.0),
+    "logits -100 and +100": extreme(-100.0, 100.0),
+    "logits +100": extreme(100.0, 100.0),
+}
+CASES = [
+    *((family, name, make) for family in FAMILIES for name, make in INPUTS.items()),
+    *((family, name, make) for family in EXACT for name, make in PYRAMID_INPUTS.items()),
+]
+
+
+def distil(student: PreTrainedModel, distiller: Distiller, batch: Batch) -> dict[str, Tensor]:
+    """Every term of the loss, supervised and distilled."""
+    outputs = student(**batch, **distiller.student_request)
+    return divide(supervised_parts(student, outputs, batch) | distiller(outputs, batch))
+
+
+precisions = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+
+
+@precisions
+@pytest.mark.parametrize(
+    ("family", "make"), [(f, make) for f, _, make in CASES], ids=[f"{f}: {n}" for f, n, _ in CASES]
+)
+def test_losses_and_gradients_are_finite(family: str, make: Callable[[Pair], Batch], precision: str) -> None:
+    methods = ("crosskd",) if family == "deformable_detr" else ("crosskd", "pkd")
+    assert_finite(family, make, methods, precision)
+
+
+@precisions
+@pytest.mark.parametrize("name", ["constant features", "logits +100 and -100"])
+@pytest.mark.parametrize("family", tiny_dense.KINDS)
+def test_mimicking_predictions_is_finite_too(family: str, name: str, precision: str) -> None:
+    assert_finite(family, PYRAMID_INPUTS[name], ("kd",), precision)
+
+
+def assert_finite(family: str, make: Callable[[Pair], Batch], methods: tuple[str, ...], precision: str) -> None:
+    student, teacher = make_pair(family)
+    batch = make((student, teacher))
+    distiller = make_distiller(student.train(), teacher, DistillationConfig(methods=methods))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        parts = distil(student, distiller, batch)
+    total = torch.stack(list(parts.values())).sum()
+    total.backward()
+    assert [name for name in parts if name.endswith("_kd")]
+    assert not [name for name, part in parts.items() if not part.isfinite() or part.dtype != torch.float32]
+    gradients = {name: p.grad for name, p in [*student.named_parameters(), *distiller.named_parameters()]}
+    assert any(gradient is not None and gradient.any() for gradient in gradients.values())
+    assert not [name for name, gradient in gradients.items() if gradient is not None and not gradient.isfinite().all()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    make_data(path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["gfl", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "gfl")])
+def test_an_update_in_bfloat16_is_nearly_that_in_float32(folder: Path, tmp_path: Path, family: str) -> None:
+    methods = ["crosskd"] if family == "deformable_detr" else ["crosskd", "pkd"]
+    changes = {"family": family, "methods": methods, "max_steps": 1, "output_dir": str(tmp_path)}
+    trainers = [make_trainer(folder, bf16=bf16, **changes) for bf16 in (False, True)]
+    for trainer in trainers:
+        trainer.train()
+    ((expected,), (got,)) = (losses(trainer) for trainer in trainers)
+    assert got == pytest.approx(expected, rel=0.1, abs=0.02)
