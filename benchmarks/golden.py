@@ -50,7 +50,7 @@ def load_model(spec: dict[str, Any], seed: int) -> DenseDetector:
     config, converted = convert_mmdet(state, options)
     model = DETECTORS[type(config)](config)
     incompatible = model.load_state_dict(converted, strict=False)
-    assert not incompatible.unexpected_keys and not incompatible.missing_keys, incompatible
+    assert not any(incompatible), incompatible
     return model
 
 
@@ -134,9 +134,7 @@ class Case:
     def _gradient_error(self, expected: dict[str, Any]) -> float:
         names = rename(self.case["student"]["checkpoint_shapes"], self.student.config)
         parameters = dict(self.student.named_parameters())
-        gradients = {
-            theirs: parameters[ours].grad for theirs, ours in names.items() if ours in parameters
-        }
+        gradients = {theirs: parameters[ours].grad for theirs, ours in names.items() if ours in parameters}
         got = {name: gradients[name] for name in expected["grad_norms"]}
         largest = max(expected["grad_norms"].values())
         errors = [

@@ -117,9 +117,7 @@ class Peer:
         from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
         from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-        extractor = _resnet_fpn_extractor(
-            resnet, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
-        )
+        extractor = _resnet_fpn_extractor(resnet, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
         build = torchvision.models.detection.RetinaNet if kind == "retinanet" else torchvision.models.detection.FCOS
         sizes = {"min_size": options.height, "max_size": max(options.height, options.width)}
         self.model = build(extractor, len(CLASSES), **sizes).to(bench.device).train()
@@ -243,7 +241,10 @@ def main() -> None:
     if options.peer:
         for kind in ("retinanet", "fcos"):
             peer = Peer(bench, kind)
-            tasks |= {f"torchvision_{kind}_plain_seconds": peer.plain, f"torchvision_{kind}_predict_seconds": peer.predict}
+            tasks |= {
+                f"torchvision_{kind}_plain_seconds": peer.plain,
+                f"torchvision_{kind}_predict_seconds": peer.predict,
+            }
     result = medians(tasks, options.rounds)
     ratio = result["crosskd_seconds"] / (result["plain_seconds"] + result["teacher_seconds"])
     peaks = measure_memory(options)

@@ -55,8 +55,8 @@ def make_shapes(
     """Write `train/` and `val/` PNGs and `annotations/instances_{train,val}.json` below `folder`.
 
     Filled circles, squares, triangles and stars of any rotation and size (14 to 50 % of the image's longer side), each
-    class around a colour of its own, lie on a patterned ground, overlap each other, and stand among lines, outlines of the same shapes and specks that
-    are not to be found. Some images have no object, some are portrait or landscape. An image depends on the seed, its
+    class around a colour of its own, lie on a patterned ground, overlap each other, and stand among lines, outlines of
+    the same shapes and specks that are not to be found. Some images have no object, some are portrait or landscape. An image depends on the seed, its
     split and its number only, and is the same byte for byte every time.
 
     Args:
@@ -68,11 +68,11 @@ def make_shapes(
     if size < 32 or num_train < 1 or num_val < 1:
         raise ValueError(f"needs size >= 32 and an image in each split; got {size=}, {num_train=}, {num_val=}")
     paths = ShapesPaths.below(folder)
-    splits = (paths.train_images, paths.train_annotations, num_train), (paths.val_images, paths.val_annotations, num_val)
-    for number, (images, annotations, count) in enumerate(splits):
+    train, val = (paths.train_images, paths.train_annotations), (paths.val_images, paths.val_annotations)
+    for number, ((images, truth), count) in enumerate(((train, num_train), (val, num_val))):
         images.mkdir(parents=True, exist_ok=True)
-        annotations.parent.mkdir(exist_ok=True)
-        annotations.write_text(json.dumps(_write_split(images, count, size, (seed, number))))
+        truth.parent.mkdir(exist_ok=True)
+        truth.write_text(json.dumps(_write_split(images, count, size, (seed, number))))
     return paths
 
 

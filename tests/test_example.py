@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -44,12 +45,11 @@ def test_prints_a_table_and_writes_a_picture(run: tuple[Path, str]) -> None:
 
 
 def test_every_saved_folder_is_a_plain_student(run: tuple[Path, str]) -> None:
-    from safetensors import safe_open
-
     folder, _ = run
     for name in ("teacher", "alone", "distilled"):
-        with safe_open(folder / name / "model.safetensors", "pt") as file:
-            assert not [key for key in file.keys() if key.startswith(("teacher", "distiller"))]
+        keys = load_file(folder / name / "model.safetensors").keys()
+        assert keys
+        assert not [key for key in keys if key.startswith(("teacher", "distiller"))]
     record = json.loads((folder / "distilled" / "distillation.json").read_text())
     assert "cut" in json.dumps(record)
     assert not (folder / "alone" / "distillation.json").exists()

@@ -15,8 +15,8 @@ class DistillationConfig:
     """Settings of a distillation. `None` means the published value for the kind of teacher.
 
     Args:
-        methods: Which methods add their losses: "crosskd" (cross-head), "kd" (plain prediction mimicking, what CrossKD is
-            when cut behind the predictors), "pkd" (Pearson correlation of the pyramids).
+        methods: Which methods add their losses: "crosskd" (cross-head), "kd" (plain prediction mimicking, which CrossKD
+            becomes when cut behind the predictors), "pkd" (Pearson correlation of the pyramids).
         cut: Tower convolution in front of which the student's head is cut, 0 to n; n + 1 is the same as "kd".
             Published: 3, for FCOS 2.
         teacher_cut: The teacher's, if its towers differ. Default: `cut`.

@@ -34,7 +34,7 @@ class CrossHead(nn.Module):
     """The path of a student's taps through the teacher's head.
 
     Args:
-        student_width, teacher_width: Channels at the cut; where they differ, trainable 1x1 adapters map one to the other.
+        student_width, teacher_width: Channels at the cut; where they differ, trainable 1x1 adapters map between them.
         cut: The teacher's cut; the pyramid itself (0) is not rectified.
         statistics: Of :func:`align`.
     """

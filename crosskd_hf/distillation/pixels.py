@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PixelFormat(NamedTuple):
-    """How an image processor turns 0..255 RGB into pixel values: (rgb * rescale - mean) / std, channels maybe reversed."""
+    """How an image processor makes pixel values of 0..255 RGB: (rgb * rescale - mean) / std, maybe reversed to BGR."""
 
     rescale: float
     mean: tuple[float, ...]

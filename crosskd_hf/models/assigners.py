@@ -50,7 +50,7 @@ class Targets(NamedTuple):
 
     @classmethod
     def from_labels(cls, labels: list[dict[str, Tensor]], sizes: Tensor) -> "Targets":
-        """From labels as of `DetrForObjectDetection`: per image `class_labels` (n,) and relative cxcywh `boxes` (n, 4)."""
+        """From labels as of `DetrForObjectDetection`: per image `class_labels` (n,), relative cxcywh `boxes` (n, 4)."""
         classes = [label["class_labels"] for label in labels]
         nothing = classes[0].new_zeros(1)  # makes G at least 1
         padded = pad_sequence([*classes, nothing], batch_first=True)[:-1]
@@ -77,7 +77,7 @@ class Assignment(NamedTuple):
     boxes: Tensor
     labels: Tensor
 
-    def count(self) -> Tensor:
+    def count_positives(self) -> Tensor:
         """Number of positives, where an image without any counts as one."""
         return self.positive.sum(1).clamp(min=1).sum()
 
@@ -124,7 +124,8 @@ def assign_atss(priors: Priors, valid: Tensor, targets: Targets, candidates_per_
     """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1), one prior per place.
 
     Candidates of a box are the priors closest to its centre on each level; positive are those whose IoU reaches mean +
-    standard deviation over the candidates and whose centre lies in the box. A prior claimed twice goes to the higher IoU.
+    standard deviation over the candidates and whose centre lies in the box. A prior claimed twice goes to the higher
+    IoU.
     """
     centers = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
     index, known = [], []
@@ -154,9 +155,7 @@ def _mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:
     return mean + variance.sqrt()
 
 
-def _highest_iou_wins(
-    candidates: Tensor, eligible: Tensor, iou: Tensor, valid: Tensor, targets: Targets
-) -> Assignment:
+def _highest_iou_wins(candidates: Tensor, eligible: Tensor, iou: Tensor, valid: Tensor, targets: Targets) -> Assignment:
     boxes, per_box = candidates.shape[1:]
     flat = candidates.flatten(1)  # (B, G * c)
     claim = torch.where(eligible, iou, -1.0).flatten(1)

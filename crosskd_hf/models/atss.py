@@ -48,8 +48,10 @@ class ATSSHead(DenseHead):
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         return assign_atss(priors, valid, targets)
 
-    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
-        weights, count = self.config.loss_weights, assignment.count()
+    def loss(
+        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
+    ) -> dict[str, LossPart]:
+        weights, count = self.weights, assignment.count_positives()
         centerness = centerness_targets(priors, assignment)
         giou = (1 - aligned_iou(boxes, assignment.boxes, generalized=True)) * centerness
         return {

@@ -96,6 +96,7 @@ class DenseHead(nn.Module):
     def __init__(self, config: DenseDetectorConfig):
         super().__init__()
         self.config = config
+        self.weights: dict[str, float] = dict(config.loss_weights or {})
         self.num_labels, self.num_convs = config.num_labels, config.num_convs
         width, anchors = config.head_channels, self.priors_per_place
         tower = config.fpn_channels, width, config.num_convs, config.norm_groups, config.conv_bias
@@ -128,7 +129,9 @@ class DenseHead(nn.Module):
         """Ground truth of each prior; `valid` (B, N) leaves the padding out."""
         raise NotImplementedError
 
-    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
+    def loss(
+        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
+    ) -> dict[str, LossPart]:
         """Weighted parts of the supervised loss; `boxes` (B, N, 4) are the decoded predictions in pixels."""
         raise NotImplementedError
 
@@ -139,7 +142,7 @@ class DenseHead(nn.Module):
 
     def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
         """What the sums over the head's rows are divided by: positives, where an image without any counts as one."""
-        return assignment.count()
+        return assignment.count_positives()
 
     # The path from features to predictions, whole or in two halves.
 
@@ -177,7 +180,9 @@ class DenseHead(nn.Module):
     def check_cut(self, cut: int) -> None:
         """Raises ValueError if the towers cannot be cut at `cut`."""
         if not 0 <= cut <= self.num_convs:
-            raise ValueError(f"cut={cut}, but the towers have {self.num_convs} convolutions: choose 0 to {self.num_convs}.")
+            raise ValueError(
+                f"cut={cut}, but the towers have {self.num_convs} convolutions: choose 0 to {self.num_convs}."
+            )
 
     def tap_width(self, cut: int) -> int:
         """Channels of the taps at `cut`."""
@@ -185,7 +190,9 @@ class DenseHead(nn.Module):
 
     def parameters_from(self, cut: int) -> list[nn.Parameter]:
         """Parameters that :meth:`resume` uses from `cut` on."""
-        before = {id(p) for tower in (self.cls_tower, self.reg_tower) for conv in list(tower)[:cut] for p in conv.parameters()}
+        before = {
+            id(p) for tower in (self.cls_tower, self.reg_tower) for conv in list(tower)[:cut] for p in conv.parameters()
+        }
         return [parameter for parameter in self.parameters() if id(parameter) not in before]
 
     # Geometry.
@@ -300,7 +307,7 @@ class DenseDetector(PyramidDetector):
         features = self.pyramid(pixel_values)
         taps = self.head.tap(features, cut or 0)
         predictions = self.head.resume(taps, cut or 0)
-        priors = self.head.priors([tuple(f.shape[-2:]) for f in features], pixel_values.device)
+        priors = self.head.priors([(f.shape[-2], f.shape[-1]) for f in features], pixel_values.device)
         boxes = self.head.decode(predictions.regression, priors)
         sizes = image_sizes(pixel_values, pixel_mask)
         output = DenseDetectorOutput(

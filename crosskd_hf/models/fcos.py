@@ -1,5 +1,6 @@
 """FCOS (ICCV 2019)."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class FCOSHead(DenseHead):
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         limits = [-1.0, *map(float, self.config.regress_limits), torch.inf]
-        ranges = torch.tensor(list(zip(limits, limits[1:], strict=False)), device=valid.device)  # (L, 2)
+        ranges = torch.tensor(list(itertools.pairwise(limits)), device=valid.device)  # (L, 2)
         lengths = torch.tensor(priors.level_lengths, device=valid.device)
         rows = ranges.repeat_interleave(lengths, 0, output_size=sum(priors.level_lengths))
         return assign_points(priors, valid, targets, rows, self.config.center_radius)
@@ -85,8 +86,10 @@ class FCOSHead(DenseHead):
             return regression.clamp(min=0) * priors.strides[:, None]
         return regression.clamp(max=MAX_LOG_DISTANCE).exp()
 
-    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
-        weights = self.config.loss_weights
+    def loss(
+        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
+    ) -> dict[str, LossPart]:
+        weights = self.weights
         count = assignment.positive.sum()
         centerness = centerness_targets(priors, assignment)
         iou = aligned_iou(boxes, assignment.boxes)

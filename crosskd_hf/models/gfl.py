@@ -54,8 +54,10 @@ class GFLHead(DenseHead):
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         return assign_atss(priors, valid, targets)
 
-    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
-        weights, beta = self.config.loss_weights, self.config.quality_focal_beta
+    def loss(
+        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
+    ) -> dict[str, LossPart]:
+        weights, beta = self.weights, self.config.quality_focal_beta
         positive = assignment.positive.float()
         quality = aligned_iou(boxes.detach(), assignment.boxes) * positive
         target = torch.zeros_like(predictions.logits).scatter_(2, assignment.labels[..., None], quality[..., None])
@@ -65,10 +67,10 @@ class GFLHead(DenseHead):
         confidence = predictions.logits.detach().sigmoid().amax(-1) * positive
         giou = (1 - aligned_iou(boxes, assignment.boxes, generalized=True)) * confidence
         distances = encode_distance(priors.centers, assignment.boxes) / priors.strides[:, None]
-        distances = distances.clamp(0, self.config.reg_max - 0.1)
+        distances = distances.clamp(0, self.regression_width // 4 - 1.1)  # below the last bin
         dfl = distribution_focal(predictions.regression.unflatten(-1, (4, -1)), distances).mean(-1) * confidence
         return {
-            "loss_cls": LossPart(weights["loss_cls"] * cls, assignment.count()),
+            "loss_cls": LossPart(weights["loss_cls"] * cls, assignment.count_positives()),
             "loss_bbox": LossPart(weights["loss_bbox"] * giou.sum(), confidence.sum()),
             "loss_dfl": LossPart(weights["loss_dfl"] * dfl.sum(), confidence.sum()),
         }

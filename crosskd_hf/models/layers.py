@@ -1,5 +1,6 @@
 """Building blocks of dense detectors: initialised convolutions, the feature pyramid and towers that can be cut."""
 
+import itertools
 import math
 from typing import Literal
 
@@ -47,7 +48,7 @@ def prior_bias(probability: float) -> float:
 
 
 class ConvNormAct(nn.Module):
-    """3x3 convolution, GroupNorm and ReLU. The ReLU is never in place: taps and their gradients must keep their values."""
+    """3x3 convolution, GroupNorm and ReLU. The ReLU is never in place: taps must keep their values."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int | None, bias: bool | None = None):
         super().__init__()
@@ -61,11 +62,9 @@ class ConvNormAct(nn.Module):
 class Tower(nn.ModuleList):
     """A row of :class:`ConvNormAct` that can be entered and left between any two of them."""
 
-    def __init__(
-        self, in_channels: int, channels: int, depth: int, norm_groups: int | None, bias: bool | None = None
-    ):
+    def __init__(self, in_channels: int, channels: int, depth: int, norm_groups: int | None, bias: bool | None = None):
         widths = [in_channels] + [channels] * depth
-        super().__init__(ConvNormAct(a, b, norm_groups, bias) for a, b in zip(widths, widths[1:], strict=False))
+        super().__init__(ConvNormAct(a, b, norm_groups, bias) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run the convolutions `start` (included) to `stop` (not included; `None` = the end)."""

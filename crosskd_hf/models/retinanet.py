@@ -10,6 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 from .assigners import Assignment, Priors, Targets, assign_max_iou
 from .boxes import aligned_iou, encode_delta
 from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .layers import FPNExtra
 from .losses import LossPart
 
 
@@ -29,7 +30,7 @@ class RetinaNetConfig(DenseDetectorConfig):
     model_type = "crosskd_retinanet"
 
     norm_groups: int | None = None
-    fpn_extra: str = "on_input"
+    fpn_extra: FPNExtra = "on_input"
     anchor_scale: float = 4.0
     scales_per_octave: int = 3
     aspect_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -44,7 +45,7 @@ class RetinaNetConfig(DenseDetectorConfig):
         given = self.loss_weights or {}
         super().__post_init__(**kwargs)
         if self.reg_max is not None and "loss_bbox" not in given:
-            self.loss_weights = {**self.loss_weights, "loss_bbox": 2.0}
+            self.loss_weights = {**self.default_loss_weights, **given, "loss_bbox": 2.0}
         if not 0 <= self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 f"negative_iou={self.negative_iou} must not be above positive_iou={self.positive_iou}, both in [0, 1]."
@@ -85,8 +86,10 @@ class RetinaNetHead(DenseHead):
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         return assign_max_iou(priors, valid, targets, self.config.positive_iou, self.config.negative_iou)
 
-    def loss(self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment) -> dict[str, LossPart]:
-        weights, count = self.config.loss_weights, assignment.count()
+    def loss(
+        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
+    ) -> dict[str, LossPart]:
+        weights, count = self.weights, assignment.count_positives()
         cls = focal_loss(predictions.logits, assignment)
         if self.regression_kind == "delta":
             goal = encode_delta(priors.boxes, assignment.boxes, self.delta_std)

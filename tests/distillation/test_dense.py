@@ -202,12 +202,15 @@ class TestNormalizer:
         batch = make_batch()
         part = self.part(student, teacher, batch, "teacher")
         own = teacher(**batch, cut=0).assignment
-        assert part.normalizer == own.count()
+        assert part.normalizer == own.count_positives()
 
     def test_of_the_student(self) -> None:
         student, teacher = make_pair("gfl", "retinanet")
         batch = make_batch()
-        assert self.part(student, teacher, batch, "student").normalizer == student(**batch, cut=0).assignment.count()
+        assert (
+            self.part(student, teacher, batch, "student").normalizer
+            == student(**batch, cut=0).assignment.count_positives()
+        )
 
     def test_score_sum(self) -> None:
         student, teacher = make_pair("gfl", "retinanet")

@@ -130,7 +130,7 @@ def test_no_image_has_a_box(kind: str) -> None:
     got = head.assign(priors, priors.inside(sizes), targets)
     assert not got.positive.any()
     assert torch.equal(got.weight.bool(), priors.inside(sizes))
-    assert got.count() == 4
+    assert got.count_positives() == 4
 
 
 def test_forced_match_of_a_box_too_small_for_any_anchor() -> None:
