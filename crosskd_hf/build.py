@@ -8,7 +8,7 @@ from timm.models.resnet import ResNet
 from transformers import PreTrainedModel
 
 from .categories import CategoryMap
-from .models import DETECTORS
+from .models import DETECTORS, DenseDetectorConfig
 
 ARCHITECTURES = {config.model_type.removeprefix("crosskd_"): config for config in DETECTORS}
 
@@ -18,7 +18,7 @@ class DetectorSpec:
     """What a new detector is made of.
 
     Args:
-        architecture: "gfl", "retinanet", "fcos" or "atss".
+        architecture: "gfl", "retinanet", "fcos", "atss" or "faster_rcnn".
         backbone: timm model name, e.g. "resnet50".
         backbone_weights: "timm" for timm's own weights, which come from the Hub, or "TAG" of them, or a file in timm's
             format. `None` starts from random weights: then nothing is frozen, and ResNets get GroupNorm, because
@@ -52,13 +52,16 @@ def build_detector(spec: DetectorSpec, categories: CategoryMap) -> PreTrainedMod
     fields: dict[str, Any] = {
         "backbone": spec.backbone,
         "fpn_channels": spec.width,
-        "head_channels": spec.width,
         "id2label": categories.id2label,
         "label2id": categories.label2id,
         "category_ids": list(categories.raw_ids),
     }
-    if config_class.norm_groups is not None:
-        fields["norm_groups"] = min(32, spec.width // 4)
+    if issubclass(config_class, DenseDetectorConfig):
+        fields["head_channels"] = spec.width
+        if config_class.norm_groups is not None:
+            fields["norm_groups"] = min(32, spec.width // 4)
+    else:
+        fields["rpn_channels"], fields["fc_channels"] = spec.width, 4 * spec.width
     if spec.backbone_weights is None:
         fields["frozen_stages"], fields["norm_eval"] = 0, False
         if _is_resnet(spec.backbone):

@@ -56,8 +56,8 @@ def make_shapes(
 
     Filled circles, squares, triangles and stars of any rotation and size (14 to 50 % of the image's longer side), each
     class around a colour of its own, lie on a patterned ground, overlap each other, and stand among lines, outlines of
-    the same shapes and specks that are not to be found. Some images have no object, some are portrait or landscape. An image depends on the seed, its
-    split and its number only, and is the same byte for byte every time.
+    the same shapes and specks that are not to be found. Some images have no object, some are portrait or landscape. An
+    image depends on the seed, its split and its number only, and is the same byte for byte every time.
 
     Args:
         folder: is made if it doesn't exist; files of the same names are overwritten.

@@ -61,7 +61,9 @@ class Arguments:
     val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
     val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
     steps: list[str] = field(default_factory=lambda: list(STEPS), metadata={"help": f"Which of {', '.join(STEPS)}."})
-    detector: str = field(default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss."})
+    detector: str = field(
+        default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss, faster_rcnn."}
+    )
     student: str | None = field(default=None, metadata={"help": "Start from this folder or Hub id instead of anew."})
     student_backbone: str = field(default="resnet18", metadata={"help": "timm backbone of the student."})
     teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained teacher."})

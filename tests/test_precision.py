@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crosskd_hf.distillation import DistillationConfig, Distiller, make_distiller
+from crosskd_hf.models.layers import FPN
 from crosskd_hf.models.losses import divide
 from crosskd_hf.supervision import supervised_parts
 from tests import tiny_dense
@@ -155,6 +156,27 @@ def assert_finite(family: str, make: Callable[[Pair], Batch], methods: tuple[str
     gradients = {name: p.grad for name, p in [*student.named_parameters(), *distiller.named_parameters()]}
     assert any(gradient is not None and gradient.any() for gradient in gradients.values())
     assert not [name for name, gradient in gradients.items() if gradient is not None and not gradient.isfinite().all()]
+
+
+@pytest.mark.parametrize("height", [1, 3])
+def test_gradients_of_levels_one_place_wide(height: int) -> None:
+    """Some of torch's bfloat16 kernels leave such a gradient partly unwritten: whatever lay in that memory."""
+    feature = torch.randn(2, 16, height, 1)
+    pyramid = FPN([16], 16, 4, "on_output")
+    wanted, got = gradients(pyramid, feature, bfloat16=False), gradients(pyramid, feature, bfloat16=True)
+    assert len(got) == 8
+    assert all(torch.allclose(left, right, atol=0.2, rtol=0.1) for left, right in zip(got, wanted, strict=True))
+
+
+def gradients(module: nn.Module, feature: Tensor, bfloat16: bool) -> list[Tensor]:
+    """Of every parameter, for the sum of all outputs; freed memory is full of NaN."""
+    module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        outputs = module([feature])
+    for size in (16, 256, 2304, 4608):
+        torch.full((size,), torch.nan)
+    torch.stack([output.float().sum() for output in outputs]).sum().backward()
+    return [parameter.grad.clone() for parameter in module.parameters()]
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,14 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+def _at_least_two_wide(x: Tensor) -> Tensor:
+    """A single column gets a zero one beside it, which changes nothing that a stride-2 convolution with padding makes.
+
+    Without it torch's bfloat16 kernels for CPUs leave parts of the weight's gradient unwritten (2.15).
+    """
+    return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
+
+
 class FPN(nn.Module):
     """Feature pyramid network (CVPR 2017) with extra levels.
 
@@ -118,7 +126,7 @@ class FPN(nn.Module):
 
         source = features[-1] if self.extra == "on_input" else outputs[-1]
         for index, conv in enumerate(self.downsample):
-            source = conv(F.relu(source) if self.extra_relu and index > 0 else source)
+            source = conv(_at_least_two_wide(F.relu(source) if self.extra_relu and index > 0 else source))
             outputs.append(source)
         while len(outputs) < self.num_levels:  # only "max_pool"
             outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
