@@ -52,6 +52,20 @@ def append(rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def row(name: str, metrics: dict[str, float], arguments: Any, config: Any) -> dict[str, Any]:
+    """What is known about one run."""
+    teacher = f"{arguments.teacher_detector or arguments.detector}:{arguments.teacher_backbone}"
+    epochs = arguments.teacher_epochs if name == "teacher" else None
+    return {
+        "run": name,
+        "model": teacher if name == "teacher" else f"{arguments.detector}:{arguments.student_backbone}",
+        "teacher": teacher if name == "distilled" else "",
+        "methods": "+".join(config.methods) if name == "distilled" else "",
+        "epochs": epochs or config.num_train_epochs,
+        **{key: f"{100 * metrics[key]:.2f}" for key in ("map", "map_50", "map_75")},
+    }
+
+
 def main() -> None:
     """Run all seeds."""
     seeds, argv = take(sys.argv[1:], "--seeds", ["0", "1", "2"])
@@ -66,27 +80,14 @@ def main() -> None:
         comparison = distill_coco.prepare(arguments, config)
         distill_coco.run(arguments, comparison, models)
         models = {"teacher": models["teacher"]}
-        append(
-            [
-                {
-                    "date": datetime.date.today().isoformat(),
-                    "commit": commit,
-                    "hardware": hardware(),
-                    "data": data_name,
-                    "run": run,
-                    "model": f"{arguments.teacher_detector or arguments.detector}:{arguments.teacher_backbone}"
-                    if run == "teacher"
-                    else f"{arguments.detector}:{arguments.student_backbone}",
-                    "methods": "+".join(config.methods) if run == "distilled" else "",
-                    "seed": seed,
-                    "epochs": (arguments.teacher_epochs or config.num_train_epochs)
-                    if run == "teacher"
-                    else config.num_train_epochs,
-                    **{key: f"{100 * metrics[key]:.2f}" for key in ("map", "map_50", "map_75")},
-                }
-                for run, metrics in comparison.results.items()
-            ]
-        )
+        shared = {
+            "date": datetime.date.today().isoformat(),
+            "commit": commit,
+            "hardware": hardware(),
+            "data": data_name,
+            "seed": seed,
+        }
+        append([shared | row(name, metrics, arguments, config) for name, metrics in comparison.results.items()])
         print(comparison.table(), flush=True)
         if {"alone", "distilled"} <= set(comparison.results):
             gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["alone"]["map"]))
