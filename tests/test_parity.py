@@ -32,6 +32,7 @@ def test_cases_of_every_family() -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
 )
+@pytest.mark.timeout(900)
 def test_the_authors_figures(parity: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["parity.py", str(GOLDEN / f"{name}.json")])
     assert parity.main() == 0
