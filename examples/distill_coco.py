@@ -15,6 +15,7 @@ train the same student with CrossKD. All of Hugging Face's training arguments ho
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, pipeline
@@ -24,6 +25,7 @@ from crosskd_hf.build import DetectorSpec
 from crosskd_hf.comparison import Comparison, detect, load_detector, picture
 from crosskd_hf.data import load_coco
 from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.presets import Preset, preset
 from crosskd_hf.shapes import ShapesPaths, make_shapes
 from crosskd_hf.transforms import TrainTransform
 
@@ -60,6 +62,9 @@ class Arguments:
     train_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the training images."})
     val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
     val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
+    preset: str | None = field(
+        default=None, metadata={"help": "A published experiment, see docs/reproduce.md; needs COCO and its teacher."}
+    )
     steps: list[str] = field(default_factory=lambda: list(STEPS), metadata={"help": f"Which of {', '.join(STEPS)}."})
     detector: str = field(
         default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss, faster_rcnn."}
@@ -89,10 +94,24 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     parser = HfArgumentParser((Arguments, CrossKDConfig))
     made = not any(word.split("=")[0] == "--train_annotations" for word in argv)
     common = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 20}
-    parser.set_defaults(**common | {"report_to": "none", "dataloader_num_workers": 1} | (MADE_DATA if made else COCO))
+    common |= {"report_to": "none", "dataloader_num_workers": 1} | (MADE_DATA if made else COCO)
+    name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
+    parser.set_defaults(**common | ({} if name is None else published_defaults(preset(name))))
     arguments, config = parser.parse_args_into_dataclasses(argv)
     check(arguments)
     return arguments, config
+
+
+def published_defaults(experiment: Preset) -> dict[str, Any]:
+    """Defaults of a published experiment; what is given on the command line still wins."""
+    edges = experiment.training.shortest_edges
+    return experiment.training_arguments() | {
+        "steps": ["alone"] if experiment.losses is None else ["distilled"],
+        "output_dir": f"outputs/{experiment.name}",
+        "shortest_edge": max(edges),
+        "longest_edge": experiment.training.longest_edge,
+        "multi_scale": list(edges) if len(edges) > 1 else [],
+    }
 
 
 def check(arguments: Arguments) -> None:
@@ -101,6 +120,10 @@ def check(arguments: Arguments) -> None:
     missing = [name for name in paths if getattr(arguments, name) is None]
     if 0 < len(missing) < len(paths):
         raise ValueError(f"Give all of {', '.join('--' + name for name in paths)}; missing: {', '.join(missing)}.")
+    if arguments.preset is not None and missing:
+        raise ValueError(
+            f"--preset {arguments.preset} is an experiment on COCO: give {', '.join('--' + n for n in paths)}."
+        )
     unknown = [step for step in arguments.steps if step not in STEPS]
     if unknown:
         raise ValueError(f"--steps {' '.join(unknown)}: choose from {', '.join(STEPS)}.")
@@ -136,6 +159,8 @@ def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]
     """Do the steps that `models` does not hold yet, and put their models there."""
     kind = (arguments.backbone_weights, arguments.width)
     student: DetectorSpec | PreTrainedModel = DetectorSpec(arguments.detector, arguments.student_backbone, *kind)
+    if arguments.preset is not None:
+        student = preset(arguments.preset).student
     teacher = DetectorSpec(arguments.teacher_detector or arguments.detector, arguments.teacher_backbone, *kind)
     if arguments.teacher is not None and "teacher" not in models:
         models["teacher"] = load_detector(arguments.teacher)
