@@ -12,13 +12,13 @@ import datasets
 import matplotlib.figure
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel, set_seed
+from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from .build import DetectorSpec, build_detector
 from .data import DetectionData
 from .distillation import make_distiller
 from .drawing import draw_objects
-from .trainer import CrossKDTrainer
+from .trainer import CrossKDTrainer, load_teacher
 from .training_args import CrossKDConfig
 from .transforms import TrainTransform
 
@@ -125,8 +125,15 @@ def _metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
 
 
 def load_detector(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A saved detector and its image processor, from a folder or the Hub."""
-    return AutoModelForObjectDetection.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
+    """A saved detector and its image processor, from a folder or the Hub.
+
+    Raises:
+        ValueError: Weights or the image processor are missing.
+    """
+    model, processor = load_teacher(source)
+    if processor is None:
+        raise ValueError(f"No image processor lies beside the model in {source}: save one there with save_pretrained.")
+    return model, processor
 
 
 @torch.no_grad()
