@@ -94,7 +94,7 @@ def test_predict(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Ou
     assert 0 <= x1 < x2 <= record["width"]
     assert 0 <= y1 < y2 <= record["height"]
     with PIL.Image.open(tmp_path / "out" / "deep" / "a.png.png") as picture, PIL.Image.open(first) as image:
-        assert picture.size == image.size
+        assert picture.width * image.height == picture.height * image.width  # small ones are drawn larger
     assert run("predict", detector, first, "--out", tmp_path / "one", "--device", "cpu") == 0
     assert (tmp_path / "one" / f"{first.name}.png").is_file()
 
