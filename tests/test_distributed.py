@@ -66,8 +66,7 @@ def case(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {"folder": str(folder), "changes": changes, "weights": str(folder / name)}
 
 
-FAMILIES = ("gfl", "faster_rcnn", "deformable_detr")
-OTHER_FAMILIES = ("retinanet", "fcos", "atss")
+OTHER_FAMILIES = ("retinanet", "fcos", "atss", "faster_rcnn", "deformable_detr")
 METHODS = {"deformable_detr": ["crosskd"]}
 RESUMED: dict[str, Any] = {
     "per_device_train_batch_size": 2,
@@ -86,11 +85,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launched(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every case here, performed in one launch: starting processes costs more than what they do."""
+def launched(folder: Path) -> dict[str, Any]:
+    make_data(folder / "uneven", num_train=7)
+    case = family_case(folder / "uneven", "gfl", per_device_train_batch_size=2)
+    return perform_in_two(folder, {"gfl": case})["gfl"]
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The slow cases, performed in one launch: starting processes costs more than what they do."""
+    folder = tmp_path_factory.mktemp("more")
     make_data(folder / "uneven", num_train=7)
     make_data(folder / "lonely", num_train=5)
-    cases = {family: family_case(folder / "uneven", family, per_device_train_batch_size=2) for family in FAMILIES}
+    cases = {family: family_case(folder / "uneven", family, per_device_train_batch_size=2) for family in OTHER_FAMILIES}
     cases["lonely"] = case(folder / "lonely", "lonely", per_device_train_batch_size=2) | {"evaluate_first": True}
     cases["whole"] = case(folder / "uneven", "whole", **RESUMED)
     cases["resumed"] = case(folder / "uneven", "resumed", **RESUMED)
@@ -124,20 +131,27 @@ def assert_like_one_process(spread: dict[str, Any], family: str = "gfl") -> None
     assert largest_difference(weights(accumulated), weights(whole)) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_processes_and_accumulation_make_no_difference(launched: dict[str, dict[str, Any]], family: str) -> None:
+def test_processes_and_accumulation_make_no_difference(launched: dict[str, Any]) -> None:
     """The second process has no object in its first batch and only one image in the last one of an epoch."""
-    assert_like_one_process(launched[family], family)
+    assert_like_one_process(launched)
 
 
-def test_a_process_without_an_image_of_its_own(launched: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_the_same_for_every_family(more: dict[str, dict[str, Any]], family: str) -> None:
+    assert_like_one_process(more[family], family)
+
+
+@pytest.mark.slow
+def test_a_process_without_an_image_of_its_own(more: dict[str, dict[str, Any]]) -> None:
     """It has nothing but repeated images at the end of an epoch; and evaluating first doesn't disturb training."""
-    assert_like_one_process(launched["lonely"])
+    assert_like_one_process(more["lonely"])
 
 
-def test_resume_in_two_processes(launched: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_resume_in_two_processes(more: dict[str, dict[str, Any]]) -> None:
     """Inside of the second epoch, with adapters, averaged weights, shuffling and augmentation."""
-    whole, resumed = launched["whole"], launched["resumed"]
+    whole, resumed = more["whole"], more["resumed"]
     assert resumed["losses"] == whole["losses"]
     assert resumed["metrics"] == pytest.approx(whole["metrics"], nan_ok=True)
     for rank in (0, 1):
@@ -145,15 +159,7 @@ def test_resume_in_two_processes(launched: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_the_other_families(tmp_path: Path) -> None:
-    make_data(tmp_path, num_train=7)
-    cases = {family: family_case(tmp_path, family, per_device_train_batch_size=2) for family in OTHER_FAMILIES}
-    for family, spread in perform_in_two(tmp_path, cases).items():
-        assert_like_one_process(spread, family)
-
-
-@pytest.mark.slow
-def test_torchrun(launched: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    again = case(Path(launched["gfl"]["folder"]), "torchrun", per_device_train_batch_size=2)
+def test_torchrun(launched: dict[str, Any], tmp_path: Path) -> None:
+    again = case(Path(launched["folder"]), "torchrun", per_device_train_batch_size=2)
     (result,) = launch(TORCHRUN, tmp_path, [again])
-    assert result["losses"] == launched["gfl"]["losses"]
+    assert result["losses"] == launched["losses"]

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from crosskd_hf import adapters, checkpoints, provenance
 from crosskd_hf.data import DetectionCollator
@@ -39,11 +39,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forcing every file to a busy disk takes longer than all these runs; `test_interruption.py` does it."""
+    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
+
+
 def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def copied(model: PreTrainedModel) -> dict[str, Tensor]:
+def copied(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -74,7 +80,7 @@ def test_without_a_teacher_the_student_learns_alone(folder: Path, tmp_path: Path
     assert not (tmp_path / "run" / provenance.FILE).exists()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_accumulation_is_one_big_batch(folder: Path, tmp_path: Path, precision: str) -> None:
     bf16 = precision == "bf16"
     whole = run_in(folder, tmp_path, per_device_train_batch_size=4, max_steps=2, bf16=bf16)
@@ -162,7 +168,9 @@ def test_save_total_limit_keeps_the_best_and_the_newest(folder: Path, tmp_path: 
 # ---- Resume ----
 
 
-@pytest.mark.parametrize("teacher", [True, False], ids=["distilled", "alone"])
+@pytest.mark.parametrize(
+    "teacher", [pytest.param(True, id="distilled"), pytest.param(False, id="alone", marks=pytest.mark.slow)]
+)
 def test_resume_repeats_the_run(folder: Path, tmp_path: Path, teacher: bool) -> None:
     changes: dict[str, Any] = {
         "per_device_train_batch_size": 1,
@@ -239,7 +247,10 @@ def test_no_checkpoint_to_resume_from(folder: Path, tmp_path: Path) -> None:
         run_in(folder, tmp_path).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("stage", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "stage",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("model.safetensors", "optimizer.pt")), "manifest.json"],
+)
 def test_a_failed_save_loses_no_earlier_checkpoint(
     folder: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +265,7 @@ def test_a_failed_save_loses_no_earlier_checkpoint(
     place = {
         "model.safetensors": (trainer.model, "save_pretrained"),
         "optimizer.pt": (trainer, "_save_optimizer_and_scheduler"),
-        "trainer_state.json": (checkpoints, "write_manifest"),
+        "manifest.json": (checkpoints, "write_manifest"),
     }[stage]
     monkeypatch.setattr(*place, from_second_step(getattr(*place)))
     with pytest.raises(RuntimeError, match=r"update 2 could not be written .*No space left on device"):
@@ -352,22 +363,16 @@ def test_a_distillation_of_zero_is_warned_about(folder: Path, tmp_path: Path, ca
     assert "exactly 0" in caplog.text
 
 
-def test_the_teacher_never_learns(folder: Path, tmp_path: Path) -> None:
+def test_adapters_learn_and_the_teacher_does_not(folder: Path, tmp_path: Path) -> None:
     trainer = run_in(folder, tmp_path, max_steps=2)
     teacher = trainer.distiller.teacher
-    before = copied(teacher)
+    before, of_adapters = copied(teacher), copied(trainer.distiller)
     trainer.train()
     assert equal(before, teacher.state_dict())
     assert not teacher.training
     assert all(parameter.grad is None for parameter in teacher.parameters())
-
-
-def test_adapters_learn(folder: Path, tmp_path: Path) -> None:
-    trainer = run_in(folder, tmp_path, max_steps=2)
-    before = {name: tensor.clone() for name, tensor in trainer.distiller.state_dict().items()}
-    trainer.train()
-    assert before
-    assert not any(torch.equal(before[name], tensor) for name, tensor in trainer.distiller.state_dict().items())
+    assert of_adapters
+    assert not any(torch.equal(of_adapters[name], tensor) for name, tensor in trainer.distiller.state_dict().items())
 
 
 def test_evaluating_first_and_training_twice_change_nothing(folder: Path, tmp_path: Path) -> None:

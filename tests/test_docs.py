@@ -1,0 +1,79 @@
+"""The pages on trouble and reliability name what exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "crosskd_hf").rglob("*.py"))
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def words(node: ast.AST) -> str:
+    """The literal parts of a message; what is filled in becomes a line break."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else "\n"
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return words(node.left) + words(node.right)
+    return "\n"
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Place and words of everything that is raised or warned of with a message of its own."""
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                call = node.exc
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "warning":
+                call = node
+            else:
+                continue
+            text = words(call.args[0]) if call.args else ""
+            if text.strip():
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", text
+
+
+def quoted() -> list[str]:
+    """What the first columns of the tables of messages quote."""
+    rows = [line for line in page("troubleshooting.md").splitlines() if line.startswith("| `")]
+    return [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_every_message_has_an_entry() -> None:
+    known = quoted()
+    missing = [f"{place} {text!r}" for place, text in messages() if not any(quote in text for quote in known)]
+    assert not missing, "\n".join(missing)
+
+
+def test_every_entry_is_a_message_or_a_kind_of_finding() -> None:
+    source = "\n".join(text for _, text in messages())
+    source += "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE)
+    unknown = [quote for quote in quoted() if quote not in source]
+    assert not [quote for quote in unknown if quote.rpartition("-")[0] + "-{" not in source]
+
+
+def test_every_kind_of_finding_has_an_entry() -> None:
+    from crosskd_hf.check_images import _FILE_FINDINGS
+
+    pattern = re.compile(r"(?:found|Finding|_whole_set)\(\s*\"(?:error|warning|note)\",\s*f?\"([a-z{}-]+)\"")
+    kinds = {kind for path in PACKAGE for kind in pattern.findall(path.read_text(encoding="utf-8"))}
+    kinds = {kind for kind in kinds if "{" not in kind} | set(_FILE_FINDINGS)
+    assert len(kinds) > 25
+    assert kinds <= set(quoted())
+
+
+@pytest.mark.parametrize("name", ["reliability.md", "troubleshooting.md"])
+def test_named_tests_exist(name: str) -> None:
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page(name)):
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert not test or re.search(rf"(?:def|class) {test}\b", source), f"{file}::{test}"
