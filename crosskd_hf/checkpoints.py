@@ -13,6 +13,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -51,6 +53,18 @@ def publish(staging: Path, folder: Path) -> None:
     staging.rename(folder)
     _force_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to write into; after the context each file has replaced its namesake in `folder` in one move."""
+    staging = folder / f"{SAVING}model"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    yield staging
+    for path in staging.iterdir():
+        os.replace(path, folder / path.name)
+    staging.rmdir()
 
 
 def remove(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import shutil
@@ -14,21 +13,12 @@ from typing import Any
 import datasets
 import torch
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object
-from huggingface_hub import HfApi
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    BaseImageProcessor,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-)
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from . import adapters, checkpoints, provenance, supervision
+from . import adapters, checkpoints, provenance, saving, supervision
 from .accumulation import UpdateSums, add_up, rehearsal, weighted
 from .categories import CategoryMap
 from .data import DetectionCollator
@@ -36,18 +26,18 @@ from .distillation import Distiller, make_distiller
 from .ema import WeightAverage
 from .evaluation import CocoEvaluator
 from .guard import NonFiniteGuard, NonFiniteLossError
+from .loading import load_student, load_teacher
 from .model_card import CardContent, model_card
 from .models.losses import LossPart, divide
 from .optim import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
 from .reproducible import RandomOrder, ReproducibleCollator
 from .sampling import AspectRatioSampler
+from .saving import TRAINING_WEIGHTS
 from .training_args import CrossKDConfig
 from .transforms import Record
 
 logger = logging.getLogger(__name__)
 
-TRAINING_WEIGHTS = "training_weights.safetensors"
-_NOT_THE_STUDENT = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json", TRAINING_WEIGHTS]
 _COLUMNS = {"image_id", "width", "height", "objects"}
 
 
@@ -426,11 +416,11 @@ class CrossKDTrainer(Trainer):
         if self.args.should_save and run.is_dir():
             checkpoints.recover(run)
         self.accelerator.wait_for_everyone()
-        folder = _checkpoint(run, resume_from_checkpoint)
+        folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
         if folder is not None:
             provenance.check_same_teacher(folder, self._teacher_hash)
             provenance.warn_of_changes(folder, self._provenance())
-            _check_average(folder, self.args.ema_decay)
+            saving.check_average(folder, self.args.ema_decay)
         self._forget_preparation()
         self._first_update = self.args.check_first_step
         self._forget_log()
@@ -545,14 +535,9 @@ class CrossKDTrainer(Trainer):
         """Save the student with its model card. Files appear whole: each one replaces its predecessor in one move."""
         if self.args.should_save:
             folder = Path(self.args.output_dir if output_dir is None else output_dir)
-            staging = folder / f"{checkpoints.SAVING}model"
-            shutil.rmtree(staging, ignore_errors=True)
-            with self._as_student():
+            with checkpoints.replaced(folder) as staging, self._as_student():
                 self._save(str(staging))
-            (staging / "README.md").write_text(str(self._card()), encoding="utf-8")
-            for path in staging.iterdir():
-                os.replace(path, folder / path.name)
-            staging.rmdir()
+                (staging / "README.md").write_text(str(self._card()), encoding="utf-8")
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -562,9 +547,13 @@ class CrossKDTrainer(Trainer):
         run = Path(self._get_output_dir(trial))
         folder = run / f"checkpoint-{self.state.global_step}"
         staging = run / f"{checkpoints.SAVING}{folder.name}"
-        self._raise_everywhere(lambda: self._begin_checkpoint(staging, folder))
-        self._raise_everywhere(lambda: self._write_checkpoint(staging), staging)
-        self._raise_everywhere(lambda: self._end_checkpoint(staging, folder), staging)
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._begin_checkpoint(staging, folder),
+            lambda: self._write_checkpoint(staging),
+            lambda: self._end_checkpoint(staging, folder),
+        )
+        for step in steps:
+            saving.together(step, self.state.global_step, staging if self.args.should_save else None)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
 
@@ -591,38 +580,11 @@ class CrossKDTrainer(Trainer):
     def _end_checkpoint(self, staging: Path, folder: Path) -> None:
         if not self.args.should_save:
             return
-        self._note_callback_states()
+        saving.note_callback_states(self.state, [*self.callback_handler.callbacks, self.control])
         self.state.save_to_json(str(staging / "trainer_state.json"))
         checkpoints.write_manifest(staging)
         checkpoints.publish(staging, folder)
         checkpoints.rotate(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _note_callback_states(self) -> None:
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                name = type(callback).__name__
-                known = self.state.stateful_callbacks[name]
-                if isinstance(known, list):
-                    known.append(callback.state())
-                else:
-                    self.state.stateful_callbacks[name] = callback.state()
-
-    def _raise_everywhere(self, step: Callable[[], None], staging: Path | None = None) -> None:
-        """Do a step of saving; if it fails in one process, clear up and raise in all, so that none waits for ever."""
-        failure, cause = "", None
-        try:
-            step()
-        except Exception as error:  # safetensors has error classes of its own
-            failure, cause = f"{type(error).__name__}: {error}", error
-        failures = [text for text in gather_object([failure]) if text]
-        if not failures:
-            return
-        if staging is not None and self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        raise RuntimeError(
-            f"The checkpoint of update {self.state.global_step} could not be written ({failures[0]}). The "
-            "earlier checkpoints are as they were: make room and resume from the last one."
-        ) from cause
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_student(self.model, resume_from_checkpoint)
@@ -684,16 +646,9 @@ class CrossKDTrainer(Trainer):
         return evaluations[-1] if evaluations else {}
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a checkpoint's student and, by `hub_strategy`, all of it. Waits: the folder may be rotated away."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        upload = {"repo_id": self.hub_model_id, "folder_path": checkpoint_folder, "token": self.args.hub_token}
-        upload |= {"commit_message": f"Update {self.state.global_step}", "revision": self.args.hub_revision}
-        api = HfApi()
-        api.upload_folder(**upload, ignore_patterns=_NOT_THE_STUDENT)
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-            api.upload_folder(**upload, path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name)
+        """Upload a checkpoint by `hub_strategy`. Waits: the folder may be rotated away."""
+        if self.is_world_process_zero():
+            saving.upload(Path(checkpoint_folder), str(self.hub_model_id), self.args)
 
 
 class _UpdateHooks(TrainerCallback):
@@ -715,81 +670,6 @@ class _UpdateHooks(TrainerCallback):
         if self.trainer._first_update and self.trainer.distiller is not None:
             self.trainer._check_teacher()
         self.trainer._first_update = False
-
-
-def load_teacher(
-    source: str | os.PathLike[str], revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, BaseImageProcessor | None]:
-    """Load a teacher and, if one lies beside it, its image processor.
-
-    Args:
-        source: Folder or Hub id.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Whether code that lies beside the weights may run.
-
-    Raises:
-        ValueError: Weights are missing or have another shape: such a teacher would be random in part.
-    """
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    teacher, report = AutoModelForObjectDetection.from_pretrained(source, output_loading_info=True, **options)
-    _demand_complete(report, f"The teacher {os.fspath(source)!r}", "a checkpoint of the whole detector")
-    try:
-        return teacher, AutoImageProcessor.from_pretrained(source, **options)
-    except (OSError, ValueError):
-        logger.warning("No image processor lies beside the teacher %s: it sees the student's pixels.", source)
-        return teacher, None
-
-
-def load_student(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Load a checkpoint's weights into `model` by way of `from_pretrained`, which alone knows how names are stored.
-
-    Raises:
-        ValueError: The checkpoint's weights are not those of this model.
-    """
-    fresh, report = type(model).from_pretrained(
-        folder, config=copy.deepcopy(model.config), dtype=model.dtype, output_loading_info=True
-    )
-    _demand_complete(report, f"The checkpoint {os.fspath(folder)!r}", "a checkpoint of this student")
-    model.load_state_dict(fresh.state_dict(), strict=True)
-
-
-def _demand_complete(report: Mapping[str, Any], what: str, needed: str) -> None:
-    for fault in ("missing_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in report[fault])
-        if names:
-            raise ValueError(
-                f"{what} has {len(names)} {fault.replace('_', ' ')}, such as {names[:3]}: these weights "
-                f"would be random. Give {needed}."
-            )
-
-
-def _check_average(folder: Path, decay: float | None) -> None:
-    """A checkpoint's `model.safetensors` is the average in a run with `ema_decay`, and the trained weights without."""
-    averaged = (folder / TRAINING_WEIGHTS).is_file()
-    if averaged and decay is None:
-        raise ValueError(f"{folder} belongs to a run with ema_decay: give it again to resume.")
-    if not averaged and decay is not None:
-        raise ValueError(
-            f"{folder} has no {TRAINING_WEIGHTS}: it belongs to a run without ema_decay, or with "
-            "save_only_model. Resume without ema_decay, or start a new run from its weights."
-        )
-
-
-def _checkpoint(run: Path, resume: str | bool | None) -> Path | None:
-    """The folder to resume from, complete, or None for a new run."""
-    if not resume:
-        return None
-    if resume is True:
-        last = checkpoints.last_checkpoint(run)
-        if last is None:
-            raise ValueError(f"There is no complete checkpoint in {run}: call train() without resume_from_checkpoint.")
-        return Path(last)
-    if not checkpoints.is_complete(Path(resume)):
-        raise ValueError(
-            f"{resume} is no complete checkpoint of CrossKDTrainer: files that {checkpoints.MANIFEST} lists "
-            "are missing or cut short. Resume from an earlier one, or with resume_from_checkpoint=True."
-        )
-    return Path(resume)
 
 
 def _collators(

@@ -23,7 +23,8 @@ from crosskd_hf import adapters, checkpoints, provenance
 from crosskd_hf.data import DetectionCollator
 from crosskd_hf.evaluation import CocoEvaluator
 from crosskd_hf.guard import NonFiniteLossError
-from crosskd_hf.trainer import TRAINING_WEIGHTS, CrossKDTrainer
+from crosskd_hf.saving import TRAINING_WEIGHTS
+from crosskd_hf.trainer import CrossKDTrainer
 from crosskd_hf.transforms import TrainTransform
 from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
 

@@ -1,0 +1,108 @@
+"""Steps of writing a checkpoint that several processes take together, its upload, and what may be resumed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from huggingface_hub import HfApi
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import HubStrategy
+
+from . import checkpoints
+from .training_args import CrossKDConfig
+
+TRAINING_WEIGHTS = "training_weights.safetensors"
+_NOT_THE_STUDENT = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json", TRAINING_WEIGHTS]
+
+
+def together(step: Callable[[], None], update: int, staging: Path | None) -> None:
+    """Do a step of saving; if it fails in one process, clear up and raise in all, so that none waits for ever.
+
+    Args:
+        step: What this process does.
+        update: Number of the present update, for the message.
+        staging: Unfinished folder that this process removes after a failure.
+
+    Raises:
+        RuntimeError: The step failed in some process.
+    """
+    failure, cause = "", None
+    try:
+        step()
+    except Exception as error:  # safetensors has error classes of its own
+        failure, cause = f"{type(error).__name__}: {error}", error
+    failures = [text for text in gather_object([failure]) if text]
+    if not failures:
+        return
+    if staging is not None:
+        shutil.rmtree(staging, ignore_errors=True)
+    raise RuntimeError(
+        f"The checkpoint of update {update} could not be written ({failures[0]}). The "
+        "earlier checkpoints are as they were: make room and resume from the last one."
+    ) from cause
+
+
+def note_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
+    """Put what callbacks want to be saved into `state`."""
+    for callback in callbacks:
+        if isinstance(callback, ExportableState):
+            name = type(callback).__name__
+            known = state.stateful_callbacks[name]
+            if isinstance(known, list):
+                known.append(callback.state())
+            else:
+                state.stateful_callbacks[name] = callback.state()
+
+
+def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
+    """Upload a checkpoint's student and, by `args.hub_strategy`, all of it.
+
+    Args:
+        folder: `checkpoint-N`.
+        repository: Id on the Hub.
+        args: Of the run.
+    """
+    if args.hub_strategy == HubStrategy.END:
+        return
+    number = folder.name.removeprefix("checkpoint-")
+    options = {"repo_id": repository, "folder_path": str(folder), "token": args.hub_token}
+    options |= {"commit_message": f"Update {number}", "revision": args.hub_revision}
+    api = HfApi()
+    api.upload_folder(**options, ignore_patterns=_NOT_THE_STUDENT)
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        last = args.hub_strategy == HubStrategy.CHECKPOINT
+        api.upload_folder(**options, path_in_repo="last-checkpoint" if last else folder.name)
+
+
+def check_average(folder: Path, decay: float | None) -> None:
+    """A checkpoint's `model.safetensors` is the average in a run with `ema_decay`, and the trained weights without."""
+    averaged = (folder / TRAINING_WEIGHTS).is_file()
+    if averaged and decay is None:
+        raise ValueError(f"{folder} belongs to a run with ema_decay: give it again to resume.")
+    if not averaged and decay is not None:
+        raise ValueError(
+            f"{folder} has no {TRAINING_WEIGHTS}: it belongs to a run without ema_decay, or with "
+            "save_only_model. Resume without ema_decay, or start a new run from its weights."
+        )
+
+
+def checkpoint_to_resume(run: Path, resume: str | bool | None) -> Path | None:
+    """The folder to resume from, complete, or None for a new run."""
+    if not resume:
+        return None
+    if resume is True:
+        last = checkpoints.last_checkpoint(run)
+        if last is None:
+            raise ValueError(f"There is no complete checkpoint in {run}: call train() without resume_from_checkpoint.")
+        return Path(last)
+    if not checkpoints.is_complete(Path(resume)):
+        raise ValueError(
+            f"{resume} is no complete checkpoint of CrossKDTrainer: files that {checkpoints.MANIFEST} lists "
+            "are missing or cut short. Resume from an earlier one, or with resume_from_checkpoint=True."
+        )
+    return Path(resume)
