@@ -185,17 +185,19 @@ class Case:
         return max(gap[0] for gap in gaps), max(gap[1] for gap in gaps)
 
     def _trajectory(self, expected: dict[str, Any]) -> float:
-        clip = re.search(r"clip_grad_norm (\d+)", expected["optimizer"])
+        settings = {key: float(value) for key, value in re.findall(r"(\w+) ([\d.]+(?:e-?\d+)?)", expected["optimizer"])}
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(parameters, expected["lr"], momentum=0.9, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(
+            parameters, expected["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+        )
         error = 0.0
         for step in expected["steps"]:
             optimizer.zero_grad()
             total, _ = self.losses()
             error = max(error, relative_error(total.item(), step["total"]))
             total.backward()
-            if clip:
-                nn.utils.clip_grad_norm_(parameters, float(clip[1]))
+            if "clip_grad_norm" in settings:
+                nn.utils.clip_grad_norm_(parameters, settings["clip_grad_norm"])
             optimizer.step()
         return error
 

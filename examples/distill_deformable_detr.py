@@ -41,7 +41,7 @@ from crosskd_hf import CrossKDConfig
 from crosskd_hf.categories import CategoryMap
 from crosskd_hf.comparison import Comparison, load_detector
 from crosskd_hf.data import DetectionData, load_coco, load_objects
-from crosskd_hf.shapes import make_shapes
+from crosskd_hf.shapes import ShapesPaths, make_shapes
 from crosskd_hf.transforms import TrainTransform
 
 STEPS = ("teacher", "alone", "distilled")
@@ -138,9 +138,11 @@ def read_data(arguments: Arguments, config: CrossKDConfig) -> tuple[DetectionDat
     names = (arguments.train_annotations, arguments.train_images, arguments.val_annotations, arguments.val_images)
     if arguments.train_annotations is None:
         torch.set_num_threads(1)  # tiny nets on a few cores: more threads would only wait for each other
+        folder = Path(config.output_dir) / "shapes"
         with config.main_process_first(desc="making images"):
-            folder, size = Path(config.output_dir) / "shapes", arguments.longest_edge
-            paths = make_shapes(folder, arguments.num_made_images, num_val=100, size=size)
+            if config.local_process_index == 0:
+                make_shapes(folder, arguments.num_made_images, num_val=100, size=arguments.longest_edge)
+        paths = ShapesPaths.below(folder)
         names = paths.train_annotations, paths.train_images, paths.val_annotations, paths.val_images
     elif None in names:
         raise ValueError("Give all of --train_annotations, --train_images, --val_annotations and --val_images.")
