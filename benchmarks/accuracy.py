@@ -2,12 +2,14 @@
 
     python benchmarks/accuracy.py --seeds 0 1 2                                  # made data
     python benchmarks/accuracy.py --seeds 0 --data_name bccd --train_images ... (all arguments of distill_coco.py)
+    python benchmarks/accuracy.py --example distill_deformable_detr              # ... or of another example
 
 One teacher, of the first seed, teaches all students. Costs the teacher plus two students a seed.
 """
 
 import csv
 import datetime
+import importlib
 import platform
 import statistics
 import subprocess
@@ -18,7 +20,6 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import distill_coco
 
 RESULTS = Path(__file__).parent / "results.csv"
 
@@ -54,11 +55,13 @@ def append(rows: list[dict[str, Any]]) -> None:
 
 def row(name: str, metrics: dict[str, float], arguments: Any, config: Any) -> dict[str, Any]:
     """What is known about one run."""
-    teacher = f"{arguments.teacher_detector or arguments.detector}:{arguments.teacher_backbone}"
+    dense = "detector" in vars(arguments)
+    student = arguments.detector if dense else "deformable_detr"
+    teacher = f"{(dense and arguments.teacher_detector) or student}:{arguments.teacher_backbone}"
     epochs = arguments.teacher_epochs if name == "teacher" else None
     return {
         "run": name,
-        "model": teacher if name == "teacher" else f"{arguments.detector}:{arguments.student_backbone}",
+        "model": teacher if name == "teacher" else f"{student}:{arguments.student_backbone}",
         "teacher": teacher if name == "distilled" else "",
         "methods": "+".join(config.methods) if name == "distilled" else "",
         "epochs": epochs or config.num_train_epochs,
@@ -70,15 +73,17 @@ def main() -> None:
     """Run all seeds."""
     seeds, argv = take(sys.argv[1:], "--seeds", ["0", "1", "2"])
     (data_name,), argv = take(argv, "--data_name", ["shapes"])
+    (name,), argv = take(argv, "--example", ["distill_coco"])
+    example = importlib.import_module(name)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     models: dict[str, Any] = {}
     gains: list[float] = []
     for seed in seeds:
-        arguments, config = distill_coco.parse([*argv, "--seed", seed])
+        arguments, config = example.parse([*argv, "--seed", seed])
         root = config.output_dir
         config.output_dir = str(Path(root) / f"seed{seed}")
-        comparison = distill_coco.prepare(arguments, config)
-        distill_coco.run(arguments, comparison, models)
+        comparison = example.prepare(arguments, config)
+        example.run(arguments, comparison, models)
         models = {"teacher": models["teacher"]}
         shared = {
             "date": datetime.date.today().isoformat(),

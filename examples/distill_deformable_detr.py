@@ -44,6 +44,7 @@ from crosskd_hf.data import DetectionData, load_coco, load_objects
 from crosskd_hf.shapes import ShapesPaths, make_shapes
 from crosskd_hf.transforms import TrainTransform
 
+Trained = tuple[PreTrainedModel, BaseImageProcessor]
 STEPS = ("teacher", "alone", "distilled")
 
 # Defaults of a run on made data: small images, nets without batch norm (transformers freezes it), short schedule.
@@ -211,31 +212,8 @@ def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:
     return model
 
 
-def run(arguments: Arguments, comparison: Comparison) -> None:
-    """Train or load the teacher, then train the student alone and distilled."""
-    categories = comparison.train.categories
-    teacher: tuple[PreTrainedModel | None, BaseImageProcessor | None] = (None, None)
-    if arguments.teacher is not None:
-        teacher = load_detector(arguments.teacher)
-        if teacher[0].config.id2label == categories.id2label:
-            comparison.evaluate("teacher", *teacher)
-    elif "teacher" in arguments.steps:
-        epochs = arguments.teacher_epochs or comparison.args.num_train_epochs
-        model = new_model(arguments, arguments.teacher_backbone, categories)
-        teacher = comparison.run("teacher", model, num_train_epochs=epochs), comparison.processor
-    for step in ("alone", "distilled"):
-        if step in arguments.steps:
-            torch.manual_seed(comparison.args.seed)
-            if arguments.student is not None:
-                student = given_model(arguments.student, categories)
-            else:
-                student = new_model(arguments, arguments.student_backbone, categories)
-            comparison.run(step, student, *(teacher if step == "distilled" else (None, None)))
-
-
-def main() -> None:
-    """Read, train, compare."""
-    arguments, config = parse(sys.argv[1:])
+def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
+    """Read or make the data."""
     train, val = read_data(arguments, config)
     print(train.report, val.report, sep="\n")
     if arguments.student is None:
@@ -244,10 +222,40 @@ def main() -> None:
     else:
         processor = AutoImageProcessor.from_pretrained(arguments.student)
     transform = TrainTransform(shortest_edges=arguments.multi_scale, longest_edge=arguments.longest_edge)
-    comparison = Comparison(train, val, processor, config, transform)
-    run(arguments, comparison)
+    return Comparison(train, val, processor, config, transform)
+
+
+def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:
+    """Do the steps that `models` does not hold yet, and put their models there."""
+    categories = comparison.train.categories
+    if arguments.teacher is not None:
+        models["teacher"] = load_detector(arguments.teacher)
+        if models["teacher"][0].config.id2label == categories.id2label:
+            comparison.evaluate("teacher", *models["teacher"])
+    elif "teacher" in arguments.steps and "teacher" not in models:
+        epochs = arguments.teacher_epochs or comparison.args.num_train_epochs
+        torch.manual_seed(comparison.args.seed)
+        model = new_model(arguments, arguments.teacher_backbone, categories)
+        models["teacher"] = comparison.run("teacher", model, num_train_epochs=epochs), comparison.processor
+    for step in ("alone", "distilled"):
+        if step in arguments.steps:
+            torch.manual_seed(comparison.args.seed)
+            if arguments.student is not None:
+                student = given_model(arguments.student, categories)
+            else:
+                student = new_model(arguments, arguments.student_backbone, categories)
+            pair = models["teacher"] if step == "distilled" else (None, None)
+            models[step] = comparison.run(step, student, *pair), comparison.processor
+
+
+def main() -> None:
+    """Read, train, compare."""
+    arguments, config = parse(sys.argv[1:])
+    comparison = prepare(arguments, config)
+    run(arguments, comparison, {})
     if config.process_index == 0:
-        print(f"\nCOCO AP on {len(val.dataset)} validation images, in percent\n{comparison.table()}")
+        count = len(comparison.val.dataset)
+        print(f"\nCOCO AP on {count} validation images, in percent\n{comparison.table()}")
         print(f"Written to {comparison.save()}")
 
 
