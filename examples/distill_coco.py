@@ -1,6 +1,6 @@
 """Distil a detector on COCO-format data, and compare it with the same student trained alone.
 
-    python examples/distill_coco.py                      # made data, tiny models: about 3 minutes on two cores
+    python examples/distill_coco.py                      # made data, tiny models: about 5 minutes on two cores
 
     accelerate launch --multi_gpu --num_processes 8 examples/distill_coco.py \\
         --train_images coco/train2017 --train_annotations coco/annotations/instances_train2017.json \\
