@@ -51,7 +51,7 @@ class CrossKDConfig(TrainingArguments):
         bias_lr_factor: Factor on the learning rate of biases (FCOS: 2). Needs a `schedule`.
         bias_weight_decay: Weight decay of biases (FCOS: 0). Needs a `schedule`.
         exact_accumulation: Make `gradient_accumulation_steps` micro-batches count exactly as one big batch. Costs one
-            more forward pass of student and teacher per micro-batch, a third to two thirds of the time. False: every
+            more forward pass of student and teacher per micro-batch. False: every
             micro-batch is divided by its own normalizers. Without accumulation it changes and costs nothing.
         nonfinite: What to do when a loss part or the gradient is NaN or infinite: "stop" with a message, or "skip" the
             update and count it (`skipped_updates` in the logs). The batch is saved in `output_dir/_nonfinite`.

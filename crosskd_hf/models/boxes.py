@@ -64,11 +64,11 @@ def area_of_intersection(boxes: Tensor, targets: Tensor) -> Tensor:
 def pairwise_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
     """IoU of every box with every other, batched: (B, G, 4) and (B, N, 4) to (B, G, N), without gradient.
 
-    Works one axis at a time and in place: `torchvision.ops.box_iou` has no batch axis and needs four times the memory,
-    which is most of the cost of assigning crowded images. A box without area overlaps nothing.
+    Works one axis at a time and in place, without the (B, G, N, 2) corners of `torchvision.ops.box_iou`, which has no
+    batch axis either. A box without area overlaps nothing.
     """
-    (x1, y1, x2, y2), (u1, v1, u2, v2) = (b.detach().float()[..., None, :].unbind(-1) for b in (boxes, others))
-    (x1, y1, x2, y2), (u1, v1, u2, v2) = (x1, y1, x2, y2), (t.mT for t in (u1, v1, u2, v2))
+    x1, y1, x2, y2 = boxes.detach().float()[..., None, :].unbind(-1)  # (B, G, 1)
+    u1, v1, u2, v2 = others.detach().float()[..., None, :, :].unbind(-1)  # (B, 1, N)
     overlap = (torch.minimum(x2, u2).sub_(torch.maximum(x1, u1))).clamp_(min=0)
     overlap *= (torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))).clamp_(min=0)
     union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(overlap).clamp_(min=eps)
