@@ -29,11 +29,6 @@ def weight_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def hub_id(model: PreTrainedModel) -> str | None:
-    """The Hub id that `model` was loaded from, or None if it is of local origin."""
-    return model.config.name_or_path if _revision(model) is not None else None
-
-
 def describe(teacher: PreTrainedModel, teacher_hash: str, distillation: Mapping[str, Any]) -> dict[str, Any]:
     """The content of `distillation.json`.
 
@@ -52,6 +47,13 @@ def describe(teacher: PreTrainedModel, teacher_hash: str, distillation: Mapping[
         "distillation": dict(distillation),
         "versions": {package: _version(package) for package in _PACKAGES},
     }
+
+
+def hub_id(content: Mapping[str, Any] | None) -> str | None:
+    """The Hub id of the teacher that `content` describes, or None if it is of local origin, or there is none."""
+    if content is None or content["teacher"]["revision"] is None:
+        return None
+    return str(content["teacher"]["name_or_path"])
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,239 @@
+"""`CheckpointingTrainer`: checkpoints that are whole or not there, averaged weights, and what goes to the Hub."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from . import checkpoints, provenance, saving
+from .coco_trainer import CocoTrainer
+from .ema import WeightAverage
+from .loading import load_student
+from .model_card import CardContent, model_card
+from .saving import TRAINING_WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointingTrainer(CocoTrainer):
+    """Every checkpoint and the final folder hold a plain model that `from_pretrained` loads, and no pickle of classes.
+
+    With `ema_decay` that model, and the one that is evaluated, has the averaged weights; the trained ones lie beside
+    it. A subclass adds its own files by `_save_beside` and `_load_beside`, and `_provenance` for the card.
+    """
+
+    ema: WeightAverage | None = None
+
+    # ---- Run ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As of `Trainer`; incomplete checkpoints are passed over, and those of another teacher refused.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or True for the newest complete one in `output_dir`.
+            trial, ignore_keys_for_eval: As of `Trainer`.
+
+        Raises:
+            ValueError: There is no such checkpoint, or it was distilled from another teacher.
+            NonFiniteLossError: A loss part became NaN or infinite.
+        """
+        run = Path(self.args.output_dir)
+        if self.args.should_save and run.is_dir():
+            checkpoints.recover(run)
+        self.accelerator.wait_for_everyone()
+        folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
+        if folder is not None:
+            self._check_resume(folder)
+        self._forget_preparation()
+        return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+
+    def _check_resume(self, folder: Path) -> None:
+        """Raise `ValueError` if this run can't go on from the complete checkpoint `folder`."""
+        saving.check_average(folder, self.args.ema_decay)
+
+    def _forget_preparation(self) -> None:
+        """Let a model that `evaluate` prepared be wrapped for training; accelerate would leave it as it is."""
+        if self.model_wrapped is self.model and "_is_accelerate_prepared" in vars(self.model):
+            extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+            self.model._is_accelerate_prepared = False
+
+    # ---- Averaged weights ----
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if self.args.ema_decay is not None:
+            self.ema = WeightAverage(self.model, self.args.ema_decay, self.state.global_step)
+            if resume_from_checkpoint is not None:
+                load_model(self.model, Path(resume_from_checkpoint) / TRAINING_WEIGHTS, strict=True)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        if self.ema is not None:
+            self.ema.copy_to(self.model)
+            self.ema = None
+        return super()._finalize_training(*args)
+
+    def _after_optimizer_step(self) -> None:
+        super()._after_optimizer_step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def _as_student(self) -> AbstractContextManager[None]:
+        """Inside of it the model holds the weights that count: the averaged ones, if there is an average."""
+        return nullcontext() if self.ema is None else self.ema.swapped(self.model)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As of `CocoTrainer`, with the weights that count."""
+        with self._as_student():
+            return super().evaluation_loop(*args, **kwargs)
+
+    # ---- Saving and loading ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the student and what lies beside it. Only the process that saves does anything."""
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        self._save_beside(folder)
+
+    def _save_beside(self, folder: Path) -> None:
+        """Write what belongs to the run, not to the student, into the folder of its weights."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student with its model card. Files appear whole: each one replaces its predecessor in one move."""
+        if self.args.should_save:
+            folder = Path(self.args.output_dir if output_dir is None else output_dir)
+            with checkpoints.replaced(folder) as staging, self._as_student():
+                self._save(str(staging))
+                (staging / "README.md").write_text(str(self._card()), encoding="utf-8")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write `checkpoint-N` under another name, rename it when it is complete, then drop the oldest ones."""
+        self.store_flos()
+        run = Path(self._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        staging = run / f"{checkpoints.SAVING}{folder.name}"
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._begin_checkpoint(staging, folder),
+            lambda: self._write_checkpoint(staging),
+            lambda: self._end_checkpoint(staging, folder),
+        )
+        for step in steps:
+            saving.together(step, self.state.global_step, staging if self.args.should_save else None)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def _begin_checkpoint(self, staging: Path, folder: Path) -> None:
+        best = self.state.best_global_step
+        best_folder = folder.with_name(f"checkpoint-{best}")
+        if best and (best_folder == folder or best_folder.is_dir()):
+            self.state.best_model_checkpoint = str(best_folder)
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+
+    def _write_checkpoint(self, staging: Path) -> None:
+        with self._as_student():
+            self._save(str(staging))
+        if self.args.save_only_model:
+            return
+        if self.ema is not None and self.args.should_save:
+            save_model(self.model, str(staging / TRAINING_WEIGHTS))
+        self._save_optimizer_and_scheduler(str(staging))
+        self._save_scaler(str(staging))
+        self._save_rng_state(str(staging))
+
+    def _end_checkpoint(self, staging: Path, folder: Path) -> None:
+        if not self.args.should_save:
+            return
+        saving.note_callback_states(self.state, [*self.callback_handler.callbacks, self.control])
+        self.state.save_to_json(str(staging / "trainer_state.json"))
+        checkpoints.write_manifest(staging)
+        checkpoints.publish(staging, folder)
+        checkpoints.rotate(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_student(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        logger.info("Best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
+        load_student(self.model, self.state.best_model_checkpoint)
+
+    # ---- Hub ----
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write `README.md` into `output_dir`; `license`, `tags`, `model_name` and `dataset` go into it."""
+        if self.is_world_process_zero():
+            tags = [tags] if isinstance(tags, str) else (tags or [])
+            name = dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset)
+            card = self._card(license=license, tags=tags, model_name=model_name, dataset=name)
+            Path(self.args.output_dir, "README.md").write_text(str(card), encoding="utf-8")
+
+    def _card(
+        self,
+        license: str | None = None,
+        tags: Sequence[str] = (),
+        model_name: str | None = None,
+        dataset: str | None = None,
+    ) -> Any:
+        return model_card(
+            CardContent(
+                name=model_name or Path(self.args.output_dir).absolute().name,
+                architecture=type(self.model).__name__,
+                metrics=self._metrics_of_these_weights(),
+                dataset=dataset or self.args.dataset_name or "evaluation data",
+                model_id=self.hub_model_id or Path(self.args.output_dir).name,
+                license=license or self.args.license,
+                teacher=provenance.hub_id(self._provenance()),
+                provenance=self._provenance(),
+                tags=tags,
+            )
+        )
+
+    def _provenance(self) -> dict[str, Any] | None:
+        """Where the student's knowledge comes from beside the labels, as of `provenance.describe`."""
+        return None
+
+    def _metrics_of_these_weights(self) -> dict[str, float]:
+        """The evaluation of the best checkpoint, if that is what was loaded, or else the last one."""
+        evaluations = [entry for entry in self.state.log_history if "eval_map" in entry]
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            best = [entry for entry in evaluations if entry["step"] == self.state.best_global_step]
+            evaluations = best or evaluations
+        return evaluations[-1] if evaluations else {}
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint by `hub_strategy`. Waits: the folder may be rotated away."""
+        if self.is_world_process_zero():
+            saving.upload(Path(checkpoint_folder), str(self.hub_model_id), self.args)

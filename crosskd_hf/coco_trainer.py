@@ -1,0 +1,257 @@
+"""`CocoTrainer`: Hugging Face's `Trainer` on detection data, with detectors' schedules and COCO AP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from .categories import CategoryMap
+from .data import DetectionCollator
+from .evaluation import CocoEvaluator
+from .optim import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
+from .reproducible import RandomOrder, ReproducibleCollator
+from .sampling import AspectRatioSampler
+from .training_args import CrossKDConfig
+from .transforms import Record
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = {"image_id", "width", "height", "objects"}
+
+
+class CocoTrainer(Trainer):
+    """Examples of `load_coco` in, COCO AP out; sampling and augmentation depend on seed and epoch alone.
+
+    Args:
+        model, args, train_dataset, eval_dataset, processing_class, train_transform, data_collator, callbacks,
+            optimizers: As of `CrossKDTrainer`.
+
+    Raises:
+        ValueError: Neither an image processor nor a collator is given.
+        NotImplementedError: DeepSpeed or FSDP.
+    """
+
+    args: CrossKDConfig
+    data_collator: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: CrossKDConfig,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: BaseImageProcessor | None,
+        train_transform: Callable[[Record], Record] | None,
+        data_collator: Callable[[Sequence[Any]], dict[str, Any]] | None,
+        callbacks: list[TrainerCallback] | None,
+        optimizers: tuple[Any, Any],
+    ) -> None:
+        if processing_class is None and data_collator is None:
+            raise ValueError(
+                "processing_class is missing: give the student's image processor, such as "
+                "AutoImageProcessor.from_pretrained(...)."
+            )
+        collators = _collators(processing_class, train_transform, data_collator, args.seed)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collators[0],
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), _Hooks(self)],
+            optimizers=optimizers,
+        )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise NotImplementedError(
+                "DeepSpeed and FSDP are not supported: a detector and its teacher fit on one device. "
+                "Launch plain processes: accelerate launch --multi_gpu ..."
+            )
+        self._eval_collator = collators[1]
+        self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
+        self._detections: CocoEvaluator | None = None
+        self._train_sampler: Any = None
+
+    # ---- Data ----
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        training_collator = self.data_collator
+        if not is_training:
+            self.data_collator = self._eval_collator
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = training_collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.args.group_by_aspect_ratio:
+            sampler: Any = AspectRatioSampler(dataset["width"], dataset["height"], self._images_per_update(), seed)
+        elif self.args.train_sampling_strategy == "random" and isinstance(dataset, Sized):
+            sampler = RandomOrder(len(dataset), seed)
+        else:
+            return super()._get_train_sampler(train_dataset)
+        self._train_sampler = sampler
+        return sampler
+
+    def _set_epoch(self, epoch: int) -> None:
+        """Tell sampler and augmentation; accelerate's loaders don't reach the sampler of a resumed epoch."""
+        for part in (self._train_sampler, self.data_collator):
+            if isinstance(part, RandomOrder | AspectRatioSampler | ReproducibleCollator):
+                part.set_epoch(epoch)
+
+    def _after_optimizer_step(self) -> None:
+        """The weights have moved; the gradients are still there."""
+
+    def _after_update(self) -> None:
+        """The update is complete."""
+
+    def _images_per_update(self) -> int:
+        return int(self.get_total_train_batch_size(self.args))
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """0: six operations per parameter and pixel, as the base class counts, mean nothing for a detector."""
+        return 0
+
+    # ---- Optimiser ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """SGD of the schedule, or Hugging Face's optimiser."""
+        if self.optimizer is None:
+            self._new_optimizer(self.model if model is None else model)
+        return self.optimizer
+
+    def _new_optimizer(self, model: nn.Module) -> None:
+        args = self.args
+        if args.schedule is None and args.backbone_lr is None:
+            super().create_optimizer(model)
+            return
+        rule = GroupRule(
+            self._learning_rate(args.learning_rate),
+            args.weight_decay,
+            None if args.backbone_lr is None else self._learning_rate(args.backbone_lr),
+            args.bias_lr_factor,
+            args.bias_weight_decay,
+            () if args.schedule else _undecayed(model, self.get_decay_parameter_names(model)),
+        )
+        groups = parameter_groups(model, rule)
+        if args.schedule is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = kind(groups, **settings)
+        else:
+            self.optimizer = torch.optim.SGD(groups, lr=rule.learning_rate, momentum=0.9)
+            logger.info("%d images an update: learning rate %g", self._images_per_update(), rule.learning_rate)
+
+    def _learning_rate(self, given: float) -> float:
+        if self.args.schedule is None or not self.args.scale_learning_rate:
+            return given
+        return scaled_learning_rate(given, self._images_per_update())
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The step schedule, or `lr_scheduler_type`."""
+        schedule = self.args.schedule_settings()
+        if schedule is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = step_schedule(optimizer or self.optimizer, schedule, num_training_steps, warmup)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """COCO AP: `<prefix>_map`, `_map_50`, `_map_75`, `_map_small`, `_map_medium`, `_map_large`, `_map_<class>`."""
+        evaluator = self._detections = self._evaluator(dataloader.dataset)
+        evaluator.reset()
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        for rows in gather_object([evaluator.rows]):
+            evaluator.merge(rows)
+        metrics = [evaluator.compute() if self.args.process_index == 0 else None]
+        broadcast_object_list(metrics)
+        rows, self._detections = evaluator.rows, None
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in (metrics[0] or {}).items()})
+        return output._replace(predictions=rows)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, None, None]:
+        """Detections of one batch go straight to the evaluator; nothing else is kept."""
+        assert self._detections is not None
+        if self.processing_class is None:
+            raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        sizes = torch.stack([label["orig_size"] for label in labels])
+        results = self.processing_class.post_process_object_detection(outputs, self.args.eval_threshold, sizes)
+        self._detections.update([int(label["image_id"]) for label in labels], results)
+        return None, None, None
+
+    def _evaluator(self, dataset: Any) -> CocoEvaluator:
+        """The evaluator of a data set; its truth is read once."""
+        known = self._evaluators.get(id(dataset))
+        if known is not None and known[0] is dataset:
+            return known[1]
+        if not isinstance(dataset, datasets.Dataset) or not set(dataset.column_names) >= _COLUMNS:
+            raise ValueError(
+                f"The evaluation data must be a datasets.Dataset with the columns {sorted(_COLUMNS)}, as "
+                f"load_coco and load_objects make it; got {type(dataset).__name__}."
+            )
+        evaluator = CocoEvaluator(dataset, CategoryMap.from_config(self.model.config))
+        self._evaluators[id(dataset)] = (dataset, evaluator)
+        return evaluator
+
+
+class _Hooks(TrainerCallback):
+    """Calls the trainer at the moments for which `Trainer` has callbacks, but no methods."""
+
+    def __init__(self, trainer: CocoTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._set_epoch(int(state.epoch or 0))
+
+    def on_optimizer_step(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._after_optimizer_step()
+
+    def on_step_end(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._after_update()
+
+
+def _collators(
+    processor: BaseImageProcessor | None,
+    transform: Callable[[Record], Record] | None,
+    given: Callable[[Sequence[Any]], dict[str, Any]] | None,
+    seed: int,
+) -> tuple[Any, Any]:
+    """Collators of training and of evaluation."""
+    if given is not None:
+        return given, given
+    evaluation = DetectionCollator(processor)
+    return (evaluation if transform is None else ReproducibleCollator(processor, transform, seed)), evaluation
+
+
+def _undecayed(model: nn.Module, decayed: Sequence[str]) -> set[str]:
+    return {name for name, _ in model.named_parameters()} - set(decayed)
