@@ -31,7 +31,7 @@ class CrossKDConfig(TrainingArguments):
       then the `schedule` sets them, or without a schedule Hugging Face's defaults do.
     - `remove_unused_columns=False` (the collator needs the raw columns), `label_names=["labels"]`,
       `logging_nan_inf_filter=False` (the guard does better), `accelerator_config.dispatch_batches=False`
-      (dispatching merges the label lists of different images).
+      (dispatching merges the label lists of different images), `dataloader_pin_memory` is off on a CPU.
     - With `load_best_model_at_end` or `save_strategy="best"`, `metric_for_best_model` is `eval_map`.
     - Several visible devices without a launcher are not used by `nn.DataParallel`, which can't carry detection labels:
       one device is used, and the `accelerate launch` line for all of them is logged.
@@ -81,6 +81,7 @@ class CrossKDConfig(TrainingArguments):
     warmup_steps: float | None = _option(None, "Updates of warm-up, or their share. Default: the schedule's 500, or 0.")
     remove_unused_columns: bool = _option(False, "Must be False: the collator needs the raw columns.")
     logging_nan_inf_filter: bool = _option(False, "Hide NaN losses; see nonfinite instead.")
+    dataloader_pin_memory: bool | None = _option(None, "Pin batches in memory. Default: if training is not on a CPU.")
 
     schedule: str | None = _option(None, "'1x' or '2x': the detectors' usual SGD schedule.")
     scale_learning_rate: bool = _option(True, "A schedule reads learning_rate as for 16 images an update.")
@@ -125,6 +126,8 @@ class CrossKDConfig(TrainingArguments):
         self.warmup_steps = warmup_steps
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = self.device.type != "cpu"
         self.distillation_config()
         self._check_processes()
 

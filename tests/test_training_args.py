@@ -46,6 +46,11 @@ def test_warm_up_is_at_most_a_tenth_of_the_run(tmp_path: Path) -> None:
     assert config(tmp_path, schedule="1x", warmup_steps=0).get_warmup_steps(1000) == 0
 
 
+def test_memory_is_pinned_for_accelerators_only(tmp_path: Path) -> None:
+    assert config(tmp_path).dataloader_pin_memory is False
+    assert config(tmp_path, dataloader_pin_memory=True).dataloader_pin_memory is True
+
+
 def test_every_distillation_setting_is_an_option(tmp_path: Path) -> None:
     defaults = DistillationConfig()
     options = {field.name for field in dataclasses.fields(CrossKDConfig)}
