@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
-from .models.dense import image_sizes
+from .models.boxes import image_sizes
 from .models.losses import LossPart
 
 WHOLE = "loss_task"

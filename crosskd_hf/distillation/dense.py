@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from crosskd_hf.models.assigners import Assignment, Priors, Targets
-from crosskd_hf.models.dense import DenseDetector, DenseDetectorOutput, Predictions, Taps, image_sizes
+from crosskd_hf.models.boxes import image_sizes
+from crosskd_hf.models.dense import DenseDetector, DenseDetectorOutput, Predictions, Taps
 from crosskd_hf.models.losses import LossPart
 
 from .base import Distiller

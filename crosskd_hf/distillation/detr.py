@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import is_scipy_available
 
-from crosskd_hf.models.boxes import aligned_iou, to_absolute
-from crosskd_hf.models.dense import image_sizes
+from crosskd_hf.models.boxes import aligned_iou, image_sizes, to_absolute
 from crosskd_hf.models.losses import LossPart, distribution_kl, quality_focal
 
 from .base import Distiller

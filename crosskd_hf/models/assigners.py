@@ -4,6 +4,7 @@ Every assigner takes priors shared by the batch, `valid` (B, N) which leaves out
 :class:`Targets`, and returns an :class:`Assignment`. No gradient, no loop over images, no wait for the device.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,34 @@ class Priors(NamedTuple):
     cells: Tensor
     strides: Tensor
     level_lengths: tuple[int, ...]
+
+    @classmethod
+    def on_grid(
+        cls,
+        shapes: Sequence[Sequence[int]],
+        strides: Sequence[int],
+        steps: Sequence[tuple[int, int]],
+        anchors: Sequence[Tensor],
+    ) -> "Priors":
+        """The same anchors in every cell of a level's map.
+
+        Args:
+            shapes: Height and width of the map of each level.
+            strides: What to call the pixels per cell,
+            steps: and the cell's real height and width in pixels.
+            anchors: (A, 4) xyxy pixels, float32: those of the cell at the origin.
+        """
+        boxes, cells, pixels = [], [], []
+        for (height, width), stride, step, around in zip(shapes, strides, steps, anchors, strict=True):
+            y = torch.arange(height, device=around.device, dtype=torch.float32) * step[0]
+            x = torch.arange(width, device=around.device, dtype=torch.float32) * step[1]
+            cell = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)  # (H * W, 1, 2)
+            boxes.append((cell.repeat(1, 1, 2) + around).reshape(-1, 4))  # (H * W * A, 4)
+            cells.append(cell.expand(-1, len(around), 2).reshape(-1, 2))
+            pixels.append(x.new_full((len(boxes[-1]),), stride))
+        rows = torch.cat(boxes)
+        centers = (rows[:, :2] + rows[:, 2:]) / 2
+        return cls(rows, centers, torch.cat(cells), torch.cat(pixels), tuple(len(level) for level in boxes))
 
     def inside(self, sizes: Tensor) -> Tensor:
         """Priors whose cell begins inside the unpadded image, (B, N) bool, for `sizes` (B, 2) height, width."""

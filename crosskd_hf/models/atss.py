@@ -6,36 +6,25 @@ from torch import Tensor
 
 from .assigners import Assignment, Priors, Targets, assign_atss
 from .boxes import aligned_iou, encode_distance
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions
 from .losses import LossPart
 from .retinanet import focal_loss
 
 
-class ATSSConfig(DenseDetectorConfig):
-    """Configuration of :class:`ATSSForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+class SquareAnchorConfig(DenseDetectorConfig):
+    """Configuration of :class:`SquareAnchorHead`; see :class:`DenseDetectorConfig` for the shared fields.
 
     Args:
-        reg_max: With a number, sides are predicted as distributions (localization distillation, CVPR 2022).
         anchor_scale: Side of the square anchor of each place, in strides.
     """
 
-    model_type = "crosskd_atss"
-
     anchor_scale: float = 8.0
 
-    default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_centerness": 1.0}
 
+class SquareAnchorHead(DenseHead):
+    """One square anchor per place, assigned by ATSS."""
 
-class ATSSHead(DenseHead):
-    """One anchor per place with class scores, box deltas and centerness."""
-
-    config: ATSSConfig
-    has_centerness = True
-    delta_std = (0.1, 0.1, 0.2, 0.2)
-
-    @property
-    def regression_kind(self) -> RegressionKind:
-        return "delta" if self.config.reg_max is None else "distribution"
+    config: SquareAnchorConfig
 
     @property
     def assignment_rule(self) -> tuple[object, ...]:
@@ -47,6 +36,26 @@ class ATSSHead(DenseHead):
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
         return assign_atss(priors, valid, targets)
+
+
+class ATSSConfig(SquareAnchorConfig):
+    """Configuration of :class:`ATSSForObjectDetection`; see :class:`SquareAnchorConfig` for the shared fields.
+
+    Args:
+        reg_max: With a number, sides are predicted as distributions (localization distillation, CVPR 2022).
+    """
+
+    model_type = "crosskd_atss"
+
+    default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_centerness": 1.0}
+
+
+class ATSSHead(SquareAnchorHead):
+    """Class scores, box deltas and centerness."""
+
+    config: ATSSConfig
+    has_centerness = True
+    delta_std = (0.1, 0.1, 0.2, 0.2)
 
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment

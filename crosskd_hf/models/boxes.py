@@ -5,6 +5,7 @@ without its padding. At the boundary boxes are `cxcywh` relative to that unpadde
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ from torchvision.ops import box_convert
 
 # Boxes of the delta coder cannot grow by more than this factor per step (the usual 16 / 1000 clip of R-CNN code).
 MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(B, 2) height and width of each image without its padding, float32, without waiting for the device."""
+    if pixel_mask is None:
+        height, width = pixel_values.shape[-2:]
+        size = torch.tensor([height, width], dtype=torch.float32, device=pixel_values.device)
+        return size.expand(len(pixel_values), -1)
+    mask = pixel_mask.float()
+    return torch.stack([mask.amax(2).sum(1), mask.amax(1).sum(1)], -1)
 
 
 def to_relative(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -73,6 +84,13 @@ def pairwise_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
     overlap *= (torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))).clamp_(min=0)
     union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(overlap).clamp_(min=eps)
     return overlap.div_(union)
+
+
+def anchors_around_origin(sizes: Tensor, aspect_ratios: Sequence[float]) -> Tensor:
+    """Boxes of area size^2 for `sizes` (S,) in pixels and each height / width: (ratios * S, 4), ratio by ratio."""
+    roots = torch.tensor(aspect_ratios).sqrt()[:, None]
+    half_widths, half_heights = (1 / roots * sizes).reshape(-1) / 2, (roots * sizes).reshape(-1) / 2
+    return torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
 
 
 def encode_delta(priors: Tensor, boxes: Tensor, std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:

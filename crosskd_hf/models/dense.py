@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.utils import ModelOutput
 
 from .assigners import Assignment, Priors, Targets
-from .boxes import decode_delta, decode_distance, to_relative
+from .boxes import decode_delta, decode_distance, image_sizes, to_relative
 from .layers import Conv, Scale, Tower, prior_bias
-from .losses import LossPart, divide, integral
-from .pyramid import PyramidDetector, PyramidDetectorConfig
+from .losses import LossPart, integral
+from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig
 
 RegressionKind = Literal["distribution", "delta", "distance"]
 
@@ -92,6 +91,7 @@ class DenseHead(nn.Module):
     has_scales: ClassVar[bool] = True
     has_centerness: ClassVar[bool] = False
     delta_std: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0)
+    numbers_kind: ClassVar[RegressionKind] = "delta"  # of the regression rows, where they aren't distributions
 
     def __init__(self, config: DenseDetectorConfig):
         super().__init__()
@@ -119,7 +119,7 @@ class DenseHead(nn.Module):
     @property
     def regression_kind(self) -> RegressionKind:
         """What the regression rows mean, by which a distance between two of them is chosen."""
-        raise NotImplementedError
+        return self.numbers_kind if self.config.reg_max is None else "distribution"
 
     def prior_boxes(self, stride: int) -> Tensor:
         """(A, 4) boxes of the place at the origin, xyxy pixels."""
@@ -204,20 +204,12 @@ class DenseHead(nn.Module):
 
     def priors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
         """Priors of maps with these (height, width), in float32 whatever the model's dtype."""
-        boxes, cells, strides = [], [], []
-        image = [edge * self.config.strides[0] for edge in shapes[0]]
-        for (height, width), stride in zip(shapes, self.config.strides, strict=True):
-            step = (image[0] // height, image[1] // width) if self.config.stretch_cells else (stride, stride)
-            y = torch.arange(height, device=device, dtype=torch.float32) * step[0]
-            x = torch.arange(width, device=device, dtype=torch.float32) * step[1]
-            cell = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)  # (H * W, 1, 2)
-            anchors = self.prior_boxes(stride).to(device)
-            boxes.append((cell.repeat(1, 1, 2) + anchors).reshape(-1, 4))  # (H * W * A, 4)
-            cells.append(cell.expand(-1, len(anchors), 2).reshape(-1, 2))
-            strides.append(x.new_full((len(boxes[-1]),), stride))
-        rows = torch.cat(boxes)
-        centers = (rows[:, :2] + rows[:, 2:]) / 2
-        return Priors(rows, centers, torch.cat(cells), torch.cat(strides), tuple(len(level) for level in boxes))
+        strides = self.config.strides
+        steps = [(stride, stride) for stride in strides]
+        if self.config.stretch_cells:
+            image = [edge * strides[0] for edge in shapes[0]]
+            steps = [(image[0] // height, image[1] // width) for height, width in shapes]
+        return Priors.on_grid(shapes, strides, steps, [self.prior_boxes(stride).to(device) for stride in strides])
 
     def decode(self, regression: Tensor, priors: Priors) -> Tensor:
         """Regression rows (B, N, 4 [* M]) to boxes (B, N, 4), xyxy pixels. Differentiable and finite."""
@@ -234,35 +226,23 @@ class DenseHead(nn.Module):
 
 
 @dataclass
-class DenseDetectorOutput(ModelOutput):
-    """Output of a dense detector.
+class DenseDetectorOutput(DetectorOutput):
+    """Output of a dense detector: `logits` are (B, N, K), `pred_boxes` (B, N, 4); the rest is as in the base class.
 
     Args:
-        loss: Scalar, with labels.
-        loss_dict: Weighted parts of the loss, with labels.
-        logits: (B, N, K).
-        pred_boxes: (B, N, 4) cxcywh relative to each unpadded image.
         centerness: (B, N) logits, where the detector has them.
         level_lengths: (B, L) number of rows of each level.
-        features: Pyramid maps, on request.
         taps: Features of both towers at the cut, on request.
         predictions, priors, targets, assignment: Raw rows and what they were trained on, with the taps.
-        loss_parts: The loss before its division, with labels.
     """
 
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
     centerness: Tensor | None = None
     level_lengths: Tensor | None = None
-    features: list[Tensor] | None = None
     taps: Taps | None = None
     predictions: Predictions | None = None
     priors: Priors | None = None
     targets: Targets | None = None
     assignment: Assignment | None = None
-    loss_parts: dict[str, LossPart] | None = None
 
 
 class DenseDetector(PyramidDetector):
@@ -320,22 +300,9 @@ class DenseDetector(PyramidDetector):
         if labels is not None:
             targets = Targets.from_labels(labels, sizes)
             assignment = self.head.assign(priors, priors.inside(sizes), targets)
-            output["loss_parts"] = self.head.loss(predictions, boxes, priors, assignment)
-            output["loss_dict"] = divide(output["loss_parts"])
-            output["loss"] = torch.stack(list(output["loss_dict"].values())).sum()
+            output.set_loss(self.head.loss(predictions, boxes, priors, assignment))
         if cut is not None:
             output["taps"], output["predictions"], output["priors"] = taps, predictions, priors
             if labels is not None:
                 output["targets"], output["assignment"] = targets, assignment
         return output
-
-
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """(B, 2) height and width of each image without its padding, float32, without waiting for the device."""
-    if pixel_mask is None:
-        height, width = pixel_values.shape[-2:]
-        return torch.tensor([height, width], dtype=torch.float32, device=pixel_values.device).expand(
-            len(pixel_values), -1
-        )
-    mask = pixel_mask.float()
-    return torch.stack([mask.amax(2).sum(1), mask.amax(1).sum(1)], -1)

@@ -5,14 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from .assigners import Priors, Targets
-from .boxes import to_relative
-from .dense import image_sizes
+from .boxes import image_sizes, to_relative
 from .layers import FPNExtra
-from .losses import LossPart, divide
-from .pyramid import PyramidDetector, PyramidDetectorConfig
+from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig
 from .roi_head import Linear, RoIHead, RoIPredictions, RoIs, class_logits
 from .rpn import RPN, RPNPredictions
 
@@ -111,31 +108,21 @@ class FasterRCNNConfig(PyramidDetectorConfig):
 
 
 @dataclass
-class FasterRCNNOutput(ModelOutput):
-    """Output of Faster R-CNN.
+class FasterRCNNOutput(DetectorOutput):
+    """Output of Faster R-CNN; what isn't named here is as in the base class.
 
     Detections come from the proposals. In training, where they would cost a second pass, they come from the sampled
     regions, among which is the ground truth: evaluate in evaluation mode.
 
     Args:
-        loss: Scalar, with labels.
-        loss_dict: Weighted parts of the loss, with labels.
         logits: (B, R, K) whose sigmoid is the (softmax) score of a class; images with fewer regions are filled up with
             regions of score zero.
         pred_boxes: (B, R, K, 4), a box per class, cxcywh relative to each unpadded image.
-        features: Pyramid maps, on request.
         rois, predictions: Sampled regions and the raw predictions for them, with the features, in passes with labels.
-        loss_parts: The loss before its division, with labels.
     """
 
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    features: list[Tensor] | None = None
     rois: RoIs | None = None
     predictions: RoIPredictions | None = None
-    loss_parts: dict[str, LossPart] | None = None
 
 
 class FasterRCNNForObjectDetection(PyramidDetector):
@@ -181,9 +168,7 @@ class FasterRCNNForObjectDetection(PyramidDetector):
             rois = self.sample(proposed, anchors, sizes, targets)
             predictions = self.roi_head(features, rois.boxes)
             parts = self.rpn.loss(proposed, anchors, anchors.inside(self._padded(sizes)), targets)
-            output["loss_parts"] = parts | self.roi_head.loss(predictions, rois)
-            output["loss_dict"] = divide(output["loss_parts"])
-            output["loss"] = torch.stack(list(output["loss_dict"].values())).sum()
+            output.set_loss(parts | self.roi_head.loss(predictions, rois))
             if output_features:
                 output["rois"], output["predictions"] = rois, predictions
         if labels is None or not self.training:

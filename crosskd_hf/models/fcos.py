@@ -9,7 +9,7 @@ from torch import Tensor
 from .assigners import Assignment, Priors, Targets, assign_points
 from .atss import centerness_loss, centerness_targets
 from .boxes import aligned_iou
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions
 from .losses import LossPart
 from .retinanet import focal_loss
 
@@ -53,14 +53,11 @@ class FCOSHead(DenseHead):
 
     config: FCOSConfig
     has_centerness = True
+    numbers_kind = "distance"
 
     @property
     def centerness_on_reg(self) -> bool:
         return self.config.centerness_on_reg
-
-    @property
-    def regression_kind(self) -> RegressionKind:
-        return "distance" if self.config.reg_max is None else "distribution"
 
     @property
     def assignment_rule(self) -> tuple[object, ...]:

@@ -5,25 +5,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assigners import Assignment, Priors, Targets, assign_atss
+from .assigners import Assignment, Priors
+from .atss import SquareAnchorConfig, SquareAnchorHead
 from .boxes import aligned_iou, encode_distance
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .dense import DenseDetector, Predictions
 from .losses import LossPart, distribution_focal, quality_focal
 
 
-class GFLConfig(DenseDetectorConfig):
-    """Configuration of :class:`GFLForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+class GFLConfig(SquareAnchorConfig):
+    """Configuration of :class:`GFLForObjectDetection`; see :class:`SquareAnchorConfig` for the shared fields.
 
     Args:
         reg_max: Largest bin of the distance distributions, in strides.
-        anchor_scale: Side of the square anchor of each place, in strides.
         quality_focal_beta: Exponent of the quality focal loss.
     """
 
     model_type = "crosskd_gfl"
 
     reg_max: int | None = 16
-    anchor_scale: float = 8.0
     quality_focal_beta: float = 2.0
 
     default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_dfl": 0.25}
@@ -34,25 +33,10 @@ class GFLConfig(DenseDetectorConfig):
             raise ValueError("GFL predicts distributions of distances: reg_max must be a number, 16 in the paper.")
 
 
-class GFLHead(DenseHead):
+class GFLHead(SquareAnchorHead):
     """Joint quality scores and distributions of the distances to the sides of a box."""
 
     config: GFLConfig
-
-    @property
-    def regression_kind(self) -> RegressionKind:
-        return "distribution"
-
-    def prior_boxes(self, stride: int) -> Tensor:
-        half = self.config.anchor_scale * stride / 2
-        return torch.tensor([[-half, -half, half, half]])
-
-    @property
-    def assignment_rule(self) -> tuple[object, ...]:
-        return "atss", self.grid, self.config.anchor_scale
-
-    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
-        return assign_atss(priors, valid, targets)
 
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment

@@ -1,15 +1,18 @@
 """What detectors on a feature pyramid share, before any head: backbone, neck and their configuration."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+from transformers.utils import ModelOutput
 
 from .backbone import Backbone
 from .layers import FPN, Conv, FPNExtra
+from .losses import LossPart, divide
 
 
 class PyramidDetectorConfig(PreTrainedConfig):
@@ -73,6 +76,32 @@ class PyramidDetectorConfig(PreTrainedConfig):
             )
         if any(finer * 2 != coarser for finer, coarser in itertools.pairwise(strides)):
             raise ValueError(f"strides={tuple(strides)} must double from level to level.")
+
+
+@dataclass
+class DetectorOutput(ModelOutput):
+    """What every detector returns.
+
+    Args:
+        loss: Scalar, with labels.
+        loss_dict: Weighted parts of the loss, with labels.
+        logits: Of the classes; their sigmoid is the score.
+        pred_boxes: cxcywh relative to each unpadded image.
+        features: Pyramid maps, on request.
+        loss_parts: The loss before its division, with labels.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    features: list[Tensor] | None = None
+    loss_parts: dict[str, LossPart] | None = None
+
+    def set_loss(self, parts: dict[str, LossPart]) -> None:
+        """Fill in `loss_parts`, `loss_dict` and `loss`."""
+        self["loss_parts"], self["loss_dict"] = parts, divide(parts)
+        self["loss"] = torch.stack(list(self["loss_dict"].values())).sum()
 
 
 class PyramidDetector(PreTrainedModel):

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from .assigners import Assignment, Priors, Targets, assign_max_iou
-from .boxes import aligned_iou, encode_delta
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, RegressionKind
+from .boxes import aligned_iou, anchors_around_origin, encode_delta
+from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions
 from .layers import FPNExtra
 from .losses import LossPart
 
@@ -63,10 +63,6 @@ class RetinaNetHead(DenseHead):
         return len(self.config.aspect_ratios) * self.config.scales_per_octave
 
     @property
-    def regression_kind(self) -> RegressionKind:
-        return "delta" if self.config.reg_max is None else "distribution"
-
-    @property
     def assignment_rule(self) -> tuple[object, ...]:
         config = self.config
         anchors = config.anchor_scale, config.scales_per_octave, tuple(config.aspect_ratios), config.round_anchors
@@ -77,10 +73,7 @@ class RetinaNetHead(DenseHead):
         sizes = self.config.anchor_scale * stride * 2**octaves
         if self.config.round_anchors:
             sizes = sizes.floor()
-        roots = torch.tensor(self.config.aspect_ratios).sqrt()
-        half_widths = ((1 / roots)[:, None] * sizes).reshape(-1) / 2  # aspect ratio by aspect ratio
-        half_heights = (roots[:, None] * sizes).reshape(-1) / 2
-        boxes = torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
+        boxes = anchors_around_origin(sizes, self.config.aspect_ratios)
         return boxes.round() if self.config.round_anchors else boxes
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
 from .assigners import Priors, Targets, assign_max_iou
-from .boxes import decode_delta, encode_delta
+from .boxes import anchors_around_origin, decode_delta, encode_delta
 from .dense import maps_to_rows
 from .layers import Conv
 from .losses import LossPart
@@ -63,25 +63,11 @@ class RPN(nn.Module):
 
     def anchors(self, features: list[Tensor]) -> Priors:
         """Anchors of the pyramid's places, in the order of the predictions. Centred on the corner of their cell."""
-        boxes, cells, strides = [], [], []
-        for feature, stride in zip(features, self.config.strides, strict=True):
-            height, width = feature.shape[-2:]
-            y = torch.arange(height, device=feature.device, dtype=torch.float32) * stride
-            x = torch.arange(width, device=feature.device, dtype=torch.float32) * stride
-            cell = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)  # (H * W, 1, 2)
-            around = self._around_origin(stride).to(feature.device)
-            boxes.append((cell.repeat(1, 1, 2) + around).reshape(-1, 4))  # (H * W * A, 4)
-            cells.append(cell.expand(-1, len(around), 2).reshape(-1, 2))
-            strides.append(x.new_full((len(boxes[-1]),), stride))
-        rows = torch.cat(boxes)
-        centers = (rows[:, :2] + rows[:, 2:]) / 2
-        return Priors(rows, centers, torch.cat(cells), torch.cat(strides), tuple(len(level) for level in boxes))
-
-    def _around_origin(self, stride: int) -> Tensor:
-        roots = torch.tensor(self.config.aspect_ratios).sqrt()
-        half_widths = stride * (1 / roots) * self.config.anchor_scale / 2
-        half_heights = stride * roots * self.config.anchor_scale / 2
-        return torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
+        config, device = self.config, features[0].device
+        steps = [(stride, stride) for stride in config.strides]
+        sizes = [torch.tensor([config.anchor_scale * stride]) for stride in config.strides]
+        anchors = [anchors_around_origin(size, config.aspect_ratios).to(device) for size in sizes]
+        return Priors.on_grid([feature.shape[-2:] for feature in features], config.strides, steps, anchors)
 
     @torch.no_grad()
     def propose(

@@ -13,7 +13,7 @@ from crosskd_hf.distillation.detr_loss import (
     fix_num_boxes_reduction,
     proposal_loss_parts,
 )
-from crosskd_hf.models.dense import image_sizes
+from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import divide
 from tests.distillation.detr_zoo import batch, build
 

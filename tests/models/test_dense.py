@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
 from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
-from crosskd_hf.models.boxes import to_absolute
-from crosskd_hf.models.dense import image_sizes, maps_to_rows
+from crosskd_hf.models.boxes import image_sizes, to_absolute
+from crosskd_hf.models.dense import maps_to_rows
 from tests.tiny_dense import CONFIGS, KINDS, make_batch, make_config, make_detector
 
 SWIN = {

@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
 from crosskd_hf.models import DetectionImageProcessor, FasterRCNNConfig, FasterRCNNForObjectDetection
 from crosskd_hf.models.assigners import Targets
-from crosskd_hf.models.boxes import to_absolute
-from crosskd_hf.models.dense import image_sizes
+from crosskd_hf.models.boxes import image_sizes, to_absolute
 from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import class_logits, select_boxes
 from crosskd_hf.models.rpn import Proposals, count_rows
