@@ -1,9 +1,5 @@
 """The contract that every dense detector meets on every kind of backbone."""
 
-import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +9,10 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
-from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
+from crosskd_hf.models import DETECTORS, DetectionImageProcessor
 from crosskd_hf.models.boxes import image_sizes, to_absolute
 from crosskd_hf.models.dense import maps_to_rows
+from tests.saved_models import check_remote_code, same_outputs, same_state
 from tests.tiny_dense import CONFIGS, KINDS, make_batch, make_config, make_detector
 
 SWIN = {
@@ -49,18 +46,6 @@ FAST_FAMILIES = ("mobilenetv2", "mobilenetv4", "swin")
 
 each_detector = pytest.mark.parametrize("kind", KINDS)
 each_net = pytest.mark.parametrize("net", NETS)
-
-
-def same_state(model: DenseDetector, other: DenseDetector) -> bool:
-    state, loaded = model.state_dict(), other.state_dict()
-    return state.keys() == loaded.keys() and all(torch.equal(state[key], loaded[key]) for key in state)
-
-
-def same_outputs(model: DenseDetector, other: DenseDetector, pixels: torch.Tensor) -> bool:
-    # A copy, for weights mapped from a file lie at odd addresses, where some convolutions round in another order.
-    with torch.no_grad():
-        outputs = [copy.deepcopy(detector).eval()(pixels.to(detector.dtype)) for detector in (model, other)]
-    return all(torch.equal(outputs[0][key], outputs[1][key]) for key in ("logits", "pred_boxes"))
 
 
 @each_net
@@ -195,37 +180,11 @@ def test_pipeline(kind: str, tmp_path: Path) -> None:
             assert 0 <= box["ymin"] <= box["ymax"] <= image.height
 
 
-REMOTE = """
-import sys
-sys.modules["crosskd_hf"] = None  # as where the package is not installed
-import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
-folder = sys.argv[1]
-model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-with torch.no_grad():
-    logits = model(torch.load(sys.argv[2])).logits
-torch.save(logits, sys.argv[3])
-assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-assert type(processor).__name__ == "DetectionImageProcessor"
-"""
-
-
 @pytest.mark.parametrize(
     "kind", [kind if kind == "fcos" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def test_runs_as_remote_code_without_the_package(kind: str, tmp_path: Path) -> None:
-    model, pixels = make_detector(kind).eval(), make_batch()["pixel_values"]
-    model.save_pretrained(tmp_path / "model")
-    DetectionImageProcessor().save_pretrained(tmp_path / "model")
-    torch.save(pixels, tmp_path / "pixels.pt")
-    arguments = [str(tmp_path / name) for name in ("model", "pixels.pt", "logits.pt")]
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    command = [sys.executable, "-c", REMOTE, *arguments]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), model(pixels).logits)
+    check_remote_code(make_detector(kind), tmp_path)
 
 
 @each_detector

@@ -1,8 +1,5 @@
 """Faster R-CNN: the contract of a detector, and MMDetection's definitions of proposals, samples and losses."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import class_logits, select_boxes
 from crosskd_hf.models.rpn import Proposals, count_rows
 from crosskd_hf.models.sampling import sample
+from tests.saved_models import check_remote_code, same_outputs, same_state
 from tests.tiny_dense import make_batch
 from tests.tiny_faster_rcnn import make_faster_rcnn
 
@@ -47,17 +45,12 @@ class TestContract:
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
 
     def test_save_and_load_are_bit_equal(self, tmp_path: Path) -> None:
-        model, batch = make_faster_rcnn().eval(), make_batch()
+        model = make_faster_rcnn()
         model.save_pretrained(tmp_path)
         loaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
         assert type(loaded) is FasterRCNNForObjectDetection
-        state, other = model.state_dict(), loaded.state_dict()
-        assert state.keys() == other.keys()
-        assert all(torch.equal(state[key], other[key]) for key in state)
-        with torch.no_grad():
-            outputs = [detector(batch["pixel_values"], batch["pixel_mask"]) for detector in (model, loaded)]
-        assert torch.equal(outputs[0].logits, outputs[1].logits)
-        assert torch.equal(outputs[0].pred_boxes, outputs[1].pred_boxes)
+        assert same_state(model, loaded)
+        assert same_outputs(model, loaded, make_batch()["pixel_values"])
 
     def test_configuration_round_trip(self, tmp_path: Path) -> None:
         config = FasterRCNNConfig(id2label={0: "a", 1: "b"}, category_ids=[3, 9], roi_samples=None, rpn_samples=8)
@@ -97,16 +90,7 @@ class TestContract:
 
     @pytest.mark.slow
     def test_runs_as_remote_code_without_the_package(self, tmp_path: Path) -> None:
-        model, pixels = make_faster_rcnn().eval(), make_batch()["pixel_values"]
-        model.save_pretrained(tmp_path / "model")
-        torch.save(pixels, tmp_path / "pixels.pt")
-        arguments = [str(tmp_path / name) for name in ("model", "pixels.pt", "logits.pt")]
-        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-        command = [sys.executable, "-c", REMOTE, *arguments]
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        with torch.no_grad():
-            assert torch.equal(torch.load(tmp_path / "logits.pt"), model(pixels).logits)
+        check_remote_code(make_faster_rcnn(), tmp_path)
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -121,18 +105,6 @@ class TestContract:
     def test_refuses_settings_out_of_range(self, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             FasterRCNNConfig(**settings)
-
-
-REMOTE = """
-import sys
-sys.modules["crosskd_hf"] = None  # as where the package is not installed
-import torch
-from transformers import AutoModelForObjectDetection
-model = AutoModelForObjectDetection.from_pretrained(sys.argv[1], trust_remote_code=True)
-with torch.no_grad():
-    torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
-assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-"""
 
 
 class TestImagesWithoutBoxes:
