@@ -47,8 +47,9 @@ def test_warm_up_is_at_most_a_tenth_of_the_run(tmp_path: Path) -> None:
 
 
 def test_memory_is_pinned_for_accelerators_only(tmp_path: Path) -> None:
-    assert config(tmp_path).dataloader_pin_memory is False
-    assert config(tmp_path, dataloader_pin_memory=True).dataloader_pin_memory is True
+    args = CrossKDConfig(str(tmp_path), report_to="none")
+    assert args.dataloader_pin_memory is (args.device.type != "cpu")
+    assert CrossKDConfig(str(tmp_path), report_to="none", dataloader_pin_memory=True).dataloader_pin_memory is True
 
 
 def test_every_distillation_setting_is_an_option(tmp_path: Path) -> None:
