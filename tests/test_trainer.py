@@ -96,6 +96,20 @@ def test_accumulation_is_one_big_batch(folder: Path, tmp_path: Path, precision: 
     assert losses(rough)[0]["loss"] != pytest.approx(losses(whole)[0]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_compiled_models_train_alike(folder: Path, tmp_path: Path) -> None:
+    """With the graphs of `torch.compile`, but torch's own kernels: making others takes minutes on a CPU."""
+    changes = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    compiled, plain = run_in(folder, tmp_path, max_steps=2, **changes), run_in(folder, tmp_path, max_steps=2)
+    for trainer in (compiled, plain):
+        trainer.train()
+    for ours, theirs in zip(losses(compiled), losses(plain), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    compiled.save_model()
+    saved, report = AutoModelForObjectDetection.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not report["missing_keys"] | report["unexpected_keys"]
+
+
 def _live_statistics(norm: torch.nn.Module, inputs: Any) -> None:
     norm.train()
     torch.rand(())
