@@ -37,7 +37,7 @@ class CrossKDConfig(TrainingArguments):
       one device is used, and the `accelerate launch` line for all of them is logged.
 
     `methods`, `cut`, `teacher_cut`, `loss_weights`, `statistics`, `normalizer`, `normalizer_floor`, `beta`,
-    `temperature`, `queries` and `box_loss` are those of `DistillationConfig`.
+    `temperature`, `queries`, `box_loss` and `mapping` are those of `DistillationConfig`.
 
     Args:
         schedule: "1x" (12 epochs, learning rate divided by ten after 8 and 11) or "2x" (24; 16 and 22): SGD with
@@ -71,7 +71,7 @@ class CrossKDConfig(TrainingArguments):
         ValueError: A value out of range, or several processes that don't form one run.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights", "mapping"]
 
     # None is filled in by `__post_init__`
     learning_rate: float = _option(None, "Learning rate; with a schedule, for 16 images an update (0.01).")
@@ -112,6 +112,9 @@ class CrossKDConfig(TrainingArguments):
     temperature: float | None = _option(None, "Softmax temperature.")
     queries: str = _option("teacher", "DETR: whose queries read the memories.")
     box_loss: str = _option("l1_pixel", "DETR: distance of boxes.")
+    mapping: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Plain KD between heads of different kinds: choices by name, as JSON."}
+    )
 
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Keys of the labels."})
     metric_for_best_model: str | None = _option(None, "Default with load_best_model_at_end: eval_map.")

@@ -12,6 +12,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from crosskd_hf.distillation import DistillationConfig
+from crosskd_hf.distillation.config import MapperOptions
 from crosskd_hf.training_args import CrossKDConfig
 
 
@@ -65,9 +66,11 @@ def test_every_distillation_setting_is_an_option(tmp_path: Path) -> None:
 def test_the_command_line_knows_them(tmp_path: Path) -> None:
     line = f"--output_dir {tmp_path} --use_cpu --schedule 1x --methods crosskd pkd --cut 3 --ema_decay .99"
     words = [*line.split(), "--loss_weights", '{"loss_feat_kd": 2}', "--exact_accumulation", "false"]
+    words += ["--mapping", '{"reduce": "max", "joint_quality": true}']
     (args,) = HfArgumentParser(CrossKDConfig).parse_args_into_dataclasses(words)
     assert args.distillation_config().methods == ("crosskd", "pkd")
     assert args.distillation_config().loss_weights == {"loss_feat_kd": 2}
+    assert args.distillation_config().mapper_options() == MapperOptions(reduce="max", joint_quality=True)
     assert (args.schedule, args.learning_rate, args.ema_decay) == ("1x", 0.01, 0.99)
     assert not args.exact_accumulation
 
@@ -91,6 +94,8 @@ def test_the_best_model_is_the_one_of_highest_ap(tmp_path: Path) -> None:
         ({"remove_unused_columns": True}, "would drop the image"),
         ({"methods": ["fitnets"]}, "choose from crosskd"),
         ({"loss_weights": {"loss_kd": 1.0}}, "loss_kd"),
+        ({"mapping": {"anchors": 1}}, r"mapping has \['anchors'\]; its choices are reduce, broadcast"),
+        ({"mapping": {"reduce": "mean"}}, "reduce='mean': choose one of best, max"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -1,6 +1,6 @@
 """What is distilled and how, independent of the models."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 Method = Literal["crosskd", "kd", "pkd"]
@@ -8,6 +8,33 @@ Statistics = Literal["image", "batch"]
 Normalizer = Literal["teacher", "student", "score_sum"]
 Queries = Literal["teacher", "student"]
 BoxLoss = Literal["l1_pixel", "l1_giou", "giou"]
+Reduce = Literal["best", "max"]
+
+
+@dataclass(frozen=True)
+class MapperOptions:
+    """Choices of plain KD between heads of different kinds that no publication makes.
+
+    Args:
+        reduce: Several teacher anchors for one of the student: "best" takes scores and box of the anchor with the
+            highest score; "max" takes each class's highest score over the anchors, and the box of the best one.
+        broadcast: One teacher prior for several student anchors: all anchors of the place learn the class scores,
+            instead of the one that overlaps the teacher's box most. Boxes are learnt by that one in any case.
+        joint_quality: Multiply class scores by the teacher's centerness, if it has one: GFL's scores are joint ones.
+        as_distribution: Students with box distributions learn the teacher's distances as soft targets of two bins,
+            instead of by the generalized IoU of the decoded boxes.
+
+    Raises:
+        ValueError: An unknown `reduce`.
+    """
+
+    reduce: Reduce = "best"
+    broadcast: bool = False
+    joint_quality: bool = False
+    as_distribution: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("reduce", self.reduce, get_args(Reduce))
 
 
 @dataclass
@@ -30,6 +57,7 @@ class DistillationConfig:
         temperature: Of softmax distributions. Published: 1 for distances, 3 for the classes of Faster R-CNN.
         queries: DETR: whose decoder queries read the memories.
         box_loss: DETR: distance of boxes; "l1_pixel" is published, "l1_giou" relative L1 plus GIoU, "giou" GIoU alone.
+        mapping: "kd" between dense heads of different kinds: choices of :class:`MapperOptions` by name.
 
     Raises:
         ValueError: An unknown name or a number out of range.
@@ -46,6 +74,7 @@ class DistillationConfig:
     temperature: float | None = None
     queries: Queries = "teacher"
     box_loss: BoxLoss = "l1_pixel"
+    mapping: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.methods = tuple(self.methods)
@@ -56,9 +85,7 @@ class DistillationConfig:
             "box_loss": get_args(BoxLoss),
         }
         for name, allowed in choices.items():
-            value = asdict(self)[name]
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}.")
+            _check_choice(name, asdict(self)[name], allowed)
         unknown = [method for method in self.methods if method not in get_args(Method)]
         if unknown or not self.methods:
             raise ValueError(f"methods={self.methods}: choose from {', '.join(get_args(Method))}.")
@@ -70,11 +97,25 @@ class DistillationConfig:
             raise ValueError(f"temperature={self.temperature} must be positive.")
         if self.beta is not None and self.beta < 0:
             raise ValueError(f"beta={self.beta} must not be negative.")
+        strangers = set(self.mapping or {}) - {field.name for field in fields(MapperOptions)}
+        if strangers:
+            names = ", ".join(field.name for field in fields(MapperOptions))
+            raise ValueError(f"mapping has {sorted(strangers)}; its choices are {names}.")
+        self.mapper_options()
 
     def weights(self, defaults: dict[str, float]) -> dict[str, float]:
         """The published `defaults` with the user's changes."""
         return {**defaults, **(self.loss_weights or {})}
 
+    def mapper_options(self) -> MapperOptions:
+        """The choices of `mapping`, and the defaults of the others."""
+        return MapperOptions(**(self.mapping or {}))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""
         return asdict(self)
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}.")

@@ -16,7 +16,7 @@ from .base import Distiller
 from .classes import match_classes
 from .config import DistillationConfig
 from .cross_head import CrossHead
-from .mapper import DEFAULT_OPTIONS, CrossHeadMapper, MapperOptions, same_coding
+from .mapper import CrossHeadMapper, same_coding
 from .mimic import WEIGHTS, Rows, mimic
 from .pixels import PixelAdapter
 from .pkd import PearsonKD
@@ -59,7 +59,6 @@ class DenseDistiller(Distiller):
         student, teacher: Models with the same strides. Widths may differ: adapters are made where they do.
         config: Methods and their settings.
         pixels: Turns the student's pixel values into the teacher's; `None` if both are normalised alike.
-        mapping: How plain KD compares heads of different kinds; without effect on other methods and pairs.
 
     Raises:
         ValueError: Strides differ, the cut is out of range, no class is shared, or the heads cannot mimic each other.
@@ -71,7 +70,6 @@ class DenseDistiller(Distiller):
         teacher: DenseDetector,
         config: DistillationConfig,
         pixels: PixelAdapter | None = None,
-        mapping: MapperOptions = DEFAULT_OPTIONS,
     ):
         super().__init__(teacher)
         self.config, self.pixels = config, pixels
@@ -94,7 +92,7 @@ class DenseDistiller(Distiller):
         self.plain = "kd" in methods
         self.cross_head = self._cross_head(student, teacher) if "crosskd" in methods else None
         self.pearson = self._pearson(student, teacher) if "pkd" in methods else None
-        self.mapper = self._mapper(student, teacher, mapping) if self.plain else None
+        self.mapper = self._mapper(student, teacher) if self.plain else None
         self.student_request = {"cut": self.cut if self.cross_head else 0, "output_features": "pkd" in methods}
 
     def _cross_head(self, student: DenseDetector, teacher: DenseDetector) -> CrossHead:
@@ -103,7 +101,7 @@ class DenseDistiller(Distiller):
         widths = student.head.tap_width(self.cut), teacher.head.tap_width(self.teacher_cut)
         return CrossHead(*widths, self.teacher_cut, self.config.statistics)
 
-    def _mapper(self, student: DenseDetector, teacher: DenseDetector, options: MapperOptions) -> CrossHeadMapper | None:
+    def _mapper(self, student: DenseDetector, teacher: DenseDetector) -> CrossHeadMapper | None:
         if same_coding(student.head, teacher.head):
             return None
         if self.cross_head is not None:
@@ -111,6 +109,7 @@ class DenseDistiller(Distiller):
                 "methods=('crosskd', 'kd') between different heads would add losses with different normalizers under "
                 "one name. Choose one of the two; 'crosskd' works better across heads."
             )
+        options = self.config.mapper_options()
         compared = WEIGHTS["distribution" if options.as_distribution else "delta"]
         self.weights |= self.config.weights(compared | {"loss_centerness_kd": 0.0})
         return CrossHeadMapper(student.head, teacher.head, options)
@@ -188,8 +187,8 @@ class DenseDistiller(Distiller):
         normalizer = self._student_head[0].normalizer(priors[0], assignment)
         if self.config.normalizer == "score_sum":
             normalizer = goals.confidence.sum()
-        floor = self.config.normalizer_floor
-        return mapper.mimic(own, goals, priors[0], normalizer, floor, self.weights, self.beta)
+        rows = Rows(priors[0], assignment, normalizer, self.config.normalizer_floor)
+        return mapper.mimic(own, goals, rows, self.weights, self.beta)
 
     def _select(self, predictions: Predictions, classes: list[int]) -> Predictions:
         if classes == list(range(predictions.logits.shape[-1])):

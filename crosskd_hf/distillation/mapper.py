@@ -5,8 +5,7 @@ made comparable: class scores as they are, boxes decoded to pixels or as distrib
 anchors of a place against one. No published code does it; the choices below are this project's.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,32 +13,10 @@ from torch import Tensor
 from crosskd_hf.models.assigners import Assignment, Priors
 from crosskd_hf.models.boxes import aligned_iou, encode_distance
 from crosskd_hf.models.dense import DenseHead, Predictions
-from crosskd_hf.models.losses import LossPart, distribution_focal, quality_focal
+from crosskd_hf.models.losses import LossPart, distribution_focal
 
-Reduce = Literal["best", "max"]
-
-
-@dataclass(frozen=True)
-class MapperOptions:
-    """Choices of :class:`CrossHeadMapper` that no publication makes.
-
-    Args:
-        reduce: Several teacher anchors for one of the student: "best" takes scores and box of the anchor with the
-            highest score; "max" takes each class's highest score over the anchors, and the box of the best one.
-        broadcast: One teacher prior for several student anchors: all anchors of the place learn the class scores,
-            instead of the one that overlaps the teacher's box most. Boxes are learnt by that one in any case.
-        joint_quality: Multiply class scores by the teacher's centerness, if it has one: GFL's scores are joint ones.
-        as_distribution: Students with box distributions learn the teacher's distances as soft targets of two bins,
-            instead of by the generalized IoU of the decoded boxes.
-    """
-
-    reduce: Reduce = "best"
-    broadcast: bool = False
-    joint_quality: bool = False
-    as_distribution: bool = False
-
-
-DEFAULT_OPTIONS = MapperOptions()
+from .config import MapperOptions, Reduce
+from .mimic import Rows, mimic_scores
 
 
 class Goals(NamedTuple):
@@ -70,7 +47,7 @@ class CrossHeadMapper:
             predicts no distributions.
     """
 
-    def __init__(self, student: DenseHead, teacher: DenseHead, options: MapperOptions = DEFAULT_OPTIONS):
+    def __init__(self, student: DenseHead, teacher: DenseHead, options: MapperOptions):
         anchors = student.priors_per_place, teacher.priors_per_place
         if 1 not in anchors and not same_priors(student, teacher):
             raise ValueError(
@@ -124,9 +101,7 @@ class CrossHeadMapper:
         self,
         predictions: Predictions,
         goals: Goals,
-        priors: Priors,
-        normalizer: Tensor,
-        floor: float,
+        rows: Rows,
         weights: dict[str, float],
         beta: float = 1.0,
     ) -> dict[str, LossPart]:
@@ -134,20 +109,20 @@ class CrossHeadMapper:
 
         Args:
             predictions: The student's own, with the distilled classes only.
-            priors: The student's.
-            normalizer, floor: What the sums are divided by, at least.
+            rows: The student's.
             beta: Exponent of the quality focal loss.
         """
         parts: dict[str, LossPart] = {}
         if weights["loss_cls_kd"]:
-            rows = quality_focal(predictions.logits, goals.scores, beta).sum(-1) * goals.weight
-            parts["loss_cls_kd"] = LossPart(weights["loss_cls_kd"] * rows.sum(), normalizer, floor)
+            scores = predictions.logits, goals.scores, goals.weight
+            parts["loss_cls_kd"] = mimic_scores(*scores, rows, weights["loss_cls_kd"], beta)
         if weights["loss_reg_kd"]:
-            total = weights["loss_reg_kd"] * (self._distance(predictions, goals, priors) * goals.confidence).sum()
+            distance = self._distance(predictions, goals, rows.priors) * goals.confidence
+            total = weights["loss_reg_kd"] * distance.sum()
             if self.options.as_distribution:
                 parts["loss_reg_kd"] = LossPart(total, goals.confidence.sum(), floor=1e-7)
             else:
-                parts["loss_reg_kd"] = LossPart(total, normalizer, floor)
+                parts["loss_reg_kd"] = LossPart(total, rows.normalizer, rows.floor)
         return parts
 
     def _distance(self, predictions: Predictions, goals: Goals, priors: Priors) -> Tensor:

@@ -52,9 +52,8 @@ def mimic(
     confidence = scores.amax(-1) * rows.assignment.weight  # (B, N)
     parts: dict[str, LossPart] = {}
     if weights["loss_cls_kd"]:
-        distance = quality_focal(predictions.logits, scores, beta).sum(-1)
-        total = weights["loss_cls_kd"] * (distance * rows.assignment.weight).sum()
-        parts["loss_cls_kd"] = LossPart(total, rows.normalizer, rows.floor)
+        counts = rows.assignment.weight
+        parts["loss_cls_kd"] = mimic_scores(predictions.logits, scores, counts, rows, weights["loss_cls_kd"], beta)
     if weights["loss_reg_kd"]:
         parts["loss_reg_kd"] = _mimic_boxes(
             head, predictions, target, rows, confidence, weights["loss_reg_kd"], temperature
@@ -66,6 +65,12 @@ def mimic(
         total = weights["loss_centerness_kd"] * (distance * rows.assignment.positive).sum()
         parts["loss_centerness_kd"] = LossPart(total, rows.normalizer, rows.floor)
     return parts
+
+
+def mimic_scores(logits: Tensor, scores: Tensor, counts: Tensor, rows: Rows, weight: float, beta: float) -> LossPart:
+    """Quality focal loss between logits and class `scores`, both (B, N, K); each row counts by `counts` (B, N)."""
+    total = (quality_focal(logits, scores, beta).sum(-1) * counts).sum()
+    return LossPart(weight * total, rows.normalizer, rows.floor)
 
 
 def _mimic_boxes(

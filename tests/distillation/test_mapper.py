@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from crosskd_hf.distillation import DenseDistiller, DistillationConfig, make_distiller
-from crosskd_hf.distillation.mapper import CrossHeadMapper, MapperOptions, reduce_anchors, same_coding, two_bin_kl
-from crosskd_hf.distillation.mimic import WEIGHTS
+from crosskd_hf.distillation.config import MapperOptions
+from crosskd_hf.distillation.mapper import CrossHeadMapper, reduce_anchors, same_coding, two_bin_kl
+from crosskd_hf.distillation.mimic import WEIGHTS, Rows
 from crosskd_hf.models.assigners import Assignment, Priors
 from crosskd_hf.models.boxes import aligned_iou, encode_delta, encode_distance
 from crosskd_hf.models.dense import DenseHead, Predictions
@@ -30,6 +31,10 @@ def everything_counts(priors: Priors, batch: int = 1) -> Assignment:
         torch.zeros(batch, count, 4),
         torch.zeros(batch, count, dtype=torch.long),
     )
+
+
+def rows_of(priors: Priors) -> Rows:
+    return Rows(priors, everything_counts(priors), torch.tensor(1.0), 1.0)
 
 
 def regression_of(kind: str, head: DenseHead, priors: Priors, boxes: Tensor) -> Tensor:
@@ -84,7 +89,9 @@ class TestNineToOne:
     def test_goals_of_a_gfl_student(self) -> None:
         (student, priors), (teacher, anchors) = make_head("gfl"), make_head("retinanet")
         target = Predictions(torch.randn(1, len(anchors.boxes), 3), torch.randn(1, len(anchors.boxes), 4))
-        goals = CrossHeadMapper(student, teacher).goals(target, anchors, priors, everything_counts(priors))
+        goals = CrossHeadMapper(student, teacher, MapperOptions()).goals(
+            target, anchors, priors, everything_counts(priors)
+        )
         decoded = teacher.decode(target.regression, anchors)
         for place in range(len(priors.boxes)):
             rows = range(9 * place, 9 * place + 9)
@@ -128,7 +135,9 @@ class TestOneToNine:
     def test_rows_of_weight_zero_stay_out(self) -> None:
         assignment = everything_counts(self.anchors)
         assignment.weight[:, :90] = 0
-        goals = CrossHeadMapper(self.student, self.teacher).goals(self.target, self.priors, self.anchors, assignment)
+        goals = CrossHeadMapper(self.student, self.teacher, MapperOptions()).goals(
+            self.target, self.priors, self.anchors, assignment
+        )
         assert not goals.weight[:, :90].any()
         assert not goals.confidence[:, :90].any()
         assert goals.weight[:, 90:].any()
@@ -142,13 +151,13 @@ def test_same_boxes_and_scores_cost_nothing(student_kind: str, teacher_kind: str
     logits = torch.randn(1, len(priors.boxes), 3)
     own = Predictions(logits, regression_of(student_kind, student, priors, boxes))
     target = Predictions(logits, regression_of(teacher_kind, teacher, teacher_priors, boxes))
-    mapper = CrossHeadMapper(student, teacher)
+    mapper = CrossHeadMapper(student, teacher, MapperOptions())
     goals = mapper.goals(target, teacher_priors, priors, everything_counts(priors))
-    losses = divide(mapper.mimic(own, goals, priors, torch.tensor(1.0), 1.0, WEIGHTS_OF_BOXES))
+    losses = divide(mapper.mimic(own, goals, rows_of(priors), WEIGHTS_OF_BOXES))
     assert losses.keys() == {"loss_cls_kd", "loss_reg_kd"}
     assert all(loss.abs() < 2e-3 for loss in losses.values())
     other = goals._replace(boxes=goals.boxes + 8)
-    assert mapper.mimic(own, other, priors, torch.tensor(1.0), 1.0, WEIGHTS_OF_BOXES)["loss_reg_kd"].total > 0.5
+    assert mapper.mimic(own, other, rows_of(priors), WEIGHTS_OF_BOXES)["loss_reg_kd"].total > 0.5
 
 
 class TestAsDistribution:
@@ -168,7 +177,7 @@ class TestAsDistribution:
         target = Predictions(logits, regression_of("fcos", teacher, teacher_priors, boxes))
         goals = mapper.goals(target, teacher_priors, priors, everything_counts(priors))
         own = Predictions(logits, regression_of("gfl", student, priors, boxes))
-        part = mapper.mimic(own, goals, priors, torch.tensor(1.0), 1.0, WEIGHTS["distribution"])["loss_reg_kd"]
+        part = mapper.mimic(own, goals, rows_of(priors), WEIGHTS["distribution"])["loss_reg_kd"]
         torch.testing.assert_close(part.normalizer, goals.confidence.sum())
         assert abs(divide({"a": part})["a"]) < 1e-3
 
@@ -238,9 +247,10 @@ class TestInTheDistiller:
 
     def test_weights_go_by_what_is_compared(self) -> None:
         student, teacher = make_detector("gfl"), make_detector("fcos", seed=1)
-        config = DistillationConfig(methods=("kd",))
-        boxes = DenseDistiller(student, teacher, config)
-        bins = DenseDistiller(student, teacher, config, mapping=MapperOptions(as_distribution=True))
+        boxes = DenseDistiller(student, teacher, DistillationConfig(methods=("kd",)))
+        config = DistillationConfig(methods=("kd",), mapping={"as_distribution": True})
+        bins = DenseDistiller(student, teacher, config)
+        assert bins.describe()["mapping"] == {**boxes.describe()["mapping"], "as_distribution": True}
         assert (boxes.weights["loss_cls_kd"], boxes.weights["loss_reg_kd"]) == (1.0, 1.0)
         assert (bins.weights["loss_cls_kd"], bins.weights["loss_reg_kd"]) == (1.0, 4.0)
         given = DistillationConfig(methods=("kd",), loss_weights={"loss_reg_kd": 0.5})
@@ -251,4 +261,4 @@ class TestInTheDistiller:
         other = teacher.priors([(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], torch.device("cpu"))
         target = Predictions(torch.randn(1, len(other.boxes), 3), torch.randn(1, len(other.boxes), 4))
         with pytest.raises(ValueError, match="same input"):
-            CrossHeadMapper(student, teacher).goals(target, other, priors, everything_counts(priors))
+            CrossHeadMapper(student, teacher, MapperOptions()).goals(target, other, priors, everything_counts(priors))
