@@ -106,7 +106,7 @@ def test_compiled_models_train_alike(folder: Path, tmp_path: Path) -> None:
     for ours, theirs in zip(losses(compiled), losses(plain), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     compiled.save_model()
-    saved, report = AutoModelForObjectDetection.from_pretrained(tmp_path / "run", output_loading_info=True)
+    _, report = AutoModelForObjectDetection.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not report["missing_keys"] | report["unexpected_keys"]
 
 

@@ -92,8 +92,7 @@ class DetrDistiller(Distiller):
             for layer, (cross, target) in enumerate(self.predictions(memory, student, teacher)):
                 parts |= {f"d{layer}.{key}": part for key, part in self._layer_parts(cross, target, sizes).items()}
         if self.pearson is not None:
-            shapes = teacher.level_shapes or [(1, teacher.memory.shape[1])]
-            parts["loss_feat_kd"] = self.pearson(_maps(student.memory, shapes), _maps(teacher.memory, shapes))
+            parts["loss_feat_kd"] = self.pearson(student.maps, teacher.maps)
         return parts
 
     def describe(self) -> dict[str, Any]:
@@ -189,14 +188,6 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, queries: Quer
     Raises:
         ValueError: It can't; the message says why and what can be done.
     """
-    for role, model in (("student", student), ("teacher", teacher)):
-        if model.config.model_type not in FAMILIES:
-            raise ValueError(
-                f"The {role} is a '{model.config.model_type}', which has no decoder that reads an encoder's memory, so "
-                f"it can't be paired with a DETR-type model. Those work with each other: {', '.join(FAMILIES)}. Dense "
-                "detectors work with dense ones of any head (CrossKD and PKD). Between the two kinds there is neither: "
-                "PKD compares pyramids, and an encoder's memory is none. Choose a teacher of the student's kind."
-            )
     family, own = FAMILIES[teacher.config.model_type], FAMILIES[student.config.model_type]
     given, needed = own.levels(student.config), family.levels(teacher.config)
     if given != needed:
@@ -258,9 +249,3 @@ def _query_arguments(arguments: Mapping[str, Any], names: tuple[str, ...], own: 
     if "reference_points" in taken:
         taken["reference_points"] = taken["reference_points"].detach()
     return taken
-
-
-def _maps(memory: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Memory (B, S, C) as maps (B, C, H_l, W_l)."""
-    levels = memory.split([height * width for height, width in shapes], 1)
-    return [level.mT.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]

@@ -53,6 +53,13 @@ class Trace:
         shapes = self.arguments.get("spatial_shapes_list")
         return None if shapes is None else [(int(height), int(width)) for height, width in shapes]
 
+    @property
+    def maps(self) -> list[Tensor]:
+        """The memory as maps (B, C, H_l, W_l); a row of places where the shapes aren't known."""
+        shapes = self.level_shapes or [(1, self.memory.shape[1])]
+        levels = self.memory.split([height * width for height, width in shapes], 1)
+        return [level.mT.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]
+
 
 class DecoderTap:
     """Hooks that keep the latest pass of a decoder until it is taken.

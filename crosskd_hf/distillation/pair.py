@@ -4,6 +4,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from crosskd_hf.models.dense import DenseDetector
 from crosskd_hf.models.faster_rcnn import FasterRCNNForObjectDetection
+from crosskd_hf.models.pyramid import PyramidDetector
 
 from .base import Distiller
 from .config import DistillationConfig
@@ -11,6 +12,7 @@ from .dense import DenseDistiller
 from .detr import DetrDistiller
 from .detr_families import FAMILIES
 from .faster_rcnn import FasterRCNNDistiller
+from .features import FeatureDistiller
 from .pixels import PixelAdapter, PixelFormat
 
 
@@ -24,7 +26,7 @@ def make_distiller(
     """Make the distiller for a pair of models.
 
     Args:
-        student, teacher: Two models of one family.
+        student, teacher: Two models of one kind (dense, Faster R-CNN, DETR-type); PKD works between the kinds too.
         config: What is distilled.
         student_processor, teacher_processor: With both, the teacher sees pixels normalised its own way.
 
@@ -38,9 +40,12 @@ def make_distiller(
         return DenseDistiller(student, teacher, config, pixels)
     if isinstance(student, FasterRCNNForObjectDetection) and isinstance(teacher, FasterRCNNForObjectDetection):
         return FasterRCNNDistiller(student, teacher, config, pixels)
-    if student.config.model_type in FAMILIES or teacher.config.model_type in FAMILIES:
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, PyramidDetector) and model.config.model_type not in FAMILIES:
+            raise ValueError(
+                f"The {role} is a {type(model).__name__} ('{model.config.model_type}'), which can't be distilled here. "
+                f"Give dense detectors (GFL, RetinaNet, FCOS, ATSS), Faster R-CNNs, or models of {', '.join(FAMILIES)}."
+            )
+    if student.config.model_type in FAMILIES and teacher.config.model_type in FAMILIES:
         return DetrDistiller(student, teacher, config, pixels)
-    raise ValueError(
-        f"No distillation is known from {type(teacher).__name__} to {type(student).__name__}. Give two dense detectors "
-        f"(GFL, RetinaNet, FCOS, ATSS), two Faster R-CNNs, or two models of the DETR family."
-    )
+    return FeatureDistiller(student, teacher, config, pixels)

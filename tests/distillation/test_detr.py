@@ -232,12 +232,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="strides"):
             distiller(outputs, inputs)
 
-    def test_a_dense_model(self) -> None:
-        dense = build("detr")
-        dense.config.model_type = "gfl"
-        with pytest.raises(ValueError, match="The student is a 'gfl'.*PKD compares pyramids"):
-            DetrDistiller(dense, build("detr"), CrossKD())
-
     def test_student_queries_across_families(self) -> None:
         with pytest.raises(ValueError, match="one family"):
             DetrDistiller(build("rt_detr"), build("rt_detr_v2"), CrossKD(queries="student"))
