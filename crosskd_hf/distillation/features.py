@@ -91,8 +91,8 @@ class FeatureDistiller(Distiller):
             raise ValueError(
                 f"methods={tuple(config.methods)} can't lead from {type(teacher).__name__} to "
                 f"{type(student).__name__}: only models of one kind (dense, Faster R-CNN, DETR-type) can finish each "
-                "other's features. What works between kinds is PKD on their feature maps, methods=('pkd',). For CrossKD "
-                "choose a teacher of the student's kind."
+                "other's features. What works between kinds is PKD on their feature maps, methods=('pkd',). For "
+                "CrossKD choose a teacher of the student's kind."
             )
         self.config, self.pixels = config, pixels
         self.weights = config.weights({"loss_feat_kd": WEIGHT})
