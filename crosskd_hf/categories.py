@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .coco_json import is_integer
-from .data_report import DataError, Finding, Place
+from .data_report import DataError, Finding, Place, found
 
 
 @dataclass(frozen=True)
@@ -89,28 +90,42 @@ class CategoryMap:
         Raises:
             DataError: categories without an integer id or a name, or ids or names that occur twice.
         """
-        _check_listed(categories)
+        faults = category_faults(categories)
+        if faults:
+            raise DataError(faults)
         parents = [c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]]
         kept = [c for c in categories if c["id"] in used or c["name"] not in parents]
         ordered = sorted(kept or categories, key=lambda c: int(c["id"]))
         return cls(tuple(int(c["id"]) for c in ordered), tuple(c["name"] for c in ordered))
 
 
-def _check_listed(categories: Sequence[Mapping[str, Any]]) -> None:
-    faults = []
-    for number, category in enumerate(categories):
-        if not is_integer(category.get("id")) or not isinstance(category.get("name"), str):
-            faults.append(Place(f"categories[{number}]", detail=str(dict(category))))
-    if faults:
-        message = "a category needs an integer 'id' and a string 'name'"
-        raise DataError([Finding("error", "category", message, "correct these entries of 'categories'", tuple(faults))])
+def category_faults(categories: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What is wrong with the `categories` of a COCO json: entries without id or name, ids or names that occur twice."""
+    nameless = [
+        Place(f"categories[{number}]", detail=reprlib.repr(dict(category)))
+        for number, category in enumerate(categories)
+        if not _is_whole(category)
+    ]
+    message = "a category needs an integer 'id' and a string 'name'"
+    findings = found("error", "category", message, "correct these entries of 'categories'", nameless)
     for key in ("id", "name"):
-        twice = [value for value, count in Counter(c[key] for c in categories).items() if count > 1]
-        if twice:
-            places = tuple(Place("categories", detail=f"{key} {value!r}") for value in twice)
-            message = f"a category {key} is listed more than once"
-            fix = "keep one entry and point the annotations of the others to its id"
-            raise DataError([Finding("error", f"duplicate-category-{key}", message, fix, places)])
+        counts = Counter(category[key] for category in categories if _is_whole(category))
+        places = [Place("categories", detail=f"{key} {value!r}") for value, count in counts.items() if count > 1]
+        message = f"a category {key} is listed more than once"
+        fix = "keep one entry and point the annotations of the others to its id"
+        findings += found("error", f"duplicate-category-{key}", message, fix, places)
+    return findings
+
+
+def distinct_categories(categories: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries that have id and name, the first one of each id and of each name."""
+    whole = [category for category in categories if _is_whole(category)]
+    of_id = {int(category["id"]): category for category in reversed(whole)}
+    return list({category["name"]: category for category in of_id.values()}.values())
+
+
+def _is_whole(category: Mapping[str, Any]) -> bool:
+    return is_integer(category.get("id")) and isinstance(category.get("name"), str)
 
 
 def _some(values: Sequence[int], most: int = 20) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -13,6 +16,10 @@ from . import images as image_files
 from .coco_json import Ints
 from .data_report import Finding, Place, Severity, found
 from .images import ImageHeader, ImageSource, probe_image
+
+_MOST_THREADS = 8
+_AT_ONCE = 64  # images; a data set may hold the files themselves
+_MOST_ELONGATED = 100  # longer side over shorter side
 
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -27,20 +34,26 @@ _SUFFIXES = {
 
 def check_names(names: Sequence[str], folder: Path) -> tuple[list[Finding], list[Path | None]]:
     """Look for the files of `names` in `folder`; return the findings and the paths (None: not there, or outside)."""
+    if not folder.is_dir():
+        fix = "give the folder that the json's file names are relative to"
+        place = Place(str(folder))
+        return found("error", "image-folder", "the image folder does not exist", fix, [place]), [None] * len(names)
     inside = [_stays_inside(name) for name in names]
-    there = [fine and (folder / name).is_file() for name, fine in zip(names, inside, strict=True)]
+    there = [fine and os.path.isfile(folder / name) for name, fine in zip(names, inside, strict=True)]
     pairs = list(zip(names, inside, there, strict=True))
     escaping = [Place(repr(name)) for name, fine, _ in pairs if not fine]
     missing = [Place(name) for name, fine, exists in pairs if fine and not exists]
-    counts = Counter(names)
-    empty = not any(folder.iterdir())
+    counts = Counter(os.path.normpath(name) for name in names)
+    empty = missing and not any(folder.iterdir())
+    fix = "give the folder that the json's file names are relative to, or remove these entries from the json"
+    slashes = '; folders are separated by "/"' if any("\\" in place.file for place in missing) else ""
     return [
         *found("error", "file-name", "the file name leaves the image folder", "use names relative to it", escaping),
         *found(
             "error",
             "missing-image",
             f"{len(missing)} of {len(pairs)} images are not in {folder}" + (", which is empty" if empty else ""),
-            "give the folder that the json's file names are relative to, or remove these entries from the json",
+            fix + slashes,
             missing,
         ),
         *found(
@@ -61,7 +74,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def check_files(
-    names: Sequence[str], sizes: Ints, sources: Sequence[ImageSource | None], decode: bool
+    names: Sequence[str], sizes: Ints, sources: Iterable[ImageSource | None], decode: bool
 ) -> tuple[Ints, list[Finding]]:
     """Look into image files (None: not there) and compare them with the sizes that the annotations say.
 
@@ -71,17 +84,13 @@ def check_files(
     sizes = sizes.copy()
     absurd = (sizes < 0).any(1) | (sizes.astype(np.float64).prod(1) > image_files.MAX_PIXELS)
     places: dict[str, list[Place]] = {kind: [] for kind in _FILE_FINDINGS}
-    for row, (name, source) in enumerate(zip(names, sources, strict=True)):
+    for row, (name, header) in enumerate(zip(names, _probed(sources, decode), strict=True)):
         width, height = (int(value) for value in sizes[row])
         if absurd[row]:
             places["image-size"].append(Place(name, detail=f"{width}x{height}"))
-            continue
-        if source is None:
-            continue
-        try:
-            header = probe_image(source, decode)
-        except (OSError, PIL.Image.DecompressionBombError) as error:
-            places["broken-image"].append(Place(name, detail=str(error.__cause__ or error)))
+        if isinstance(header, str):
+            places["broken-image"].append(Place(name, detail=header))
+        if header is None or isinstance(header, str) or absurd[row]:
             continue
         if width == 0 or height == 0:
             places["size-missing"].append(Place(name))
@@ -94,6 +103,21 @@ def check_files(
         for finding in found(severity, kind, message, fix, places[kind])
     ]
     return sizes, findings
+
+
+def _probed(sources: Iterable[ImageSource | None], decode: bool) -> Iterator[ImageHeader | str | None]:
+    """Header of each image, or why it can't be read; in threads, since decoders let others run."""
+    rest = iter(sources)
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        while some := list(islice(rest, _AT_ONCE)):
+            yield from pool.map(lambda source: _probe(source, decode), some)
+
+
+def _probe(source: ImageSource | None, decode: bool) -> ImageHeader | str | None:
+    try:
+        return None if source is None else probe_image(source, decode)
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        return str(error.__cause__ or error)
 
 
 _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
@@ -111,6 +135,16 @@ _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "error",
         "width and height of the annotations don't fit the image file",
         "correct width and height in the json; if the image was resized, scale the boxes too",
+    ),
+    "elongated": (
+        "error",
+        f"one side is more than {_MOST_ELONGATED} times the other; resized for training, nothing of it would be left",
+        "cut the image into pieces, or remove it and its annotations from the json",
+    ),
+    "exif-unsure": (
+        "warning",
+        "the image is turned by its EXIF orientation, and nothing tells whether the boxes were made for it as turned",
+        "look at the boxes; if they are wrong, remove the EXIF orientation from the file",
     ),
     "wrong-extension": ("note", "the file is of another format than its name says; it is read by content", "rename it"),
     "size-missing": ("note", "the annotations don't say width and height; they are taken from the file", ""),
@@ -135,8 +169,12 @@ def _header_faults(name: str, header: ImageHeader, size: tuple[int, int]) -> lis
     if min(size) > 0 and size not in (header.upright_size, header.size):
         width, height = header.upright_size
         faults.append(("size-mismatch", f"annotations {size[0]}x{size[1]}, file {width}x{height}"))
-    elif header.upright_size != header.size:
+    elif header.turned and (min(size) == 0 or header.upright_size == header.size):
+        faults.append(("exif-unsure", ""))
+    elif header.turned:
         faults.append(("exif-ignored" if size == header.size else "exif-rotated", ""))
+    if max(header.size) > _MOST_ELONGATED * min(header.size):
+        faults.append(("elongated", f"{header.size[0]}x{header.size[1]}"))
     if header.mode.startswith(("I", "F")):
         faults.append(("sixteen-bit", f"mode {header.mode}"))
     if header.animated:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .data_report import DataError, Finding, Place
+from .data_report import DataError, Finding, Place, found
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -35,6 +36,7 @@ class CocoTable:
         areas: (G,) px; NaN where the file doesn't say.
         crowds: (G,) True for crowd regions.
         categories: the listed categories as they stand in the file.
+        odd_boxes: row of each box that isn't four finite numbers -> what the file has in its place.
     """
 
     image_ids: Ints
@@ -47,35 +49,56 @@ class CocoTable:
     areas: Floats
     crowds: Bools
     categories: list[dict[str, Any]]
+    odd_boxes: dict[int, str] = field(default_factory=dict)
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoTable:
     """Read a COCO-format json.
 
     Raises:
-        DataError: the file is missing or isn't json, `images`, `annotations` or `categories` is missing or isn't a list
-            of objects, there is no image or category, or an id isn't an integer.
+        DataError: whatever is wrong with the file's structure (see `parse_coco`).
     """
-    name = Path(path).name
+    table, findings = parse_coco(path)
+    if findings:
+        raise DataError(findings)
+    return table
+
+
+def parse_coco(path: str | os.PathLike[str]) -> tuple[CocoTable, list[Finding]]:
+    """Read what can be read of a COCO-format json.
+
+    Returns:
+        The table without those entries of `images` and `annotations` that lack an id, a name or the like, and the
+        errors, which name every such entry.
+
+    Raises:
+        DataError: the file is missing, isn't json, or lists no image: nothing is left to judge.
+    """
     content = _read_json(Path(path))
     if not isinstance(content, dict):
         _stop(str(path), f"the json holds a {type(content).__name__} at its top level, an object is needed")
-    images, annotations, categories = (_entries(content, key, name) for key in ("images", "annotations", "categories"))
-    for key, entries in (("images", images), ("categories", categories)):
-        if not entries:
-            _stop(name, f"{key!r} is empty")
-    return CocoTable(
-        image_ids=_integers(images, "id", "images"),
-        file_names=_strings(images, "file_name", "images"),
-        sizes=np.stack([_integers(images, key, "images", default=0) for key in ("width", "height")], axis=1),
-        annotation_ids=_integers(annotations, "id", "annotations"),
-        annotation_images=_integers(annotations, "image_id", "annotations"),
-        annotation_categories=_integers(annotations, "category_id", "annotations"),
-        boxes=box_array([entry.get("bbox") for entry in annotations]),
-        areas=float_array([entry.get("area") for entry in annotations]),
-        crowds=np.nan_to_num(float_array([entry.get("iscrowd") for entry in annotations])) != 0,
-        categories=categories,
+    findings: list[Finding] = []
+    images, annotations, categories = (
+        _sound_entries(content, key, Path(path).name, findings) for key in ("images", "annotations", "categories")
     )
+    if not images:
+        raise DataError(findings)
+    boxes = box_array([entry.get("bbox") for entry in annotations])
+    odd = np.flatnonzero(~np.isfinite(boxes).all(1)).tolist()
+    table = CocoTable(
+        image_ids=_integers(images, "id"),
+        file_names=[entry["file_name"] for entry in images],
+        sizes=np.stack([_integers(images, key) for key in ("width", "height")], axis=1),
+        annotation_ids=_integers(annotations, "id"),
+        annotation_images=_integers(annotations, "image_id"),
+        annotation_categories=_integers(annotations, "category_id"),
+        boxes=boxes,
+        areas=float_array([entry.get("area") for entry in annotations]),
+        crowds=np.array([entry.get("iscrowd") == 1 for entry in annotations], dtype=bool),
+        categories=categories,
+        odd_boxes={row: reprlib.repr(annotations[row].get("bbox")) for row in odd},
+    )
+    return table, findings
 
 
 def positions(keys: Ints, queries: Ints) -> Ints:
@@ -91,26 +114,23 @@ def positions(keys: Ints, queries: Ints) -> Ints:
 def box_array(boxes: Sequence[Any]) -> Floats:
     """Boxes of any origin to (G, 4) float64; a row that isn't four numbers becomes NaN."""
     try:
-        array = np.asarray(boxes, dtype=np.float64)
-        if array.shape == (len(boxes), 4):
-            return array
-    except (TypeError, ValueError):
+        array = np.asarray(boxes)
+        if array.shape == (len(boxes), 4) and array.dtype.kind in "iuf":
+            return array.astype(np.float64, copy=False)
+    except ValueError:  # of different lengths
         pass
     return np.array([_four(box) for box in boxes], dtype=np.float64).reshape(-1, 4)
 
 
 def float_array(values: Sequence[Any]) -> Floats:
-    """Numbers to (G,) float64; None and what isn't a number become NaN."""
-    try:
-        return np.array(values, dtype=np.float64)  # None becomes NaN
-    except (TypeError, ValueError):
-        return np.array([_number(value) for value in values], dtype=np.float64)
+    """Numbers to (G,) float64; None and what isn't a number, like a text of digits, become NaN."""
+    return np.array([_number(value) for value in values], dtype=np.float64)
 
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    except OverflowError:  # an integer of hundreds of digits
         return float("nan")
 
 
@@ -128,27 +148,39 @@ def _read_json(path: Path) -> Any:
         with path.open("rb") as file:
             return json.load(file)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, a nest of brackets
-        _stop(str(path), f"the annotation file is not json: {error}", "give a COCO-format json; is it cut short?")
+        fix = "give a COCO-format json in UTF-8; is it cut short?"
+        _stop(str(path), f"the annotation file is not json: {error}", fix)
     finally:
         if collecting:
             gc.enable()
 
 
-def _entries(content: Mapping[str, Any], key: str, name: str) -> list[dict[str, Any]]:
-    if key not in content:
-        _stop(name, f"the json has no {key!r}, only {sorted(content)[:10]}")
-    entries = content[key]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        _stop(name, f"{key!r} is not a list of objects")
-    return entries
+def _sound_entries(content: Mapping[str, Any], part: str, name: str, findings: list[Finding]) -> list[dict[str, Any]]:
+    """The entries of a part of the json that have what they need; what is wrong is added to `findings`."""
+    entries = content.get(part)
+    if not isinstance(entries, list):
+        missing = f"the json has no {part!r}, only {list(content)[:9]}"
+        message = f"{part!r} is not a list" if part in content else missing
+        findings += found("error", "json", message, _COCO, [Place(name)])
+        return []
+    if not entries and part != "annotations":
+        findings += found("error", "json", f"{part!r} is empty", _COCO, [Place(name)])
+    unsound = {row for row, entry in enumerate(entries) if not isinstance(entry, dict)}
+    findings += _faulty(part, "an entry is not an object", {row: entries[row] for row in unsound})
+    for key, (test, what) in _NEEDED[part].items():
+        faults = {
+            row: entry.get(key)
+            for row, entry in enumerate(entries)
+            if isinstance(entry, dict) and not test(entry.get(key))
+        }
+        findings += _faulty(part, f"{key!r} is not {what}", faults)
+        unsound |= set(faults)
+    return [entry for row, entry in enumerate(entries) if row not in unsound] if unsound else entries
 
 
-def _integers(entries: Sequence[Mapping[str, Any]], key: str, part: str, default: int | None = None) -> Ints:
-    values = [entry.get(key, default) for entry in entries]
-    if default is not None:
-        values = [default if value is None else value for value in values]
-    _check_each(values, is_integer, f"{key!r} is not an integer", part)
-    return np.array(values, dtype=np.int64)
+def _faulty(part: str, message: str, values: Mapping[int, Any]) -> list[Finding]:
+    places = [Place(f"{part}[{row}]", detail=reprlib.repr(value)) for row, value in sorted(values.items())]
+    return found("error", "json", message, "correct these entries, or remove them", places)
 
 
 def is_integer(value: Any) -> bool:
@@ -158,18 +190,41 @@ def is_integer(value: Any) -> bool:
     return type(value) is float and abs(value) < 2**63 and value == int(value)
 
 
-def _strings(entries: Sequence[Mapping[str, Any]], key: str, part: str) -> list[str]:
-    values = [entry.get(key) for entry in entries]
-    _check_each(values, lambda value: isinstance(value, str), f"{key!r} is not a string", part)
-    return [str(value) for value in values]
+def _is_length(value: Any) -> bool:
+    return value is None or is_integer(value)
 
 
-def _check_each(values: Sequence[Any], test: Callable[[Any], bool], message: str, part: str) -> None:
-    faults = tuple(Place(f"{part}[{i}]", detail=repr(value)) for i, value in enumerate(values) if not test(value))
-    if faults:
-        fix = "correct these entries, or remove them"
-        raise DataError([Finding("error", "json", message, fix, faults)])
+def _is_flag(value: Any) -> bool:
+    return value is None or value in (0, 1)
 
 
-def _stop(file: str, message: str, fix: str = "give a COCO-format json: images, annotations, categories") -> NoReturn:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_COCO = "give a COCO-format json: images, annotations, categories"
+_INTEGER = (is_integer, "an integer")
+_NEEDED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "images": {
+        "id": _INTEGER,
+        "file_name": (_is_text, "a string"),
+        "width": (_is_length, "an integer"),
+        "height": (_is_length, "an integer"),
+    },
+    "annotations": {
+        "id": _INTEGER,
+        "image_id": _INTEGER,
+        "category_id": _INTEGER,
+        "iscrowd": (_is_flag, "0 or 1"),
+    },
+    "categories": {},  # judged by `category_faults`
+}
+
+
+def _integers(entries: Sequence[Mapping[str, Any]], key: str) -> Ints:
+    """A column of integers; 0 where there is none."""
+    return np.array([entry.get(key) or 0 for entry in entries], dtype=np.int64)
+
+
+def _stop(file: str, message: str, fix: str = _COCO) -> NoReturn:
     raise DataError([Finding("error", "json", message, fix, (Place(file),))])

@@ -18,7 +18,16 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         annotation = "" if self.annotation is None else f" annotation {self.annotation}"
-        return self.file + annotation + (f": {self.detail}" if self.detail else "")
+        return _shown(self.file) + annotation + (f": {_shown(self.detail)}" if self.detail else "")
+
+
+_MOST_CHARACTERS = 200
+
+
+def _shown(text: str) -> str:
+    """`text` of a data set on one line of a terminal: nothing that isn't printable, and no more than fits."""
+    text = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return text if text.isprintable() else ascii(text)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,23 @@
 """Every fault of a data set is found and named; training on the same folder starts right or not at all."""
 
+import io
 import json
+import logging
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from crosskd_hf.check_data import check_data
-from crosskd_hf.data import DataError, load_coco
+from crosskd_hf.coco_json import read_coco
+from crosskd_hf.data import DataError, DetectionCollator, load_coco
+from crosskd_hf.models import DetectionImageProcessor
+
+logger = logging.getLogger(__name__)
 
 SIZE = (60, 40)
 
@@ -52,6 +62,26 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_a_bomb_behind_the_pixels(png):
+    """The PNG with 64 MB of text in few bytes; its checksums are right."""
+    return png[:-12] + png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1 << 26), 9)) + png[-12:]
+
+
+def without_pixels(jpeg):
+    """The JPEG's header and its end marker."""
+    return jpeg[: jpeg.index(b"\xff\xda")] + b"\xff\xd9"
+
+
+def encoded(format):
+    buffer = io.BytesIO()
+    noise().save(buffer, format)
+    return buffer.getvalue()
+
+
 def noise(mode="RGB"):
     return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE[::-1], 3), dtype=np.uint8)).convert(
         mode
@@ -83,7 +113,36 @@ class TestImages:
         folder.add("damaged.jpg", content=bytes(content))
         assert folder.findings()["broken-image"].places[0].file == "damaged.jpg"
         with pytest.raises(DataError, match=r"damaged\.jpg"):
-            load_coco(*folder.paths(), decode=True)
+            load_coco(*folder.paths())
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [("a.png", with_a_bomb_behind_the_pixels(encoded("PNG"))), ("a.jpg", without_pixels(encoded("JPEG")))],
+    )
+    def test_files_that_seem_whole_from_their_ends(self, folder, name, content):
+        folder.add(name, content=content)
+        assert load_coco(*folder.paths(), decode=False).report.ok
+        assert [place.file for place in folder.findings()["broken-image"].places] == [name]
+        with pytest.raises(DataError, match="broken-image"):
+            load_coco(*folder.paths())
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    @pytest.mark.parametrize("format", ["JPEG", "GIF", "WEBP"])
+    def test_an_image_that_passes_never_fails_in_training(self, folder, format):
+        rng, whole = np.random.default_rng(0), encoded(format)
+        for number in range(60):
+            content = bytearray(whole)
+            start, length = rng.integers(len(whole)), rng.integers(1, 32)
+            content[start : start + length] = rng.bytes(length)
+            folder.add(f"{number}.{format.lower()}", content=bytes(content))
+        broken = {place.file for finding in check_data(*folder.paths()).findings for place in finding.places}
+        kept = [image for image in folder.images if image["file_name"] not in broken]
+        assert 5 < len(kept) < 60
+        folder.images = kept
+        folder.annotations = [a for a in folder.annotations if a["image_id"] in {image["id"] for image in kept}]
+        data = load_coco(*folder.paths())
+        collator = DetectionCollator(DetectionImageProcessor(size={"height": 32, "width": 32}))
+        assert len(collator(list(data.dataset))["labels"]) == len(kept)
 
     def test_wrong_extension(self, folder):
         folder.add("really_png.jpg", noise(), format="PNG")
@@ -114,6 +173,28 @@ class TestImages:
         assert set(folder.findings()) == {kind}
         assert load_coco(*folder.paths()).dataset[1]["image"].size == size
 
+    @pytest.mark.parametrize(("orientation", "size"), [(2, SIZE), (3, SIZE), (6, (40, 40)), (6, None)])
+    def test_exif_rotation_that_sizes_do_not_show(self, folder, orientation, size):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        folder.add("turned.jpg", noise().resize(size or SIZE), size=size or (0, 0), exif=exif)
+        findings = folder.findings()
+        assert set(findings) - {"size-missing"} == {"exif-unsure"}
+        assert findings["exif-unsure"].severity == "warning"
+
+    def test_an_orientation_that_does_not_exist(self, folder):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 99
+        folder.add("odd.jpg", noise(), exif=exif)
+        assert not folder.findings()
+        assert load_coco(*folder.paths()).dataset[1]["image"].size == SIZE
+
+    def test_an_image_of_which_resizing_leaves_nothing(self, folder):
+        folder.add("long.png", PIL.Image.new("RGB", (2100, 20)), size=(2100, 20))
+        folder.add("high.png", PIL.Image.new("RGB", (20, 2000)), size=(20, 2000))
+        finding = folder.findings()["elongated"]
+        assert (finding.severity, finding.places) == ("error", (("long.png", None, "2100x20"),))
+
     def test_size_that_does_not_fit(self, folder):
         folder.add("other.png", noise(), size=(61, 40))
         finding = folder.findings()["size-mismatch"]
@@ -127,8 +208,30 @@ class TestImages:
         assert [place.file for place in findings["missing-image"].places] == ["gone.jpg"]
         assert [place.file for place in findings["file-name"].places] == ["'../out.jpg'"]
 
-    def test_one_file_twice(self, folder):
-        folder.add("good.jpg")
+    @pytest.mark.parametrize("name", ["x" * 5000, "\ud800.jpg", "a\nerror: b.jpg", "\x1b[2J.jpg"])
+    def test_names_that_no_file_or_terminal_takes(self, folder, name):
+        folder.add(name)
+        finding = folder.findings()["missing-image"]
+        assert finding.places[0].file == name
+        (line,) = str(finding.places[0]).splitlines()
+        assert line.isprintable()
+        assert len(line) < 300
+        assert line.encode()
+
+    def test_names_written_on_windows(self, folder):
+        folder.add("sub\\a.jpg")
+        assert 'separated by "/"' in folder.findings()["missing-image"].fix
+
+    def test_a_pipe_or_a_folder_in_the_place_of_an_image(self, folder):
+        (folder.path / "images/folder.jpg").mkdir()
+        folder.add("folder.jpg")
+        (folder.path / "images/link.jpg").symlink_to("/dev/zero")
+        folder.add("link.jpg")
+        assert [place.file for place in folder.findings()["missing-image"].places] == ["folder.jpg", "link.jpg"]
+
+    @pytest.mark.parametrize("name", ["good.jpg", "./good.jpg"])
+    def test_one_file_twice(self, folder, name):
+        folder.add(name)
         assert folder.findings()["duplicate-file"].severity == "warning"
 
     def test_bomb(self, folder, monkeypatch):
@@ -144,7 +247,14 @@ class TestAnnotations:
         ("bbox", "reason"),
         [
             ((float("nan"), 1, 2, 3), "not four finite numbers"),
-            ((1, 2, 3), "not four finite numbers"),
+            ((1, 2, 3), "[1, 2, 3] not four finite numbers"),
+            ((1, 2, 3, 4, 5), "[1, 2, 3, 4, 5] not four finite numbers"),
+            (("1", "2", "3", "4"), "['1', '2', '3', '4'] not four finite numbers"),
+            ((None, 2, 3, 4), "[None, 2, 3, 4] not four finite numbers"),
+            ((0, 0, float("inf"), 3), "not four finite numbers"),
+            ((10, 10, 1e-9, 5), "narrower than 0.001 px"),
+            ((59.9999999, 10, 5, 5), "outside"),
+            ((-1e300, -1e300, 2e300, 2e300), "outside"),
             ((1, 2, -3, 4), "no positive width and height"),
             ((1, 2, 3, 0), "no positive width and height"),
             ((100, 2, 3, 4), "outside"),
@@ -208,14 +318,84 @@ class TestAnnotations:
         folder.categories = categories
         assert folder.findings()[kind].severity == "error"
 
-    def test_corners_in_the_place_of_sides(self, folder):
+    @pytest.mark.parametrize(("count", "severity"), [(5, "warning"), (25, "error")])
+    def test_corners_in_the_place_of_sides(self, folder, count, severity):
         folder.annotations.clear()
-        for left in range(5):
-            folder.box((left + 20, 10, left + 50, 35))
-        assert folder.findings()["corner-boxes"].severity == "warning"
+        for number in range(count):
+            folder.box((number % 9 + 20, 10, number % 9 + 50, 35))
+        assert folder.findings()["corner-boxes"].severity == severity
+
+    def test_fractions_with_a_box_that_is_none(self, folder):
+        folder.annotations.clear()
+        for number in range(9):
+            folder.box((0.05 * number, 0.1, 0.5, 0.5))
+        folder.box((5, 5, 10, 10))
+        assert folder.findings()["relative-boxes"].severity == "error"
+
+    @pytest.mark.parametrize("area", [float("inf"), 1e300, -3, 0, float("nan"), "big", None])
+    def test_areas_that_are_impossible(self, folder, area):
+        number = folder.box((5, 5, 10, 20), area=area)
+        assert folder.findings()["area-missing"].places == (("good.jpg", number, ""),)
+        assert load_coco(*folder.paths()).dataset[0]["objects"]["area"][-1] == 200
+
+    @pytest.mark.parametrize("flag", ["yes", "0", 2, float("nan"), []])
+    def test_flags_that_are_neither_0_nor_1(self, folder, flag):
+        number = folder.box(iscrowd=flag)
+        finding = folder.findings()["json"]
+        assert "'iscrowd' is not 0 or 1" in finding.message
+        assert finding.places[0].file == f"annotations[{number - 1}]"
+
+    def test_training_needs_objects_and_evaluation_does_not(self, folder):
+        categories = load_coco(*folder.paths()).categories
+        for annotations in ([], [{**annotation, "bbox": None} for annotation in folder.annotations]):
+            folder.annotations = annotations
+            assert not check_data(*folder.paths()).ok
+            with pytest.raises(DataError, match="no-objects"):
+                load_coco(*folder.paths())
+            assert check_data(*folder.paths(), categories).ok
+            assert load_coco(*folder.paths(), categories).report.objects == 0
 
 
 class TestReport:
+    def test_lists_all_faults_at_once(self, folder):
+        """A fault of the file's structure hides neither its like nor those of categories, images and boxes."""
+        folder.add("zero.jpg", content=b"")
+        folder.add("gone.jpg")
+        folder.box(category_id="1")
+        folder.box(id=None)
+        folder.box(image_id=99)
+        folder.box((0, 0, -1, 5))
+        folder.annotations.append("text")
+        folder.images += [None, {"id": "9", "file_name": "a"}, {"id": 9, "file_name": 5, "width": "60"}]
+        folder.categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 7}]
+        report = check_data(*folder.paths())
+        structure = {finding.message for finding in report.findings if finding.kind == "json"}
+        assert structure == {
+            "an entry is not an object",
+            "'id' is not an integer",
+            "'category_id' is not an integer",
+            "'file_name' is not a string",
+            "'width' is not an integer",
+        }
+        kinds = {finding.kind for finding in report.findings}
+        assert kinds >= {"broken-image", "missing-image", "category", "duplicate-category-id", "unknown-category"}
+        assert kinds >= {"unknown-image", "degenerate-box"}
+        with pytest.raises(DataError) as error:
+            load_coco(*folder.paths())
+        assert error.value.findings == tuple(f for f in report.findings if f.severity == "error")
+        with pytest.raises(DataError, match="'category_id' is not an integer"):
+            read_coco(folder.paths()[0])
+
+    @pytest.mark.parametrize("key", ["annotations", "categories"])
+    def test_a_missing_part_or_folder_hides_nothing_else(self, folder, key):
+        folder.box((0, 0, 0, 0))
+        annotations, images = folder.paths()
+        content = json.loads(annotations.read_text())
+        del content[key]
+        annotations.write_text(json.dumps(content))
+        kinds = {finding.kind for finding in check_data(annotations, images / "none").findings}
+        assert kinds >= {"json", "image-folder", "no-objects" if key == "annotations" else "degenerate-box"}
+
     def test_lists_errors_first_and_says_the_fix(self, folder):
         folder.box((0, 0, 0, 0))
         folder.box(iscrowd=1)
@@ -280,14 +460,51 @@ class TestReport:
                     load_coco(*paths)
         assert 5 < loaded < 55
 
-    def test_many_annotations_take_little_time(self, folder):
-        rng = np.random.default_rng(0)
-        boxes = np.round(rng.uniform(-1, 40, (30_000, 4)), 2).tolist()
-        for box in boxes:
-            folder.box(box)
-        report = check_data(*folder.paths())
-        assert report.objects + len(report.dropped) == 30_002
-        assert len(report.dropped) > 100
+
+MILLION = 10**6
+MEASURE = """
+import json, re, sys, time
+from pathlib import Path
+from crosskd_hf.data import check_data, load_coco
+
+def peak():  # kB; `resource.getrusage` would begin with the peak of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+start, imports = time.perf_counter(), peak()
+report = {"check": check_data, "load": lambda *paths: load_coco(*paths).report}[sys.argv[1]](*sys.argv[2:])
+print(json.dumps([report.objects, len(report.dropped), time.perf_counter() - start, imports, peak()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Paths of a json with a million annotations of 2,001 images, one in a thousand without width."""
+    folder, rng = Folder(tmp_path_factory.mktemp("many")), np.random.default_rng(0)
+    for number in range(2000):
+        folder.add(f"{number:04d}.jpg", PIL.Image.new("RGB", SIZE))
+    boxes = np.round(rng.uniform(1, 30, (MILLION, 4)), 2)
+    boxes[::1000, 2] = 0
+    images, categories = rng.integers(1, 2002, MILLION).tolist(), rng.integers(1, 3, MILLION).tolist()
+    folder.annotations = [
+        {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": 9.5, "iscrowd": 0}
+        for number, (image, category, box) in enumerate(zip(images, categories, boxes.tolist(), strict=True), start=1)
+    ]
+    return folder.paths()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("what", ["check", "load"])
+def test_a_million_annotations(many, what):
+    command = [sys.executable, "-c", MEASURE, what, *map(str, many)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    objects, dropped, seconds, imports, peak = json.loads(done.stdout)
+    megabytes = many[0].stat().st_size / 1e6
+    figures = (what, megabytes, seconds, peak / 1e3, imports / 1e3)
+    logger.warning("%s of %.0f MB: %.1f s, peak %.0f MB, of which imports %.0f MB", *figures)
+    assert (objects, dropped) == (MILLION - 1000, 1000)
+    assert (peak - imports) / 1e3 < 10 * megabytes
 
 
 class TestRealData:

@@ -241,7 +241,7 @@ class TestLoadCoco:
             load_coco(*write_coco(tmp_path, [annotation(value)]))
 
     def test_no_annotation_at_all(self, tmp_path):
-        data = load_coco(*write_coco(tmp_path, []))
+        data = load_coco(*write_coco(tmp_path, []), CategoryMap((1,), ("cat",)))
         assert data.dataset["objects"][0]["bbox"] == []
         assert "not a single box" in str(data.report)
 
@@ -371,6 +371,33 @@ class TestLoadObjects:
         categories = CategoryMap((2, 4), ("a", "b"))
         data = load_objects(self.hub([{"bbox": [[1, 2, 3, 4]], "category": [4]}]), categories)
         assert data.dataset[0]["objects"]["category"] == [1]
+
+    @pytest.mark.parametrize(
+        ("boxes", "more"),
+        [(1, {"category": [0, 0]}), (2, {"category": [0]}), (1, {"category": [0], "iscrowd": [0, 1]})],
+    )
+    def test_lists_of_different_lengths_would_shift_labels(self, boxes, more):
+        good = {"bbox": [[1, 2, 3, 4]], "category": [0], **({"iscrowd": [0]} if "iscrowd" in more else {})}
+        odd = {"bbox": [[1, 2, 3, 4]] * boxes, **more}
+        with pytest.raises(DataError, match="row 1: {'bbox': ") as error:
+            load_objects(self.hub([good, odd]))
+        assert error.value.findings[0].kind == "objects-length"
+
+    def test_rows_without_image_or_objects(self):
+        objects = [{"bbox": [[1, 2, 3, 4]], "category": [0]}, {"bbox": None, "category": None}]
+        dataset = self.hub(objects)
+        assert [row["bbox"] for row in load_objects(dataset).dataset["objects"]] == [[[1, 2, 3, 4]], []]
+        some = {"image": [dataset[0]["image"], None]}
+        pictures = datasets.Dataset.from_dict(some, datasets.Features(image=datasets.Image()))
+        without = datasets.concatenate_datasets([pictures, dataset.remove_columns("image")], axis=1)
+        with pytest.raises(DataError, match="broken-image") as error:
+            load_objects(without)
+        assert [place.file for place in error.value.findings[0].places] == ["row 1"]
+
+    def test_an_object_without_category(self):
+        objects = [{"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]], "category": [0, None]}]
+        with pytest.raises(DataError, match="unknown-category"):
+            load_objects(self.hub(objects))
 
     def test_says_which_columns_it_needs(self):
         with pytest.raises(ValueError, match="needs columns image and objects"):

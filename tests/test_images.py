@@ -134,8 +134,8 @@ class TestProbeImage:
 
     def test_whole_files_are_not_decoded_unless_asked(self, tmp_path, monkeypatch):
         path = saved(tmp_path, PIL.Image.new("RGB", SIZE), "a.jpg")
-        loads = []
-        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: loads.append(1))
+        loads, load = [], PIL.ImageFile.ImageFile.load
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: loads.append(1) or load(image))
         probe_image(path)
         probe_image({"path": None, "bytes": path.read_bytes()})
         assert not loads
