@@ -17,20 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, pipeline
 
 from crosskd_hf import CrossKDConfig
 from crosskd_hf.build import DetectorSpec
 from crosskd_hf.comparison import Comparison, detect, load_detector, picture
-from crosskd_hf.data import load_coco
+from crosskd_hf.comparison_options import PATHS, ComparisonOptions
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.presets import Preset, preset
-from crosskd_hf.shapes import ShapesPaths, make_shapes
-from crosskd_hf.transforms import TrainTransform
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
-STEPS = ("teacher", "alone", "distilled")
 
 # Defaults of a run on made data, where there is neither a COCO folder nor a pretrained backbone.
 MADE_DATA = {
@@ -55,38 +51,30 @@ COCO = {"output_dir": "outputs/coco", "schedule": "1x", "per_device_train_batch_
 
 
 @dataclass
-class Arguments:
-    """What is trained on what."""
+class Arguments(ComparisonOptions):
+    """What is trained on what, for dense detectors and Faster R-CNN."""
 
-    train_images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    train_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the training images."})
-    val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
-    val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
     preset: str | None = field(
         default=None, metadata={"help": "A published experiment, see docs/reproduce.md; needs COCO and its teacher."}
     )
-    steps: list[str] = field(default_factory=lambda: list(STEPS), metadata={"help": f"Which of {', '.join(STEPS)}."})
     detector: str = field(
         default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss, faster_rcnn."}
     )
-    student: str | None = field(default=None, metadata={"help": "Start from this folder or Hub id instead of anew."})
-    student_backbone: str = field(default="resnet18", metadata={"help": "timm backbone of the student."})
-    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained teacher."})
     teacher_detector: str | None = field(default=None, metadata={"help": "Architecture of a new teacher, if another."})
-    teacher_backbone: str = field(default="resnet50", metadata={"help": "timm backbone of a teacher to be trained."})
-    teacher_epochs: float | None = field(default=None, metadata={"help": "Epochs of the teacher, if others."})
     backbone_weights: str | None = field(
         default=None, metadata={"help": "'timm' (downloads), a tag or a file of timm; without, backbones start random."}
     )
     width: int = field(default=256, metadata={"help": "Channels of pyramid and towers of new models."})
-    shortest_edge: int = field(default=800, metadata={"help": "Images are resized to this shorter side,"})
-    longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
-    multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
     fixed_canvas: bool = field(
         default=False,
         metadata={"help": "Pad all images to one square: then a loss does not depend on which images share a batch."},
     )
-    num_made_images: int = field(default=400, metadata={"help": "Training images of the made data set."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset is not None and self.missing_paths():
+            needed = ", ".join("--" + name for name in PATHS)
+            raise ValueError(f"--preset {self.preset} is an experiment on COCO: give {needed}.")
 
 
 def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
@@ -98,7 +86,6 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
     parser.set_defaults(**common | ({} if name is None else published_defaults(preset(name))))
     arguments, config = parser.parse_args_into_dataclasses(argv)
-    check(arguments)
     return arguments, config
 
 
@@ -114,45 +101,13 @@ def published_defaults(experiment: Preset) -> dict[str, Any]:
     }
 
 
-def check(arguments: Arguments) -> None:
-    """Say what is wrong with the arguments before anything is read."""
-    paths = ("train_images", "train_annotations", "val_images", "val_annotations")
-    missing = [name for name in paths if getattr(arguments, name) is None]
-    if 0 < len(missing) < len(paths):
-        raise ValueError(f"Give all of {', '.join('--' + name for name in paths)}; missing: {', '.join(missing)}.")
-    if arguments.preset is not None and missing:
-        raise ValueError(
-            f"--preset {arguments.preset} is an experiment on COCO: give {', '.join('--' + n for n in paths)}."
-        )
-    unknown = [step for step in arguments.steps if step not in STEPS]
-    if unknown:
-        raise ValueError(f"--steps {' '.join(unknown)}: choose from {', '.join(STEPS)}.")
-    if "distilled" in arguments.steps and "teacher" not in arguments.steps and arguments.teacher is None:
-        raise ValueError("--steps distilled needs a teacher: add the step 'teacher', or give --teacher.")
-
-
 def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
     """Read or make the data."""
-    if arguments.train_annotations is None:
-        # Tiny nets on a few cores: more threads would only wait for each other.
-        torch.set_num_threads(1)
-        folder = Path(config.output_dir) / "shapes"
-        with config.main_process_first(desc="making images"):
-            if config.local_process_index == 0:
-                make_shapes(folder, arguments.num_made_images, num_val=100, size=arguments.longest_edge)
-        paths = ShapesPaths.below(folder)
-        names = paths.train_annotations, paths.train_images, paths.val_annotations, paths.val_images
-    else:
-        names = (
-            arguments.train_annotations, arguments.train_images, arguments.val_annotations, arguments.val_images
-        )  # fmt: skip
-    train = load_coco(names[0], names[1])
-    val = load_coco(names[2], names[3], train.categories)
+    train, val = arguments.read_data(config)
     print(train.report, val.report, sep="\n")
-    size = {"shortest_edge": arguments.shortest_edge, "longest_edge": arguments.longest_edge}
-    transform = TrainTransform(shortest_edges=arguments.multi_scale, longest_edge=arguments.longest_edge)
     canvas = {"height": arguments.longest_edge, "width": arguments.longest_edge} if arguments.fixed_canvas else None
-    return Comparison(train, val, DetectionImageProcessor(size=size, pad_size=canvas), config, transform)
+    processor = DetectionImageProcessor(size=arguments.image_size, pad_size=canvas)
+    return Comparison(train, val, processor, config, arguments.transform)
 
 
 def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:

@@ -20,7 +20,6 @@ ten thousands: the run shows that everything works and costs, not what distillat
 import math
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -40,12 +39,10 @@ from transformers import (
 from crosskd_hf import CrossKDConfig
 from crosskd_hf.categories import CategoryMap
 from crosskd_hf.comparison import Comparison, load_detector
-from crosskd_hf.data import DetectionData, load_coco, load_objects
-from crosskd_hf.shapes import ShapesPaths, make_shapes
-from crosskd_hf.transforms import TrainTransform
+from crosskd_hf.comparison_options import ComparisonOptions
+from crosskd_hf.data import DetectionData, load_objects
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
-STEPS = ("teacher", "alone", "distilled")
 
 # Defaults of a run on made data: small images, nets without batch norm (transformers freezes it), short schedule.
 MADE_DATA: dict[str, Any] = {
@@ -87,33 +84,27 @@ COMMON: dict[str, Any] = {
 
 
 @dataclass
-class Arguments:
-    """What is trained on what."""
+class Arguments(ComparisonOptions):
+    """What is trained on what, for models of the DETR family."""
 
-    train_images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    train_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the training images."})
-    val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
-    val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
     dataset: str | None = field(default=None, metadata={"help": "Instead: a Hub data set with image and objects."})
     train_split: str = field(default="train", metadata={"help": "Its split to train on."})
     val_split: str = field(default="validation", metadata={"help": "Its split to evaluate on."})
     bbox_format: str = field(default="xywh", metadata={"help": "Its boxes: xywh or xyxy, in px."})
-    steps: list[str] = field(default_factory=lambda: list(STEPS), metadata={"help": f"Which of {', '.join(STEPS)}."})
-    student: str | None = field(default=None, metadata={"help": "Start from this folder or Hub id instead of anew."})
-    student_backbone: str = field(default="resnet18", metadata={"help": "timm backbone of a new student."})
-    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained teacher."})
-    teacher_backbone: str = field(default="resnet50", metadata={"help": "timm backbone of a teacher to be trained."})
-    teacher_epochs: float | None = field(default=None, metadata={"help": "Epochs of that teacher, if others."})
     backbone_weights: str | None = field(default=None, metadata={"help": "'timm': pretrained backbones (downloads)."})
     d_model: int = field(default=256, metadata={"help": "Width of new transformers."})
     feature_levels: int = field(default=4, metadata={"help": "Levels of new models; those of the teacher."})
     encoder_layers: int = field(default=6, metadata={"help": "Of new models."})
     decoder_layers: int = field(default=6, metadata={"help": "Of new models."})
     num_queries: int = field(default=300, metadata={"help": "Of new models."})
-    shortest_edge: int = field(default=800, metadata={"help": "Images are resized to this shorter side,"})
-    longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
-    multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
-    num_made_images: int = field(default=400, metadata={"help": "Training images of the made data set."})
+
+    def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
+        """Training and validation data: from the Hub, from a COCO folder, or made."""
+        if self.dataset is None:
+            return super().read_data(config)
+        splits = load_dataset(self.dataset)
+        train = load_objects(splits[self.train_split], bbox_format=self.bbox_format)
+        return train, load_objects(splits[self.val_split], train.categories, self.bbox_format)
 
 
 def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
@@ -122,33 +113,7 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     real = any(word.split("=")[0] in ("--train_annotations", "--dataset") for word in argv)
     parser.set_defaults(**COMMON | (PUBLISHED if real else MADE_DATA))
     arguments, config = parser.parse_args_into_dataclasses(argv)
-    unknown = [step for step in arguments.steps if step not in STEPS]
-    if unknown:
-        raise ValueError(f"--steps {' '.join(unknown)}: choose from {', '.join(STEPS)}.")
-    if "distilled" in arguments.steps and "teacher" not in arguments.steps and arguments.teacher is None:
-        raise ValueError("--steps distilled needs a teacher: add the step 'teacher', or give --teacher.")
     return arguments, config
-
-
-def read_data(arguments: Arguments, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
-    """Training and validation data: from the Hub, from a COCO folder, or made."""
-    if arguments.dataset is not None:
-        splits = load_dataset(arguments.dataset)
-        train = load_objects(splits[arguments.train_split], bbox_format=arguments.bbox_format)
-        return train, load_objects(splits[arguments.val_split], train.categories, arguments.bbox_format)
-    names = (arguments.train_annotations, arguments.train_images, arguments.val_annotations, arguments.val_images)
-    if arguments.train_annotations is None:
-        torch.set_num_threads(1)  # tiny nets on a few cores: more threads would only wait for each other
-        folder = Path(config.output_dir) / "shapes"
-        with config.main_process_first(desc="making images"):
-            if config.local_process_index == 0:
-                make_shapes(folder, arguments.num_made_images, num_val=100, size=arguments.longest_edge)
-        paths = ShapesPaths.below(folder)
-        names = paths.train_annotations, paths.train_images, paths.val_annotations, paths.val_images
-    elif None in names:
-        raise ValueError("Give all of --train_annotations, --train_images, --val_annotations and --val_images.")
-    train = load_coco(names[0], names[1])
-    return train, load_coco(names[2], names[3], train.categories)
 
 
 def new_model(arguments: Arguments, backbone: str, categories: CategoryMap) -> DeformableDetrForObjectDetection:
@@ -214,15 +179,13 @@ def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:
 
 def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
     """Read or make the data."""
-    train, val = read_data(arguments, config)
+    train, val = arguments.read_data(config)
     print(train.report, val.report, sep="\n")
     if arguments.student is None:
-        size = {"shortest_edge": arguments.shortest_edge, "longest_edge": arguments.longest_edge}
-        processor = DeformableDetrImageProcessor(size=size)
+        processor = DeformableDetrImageProcessor(size=arguments.image_size)
     else:
         processor = AutoImageProcessor.from_pretrained(arguments.student)
-    transform = TrainTransform(shortest_edges=arguments.multi_scale, longest_edge=arguments.longest_edge)
-    return Comparison(train, val, processor, config, transform)
+    return Comparison(train, val, processor, config, arguments.transform)
 
 
 def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:

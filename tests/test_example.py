@@ -1,5 +1,6 @@
-"""`examples/distill_coco.py` as a newcomer runs it, in a small form."""
+"""The examples: `distill_coco.py` as a newcomer runs it, in a small form; the options of both."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -115,12 +116,19 @@ def test_two_processes_log_the_losses_of_one(tmp_path: Path) -> None:
         (("--steps", "warm_up"), "choose from teacher, alone, distilled"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_is_read(arguments: tuple[str, ...], message: str) -> None:
-    sys.path.insert(0, str(ROOT / "examples"))
-    import distill_coco
-
+@pytest.mark.parametrize("name", ["distill_coco", "distill_deformable_detr"])
+def test_bad_arguments_are_refused_before_anything_is_read(
+    name: str, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
     with pytest.raises(ValueError, match=message):
-        distill_coco.parse([*SMALL, *arguments])
+        importlib.import_module(name).parse([*SMALL, *arguments])
+
+
+def test_a_preset_needs_the_data_it_was_published_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    with pytest.raises(ValueError, match="is an experiment on COCO: give --train_images, --train_annotations"):
+        importlib.import_module("distill_coco").parse(["--preset", "crosskd-gfl-r18-from-r50", "--teacher", "t"])
 
 
 def test_a_pair_that_cannot_be_distilled_ends_with_one_line_before_training(tmp_path: Path) -> None:
