@@ -1,7 +1,25 @@
 """Cross-head knowledge distillation of object detectors for the Hugging Face ecosystem."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import models as models  # registers the detectors with the Auto classes
-from .trainer import CrossKDTrainer
-from .training_args import CrossKDConfig
+
+if TYPE_CHECKING:
+    from .trainer import CrossKDTrainer
+    from .training_args import CrossKDConfig
 
 __all__ = ["CrossKDConfig", "CrossKDTrainer"]
+
+_MODULES = {"CrossKDConfig": ".training_args", "CrossKDTrainer": ".trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    """The trainer with its data sets is imported when it is asked for: detection alone doesn't need it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The command `crosskd-hf`: thin over the library."""
+"""The command `crosskd-hf`: thin over the library. Each command imports what it needs, so that help is there sooner."""
 
 import argparse
 import importlib.metadata
@@ -8,19 +8,10 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import HfArgumentParser
-
-from .check_data import check_data
-from .check_pair import check_pair
-from .coco_json import read_coco
-from .comparison import load_detector
-from .convert import Conversion, convert_mmdet_checkpoint, convert_torchvision, load_torchvision
-from .data import CategoryMap, load_coco
-from .inference import evaluate, predict_to_folder, table, to_device
-from .single_run import RunArguments, train
-from .training_args import CrossKDConfig
+if TYPE_CHECKING:
+    from .convert import Conversion
 
 DESCRIPTION = "Object detectors, small ones taught by big ones (CrossKD), for the Hugging Face ecosystem."
 EPILOG = """exit status: 0 all is well, 1 a check found faults or something went wrong, 2 wrong usage
@@ -180,16 +171,20 @@ def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _convert_mmdet(arguments: argparse.Namespace) -> int:
+    from .convert import convert_mmdet_checkpoint
+
     labels = _labels(arguments.labels)
     return _save(convert_mmdet_checkpoint(arguments.checkpoint, arguments.config, labels), arguments)
 
 
 def _convert_torchvision(arguments: argparse.Namespace) -> int:
+    from .convert import convert_torchvision, load_torchvision
+
     model = load_torchvision(arguments.architecture, arguments.checkpoint, arguments.weights)
     return _save(convert_torchvision(model, _labels(arguments.labels)), arguments)
 
 
-def _save(conversion: Conversion, arguments: argparse.Namespace) -> int:
+def _save(conversion: "Conversion", arguments: argparse.Namespace) -> int:
     print(conversion)
     print(f"written to {conversion.save(arguments.folder, arguments.overwrite)}")
     return 0
@@ -204,6 +199,10 @@ def _labels(text: str | None) -> list[str] | None:
 
 
 def _check_pair(arguments: argparse.Namespace) -> int:
+    from .check_pair import check_pair
+    from .comparison import load_detector
+    from .data import load_coco
+
     if (arguments.annotations is None) != (arguments.images is None):
         raise ValueError("Give both of --annotations and --images, or neither.")
     data = None if arguments.annotations is None else load_coco(arguments.annotations, arguments.images)
@@ -214,6 +213,10 @@ def _check_pair(arguments: argparse.Namespace) -> int:
 
 
 def _check_data(arguments: argparse.Namespace) -> int:
+    from .categories import CategoryMap
+    from .check_data import check_data
+    from .coco_json import read_coco
+
     categories = None
     if arguments.train is not None:
         training = read_coco(arguments.train)
@@ -224,6 +227,12 @@ def _check_data(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from transformers import HfArgumentParser
+
+    from .inference import table
+    from .single_run import RunArguments, train
+    from .training_args import CrossKDConfig
+
     parser = HfArgumentParser((RunArguments, CrossKDConfig), prog="crosskd-hf train")
     parser.set_defaults(report_to="none")
     if arguments.full_help:
@@ -238,13 +247,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    metrics = evaluate(
-        *load_detector(arguments.model),
-        arguments.annotations,
-        arguments.images,
-        arguments.batch_size,
-        arguments.workers,
-    )
+    from .comparison import load_detector
+    from .inference import evaluate, table
+
+    files = arguments.annotations, arguments.images
+    metrics = evaluate(*load_detector(arguments.model), *files, arguments.batch_size, arguments.workers)
     print(table(metrics))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -252,6 +259,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from .comparison import load_detector
+    from .inference import predict_to_folder, to_device
+
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold} must lie in [0, 1].")
     model, processor = load_detector(arguments.model)
@@ -266,6 +276,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _env(_: argparse.Namespace) -> int:
+    import torch
+
     print(f"{'python':16s} {platform.python_version()}")
     print(f"{'platform':16s} {platform.platform()}")
     for name in PACKAGES:

@@ -191,7 +191,7 @@ class TestMessages:
             run("convert", "mmdet", tmp_path / "a.pth", tmp_path)
 
     def test_an_error_of_the_program_says_so(self, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-        monkeypatch.setattr("crosskd_hf.cli.check_data", lambda *_: 1 / 0)
+        monkeypatch.setattr("crosskd_hf.check_data.check_data", lambda *_: 1 / 0)
         assert run("check-data", "a", "b") == 1
         assert capsys.readouterr().err == (
             "error: ZeroDivisionError: division by zero (run again with --debug to see where)\n"
@@ -201,7 +201,7 @@ class TestMessages:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("crosskd_hf.cli.check_data", interrupt)
+        monkeypatch.setattr("crosskd_hf.check_data.check_data", interrupt)
         assert run("check-data", "a", "b") == 130
 
     def test_as_a_program(self) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import crosskd_hf
+
 ROOT = Path(__file__).parent.parent
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -58,6 +60,14 @@ def test_nothing_imports_the_command_line() -> None:
     )
     sources = [path for path in (ROOT / "crosskd_hf").rglob("*.py") if path.name != "__main__.py"]
     assert [path for path in sources if importing.search(path.read_text())] == []
+
+
+def test_the_package_hands_out_what_it_names() -> None:
+    for name in crosskd_hf.__all__:
+        assert getattr(crosskd_hf, name).__name__ == name
+    assert set(crosskd_hf.__all__) <= set(dir(crosskd_hf))
+    with pytest.raises(AttributeError, match="'crosskd_hf' has no attribute 'Trainer'"):
+        _ = crosskd_hf.Trainer
 
 
 class TestFences:
