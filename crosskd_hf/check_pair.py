@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from .categories import CategoryMap
 from .data import DetectionCollator, DetectionData
 from .distillation import DistillationConfig, Distiller, make_distiller
-from .distillation.classes import match_classes
+from .distillation.classes import match_classes, normal_name
 from .distillation.pixels import PixelAdapter, PixelFormat
 from .evaluation import CocoEvaluator
 from .models.losses import divide
@@ -182,9 +182,9 @@ def teacher_ap(
     if teacher_processor is not None:
         adapter = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
     collator, evaluator = DetectionCollator(processor), CocoEvaluator(data.dataset, data.categories)
-    known = {name.strip().lower(): index for index, name in enumerate(data.categories.names)}
+    known = {normal_name(name): index for index, name in enumerate(data.categories.names)}
     names = CategoryMap.from_config(teacher.config).names
-    to_data = torch.tensor([known.get(name.strip().lower(), -1) for name in names])
+    to_data = torch.tensor([known.get(normal_name(name), -1) for name in names])
     teacher.eval()
     for start in range(0, len(data.dataset), batch_size):
         rows = range(start, min(start + batch_size, len(data.dataset)))

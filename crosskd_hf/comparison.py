@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import matplotlib.figure
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
@@ -18,13 +17,15 @@ from .build import DetectorSpec, build_detector
 from .data import DetectionData
 from .distillation import make_distiller
 from .drawing import draw_objects
+from .evaluation import SUMMARY
 from .trainer import CrossKDTrainer, load_teacher
 from .training_args import CrossKDConfig
 from .transforms import TrainTransform
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
+HEAD = "".join(f"{title:>8s}" for title in TITLES.values())
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Comparison:
             train_transform=self.transform,
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        self.results[name] = _metrics(trainer.evaluate())
+        self.results[name] = ap_metrics(trainer.evaluate())
         trainer.save_model()
         trainer.save_state()
         return model
@@ -102,16 +103,12 @@ class Comparison:
         args = copy.copy(self.args)
         args.output_dir = str(Path(self.args.output_dir) / name)
         trainer = CrossKDTrainer(model=model, args=args, eval_dataset=self.val.dataset, processing_class=processor)
-        self.results[name] = _metrics(trainer.evaluate())
+        self.results[name] = ap_metrics(trainer.evaluate())
 
     def table(self) -> str:
         """AP of all runs in percent, one line each."""
-        header = f"{'':12s}" + "".join(f"{title:>8s}" for title in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
-        lines = [
-            f"{name:12s}" + "".join(f"{100 * metrics[key]:8.1f}" for key in METRICS)
-            for name, metrics in self.results.items()
-        ]
-        return "\n".join([header, *lines])
+        lines = [f"{name:12s}{ap_row(metrics)}" for name, metrics in self.results.items()]
+        return "\n".join([f"{'':12s}{HEAD}", *lines])
 
     def save(self) -> Path:
         """Write the metrics of all runs as `comparison.json`."""
@@ -120,7 +117,13 @@ class Comparison:
         return path
 
 
-def _metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
+def ap_row(metrics: Mapping[str, float]) -> str:
+    """The COCO summary in percent, in the columns of `HEAD`."""
+    return "".join(f"{100 * metrics[key]:8.1f}" for key in SUMMARY)
+
+
+def ap_metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
+    """The AP values of what a trainer's `evaluate` returns, without its prefix; in [0, 1]."""
     return {key.removeprefix("eval_"): value for key, value in evaluation.items() if key.startswith("eval_map")}
 
 
@@ -158,6 +161,8 @@ def picture(
     threshold: float = 0.4,
 ) -> None:
     """Write truth and every model's detections on the first images with objects, side by side, as a PNG."""
+    import matplotlib.figure  # takes half a second, which nothing else in here needs
+
     examples = []
     for example in dataset:
         if example["objects"]["bbox"]:

@@ -15,16 +15,15 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from .categories import CategoryMap
 from .coco_json import read_coco
-from .comparison import detect
+from .comparison import HEAD, TITLES, ap_metrics, ap_row, detect
 from .data import load_coco
+from .distillation.classes import normal_name
 from .drawing import draw_objects
-from .evaluation import SUMMARY
 from .images import open_image
 from .trainer import CrossKDTrainer
 from .training_args import CrossKDConfig
 
 SUFFIXES = frozenset(suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN)
-TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
 
 
 def match_categories(config: PreTrainedConfig, listed: CategoryMap) -> CategoryMap:
@@ -39,16 +38,16 @@ def match_categories(config: PreTrainedConfig, listed: CategoryMap) -> CategoryM
     Raises:
         ValueError: The data set has a class that the model doesn't know.
     """
-    raw_ids = {_normal(name): raw for name, raw in zip(listed.names, listed.raw_ids, strict=True)}
+    raw_ids = {normal_name(name): raw for name, raw in zip(listed.names, listed.raw_ids, strict=True)}
     names = [config.id2label[index] for index in range(len(config.id2label))]
-    strangers = sorted(raw_ids.keys() - {_normal(name) for name in names})
+    strangers = sorted(raw_ids.keys() - {normal_name(name) for name in names})
     if strangers:
         raise ValueError(
             f"The data set has classes that the model doesn't know: {strangers[:5]}. The model's are {names[:10]}"
             f"{', ...' if len(names) > 10 else ''}. Are they the same under other names? Then rename one of both."
         )
     free = max(listed.raw_ids) + 1
-    return CategoryMap(tuple(raw_ids.get(_normal(name), free + i) for i, name in enumerate(names)), tuple(names))
+    return CategoryMap(tuple(raw_ids.get(normal_name(name), free + i) for i, name in enumerate(names)), tuple(names))
 
 
 def evaluate(
@@ -83,17 +82,14 @@ def evaluate(
             report_to="none",
         )
         trainer = CrossKDTrainer(model=model, args=args, eval_dataset=data.dataset, processing_class=processor)
-        metrics = trainer.evaluate()
-    return {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_map")}
+        return ap_metrics(trainer.evaluate())
 
 
 def table(metrics: Mapping[str, float]) -> str:
     """The COCO summary in percent, and AP of each class that has a truth."""
-    head = "".join(f"{title:>8s}" for title in TITLES.values())
-    row = "".join(f"{100 * metrics[key]:8.1f}" for key in TITLES)
     classes = {key: value for key, value in metrics.items() if key not in TITLES and not math.isnan(value)}
     lines = [f"{100 * value:8.1f}  {key.removeprefix('map_')}" for key, value in classes.items()]
-    return "\n".join([head, row, *(["", "AP of each class", *lines] if lines else [])])
+    return "\n".join([HEAD, ap_row(metrics), *(["", "AP of each class", *lines] if lines else [])])
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,3 @@ def predict_to_folder(
 def to_device(model: PreTrainedModel, device: str | None = None) -> PreTrainedModel:
     """Move a model to a device; by default to the first accelerator, if there is one."""
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _normal(name: str) -> str:
-    return name.strip().lower()

@@ -102,34 +102,27 @@ class Preset:
 
     def distillation_config(self) -> DistillationConfig | None:
         """Settings of the distillation; None for a student that is trained alone."""
-        if self.losses is None:
-            return None
-        return DistillationConfig(
-            methods=self.losses.methods,  # type: ignore[arg-type]  # checked by the configuration
-            cut=self.losses.cut,
-            loss_weights=dict(self.losses.weights),
-            beta=self.losses.beta,
-            statistics=self.statistics,  # type: ignore[arg-type]
-        )
+        return None if self.losses is None else DistillationConfig(**self._distillation(self.losses))
 
     def training_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `CrossKDConfig`, beside paths, batch size and hardware."""
         training = self.training
-        arguments: dict[str, Any] = {
+        return {
             "schedule": training.schedule,
             "bias_lr_factor": training.bias_lr_factor,
             "bias_weight_decay": training.bias_weight_decay,
             "max_grad_norm": training.max_grad_norm,
+            **({} if self.losses is None else self._distillation(self.losses)),
         }
-        if self.losses is not None:
-            arguments |= {
-                "methods": list(self.losses.methods),
-                "cut": self.losses.cut,
-                "loss_weights": dict(self.losses.weights),
-                "beta": self.losses.beta,
-                "statistics": self.statistics,
-            }
-        return arguments
+
+    def _distillation(self, losses: Losses) -> dict[str, Any]:
+        return {
+            "methods": list(losses.methods),
+            "cut": losses.cut,
+            "loss_weights": dict(losses.weights),
+            "beta": losses.beta,
+            "statistics": self.statistics,
+        }
 
 
 # Schedules and augmentations --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .build import ARCHITECTURES, DetectorSpec, build_detector
 from .categories import CategoryMap
-from .comparison import load_detector
+from .comparison import ap_metrics, load_detector
 from .data import load_coco
 from .models import DetectionImageProcessor
 from .trainer import CrossKDTrainer
@@ -67,9 +67,9 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
         train_transform=TrainTransform(shortest_edges=run.multi_scale, longest_edge=run.longest_edge),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    metrics = {} if val is None else trainer.evaluate()
+    metrics = {} if val is None else ap_metrics(trainer.evaluate())
     trainer.save_model()
-    return {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_map")}
+    return metrics
 
 
 def _student(run: RunArguments, categories: CategoryMap) -> tuple[PreTrainedModel, BaseImageProcessor]:

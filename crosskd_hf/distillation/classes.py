@@ -28,8 +28,10 @@ def match_classes(student: PreTrainedConfig, teacher: PreTrainedConfig) -> Class
     Raises:
         ValueError: No class name is shared.
     """
-    teacher_index = {_normal(name): int(index) for index, name in teacher.id2label.items()}
-    pairs = [(int(index), name, teacher_index.get(_normal(name))) for index, name in sorted(student.id2label.items())]
+    teacher_index = {normal_name(name): int(index) for index, name in teacher.id2label.items()}
+    pairs = [
+        (int(index), name, teacher_index.get(normal_name(name))) for index, name in sorted(student.id2label.items())
+    ]
     shared = [(index, match) for index, _, match in pairs if match is not None]
     if not shared:
         raise ValueError(
@@ -43,7 +45,8 @@ def match_classes(student: PreTrainedConfig, teacher: PreTrainedConfig) -> Class
     )
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
+    """What two spellings of one class name have in common."""
     return name.strip().lower()
 
 
