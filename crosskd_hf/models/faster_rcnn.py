@@ -86,17 +86,11 @@ class FasterRCNNConfig(PyramidDetectorConfig):
                 f"rpn_negative_iou={self.rpn_negative_iou} must not be above rpn_positive_iou={self.rpn_positive_iou}, "
                 f"both in [0, 1]."
             )
-        for name in (
-            "rpn_forced_iou",
-            "rpn_positive_fraction",
-            "proposal_nms",
-            "roi_positive_iou",
-            "roi_positive_fraction",
-        ):
+        shares = "rpn_positive_fraction", "roi_positive_fraction"
+        for name in ("rpn_forced_iou", "proposal_nms", "roi_positive_iou", *shares):
             self._check(name, 0, 1)
-        for name in ("train_proposals_per_level", "train_proposals", "test_proposals_per_level", "test_proposals"):
-            self._check(name, 1)
-        for name in ("rpn_samples", "roi_samples", "size_divisor", "roi_size", "finest_scale", "num_fcs"):
+        limits = "train_proposals_per_level", "train_proposals", "test_proposals_per_level", "test_proposals"
+        for name in (*limits, "rpn_samples", "roi_samples", "size_divisor", "roi_size", "finest_scale", "num_fcs"):
             self._check(name, 1)
 
     def _check(self, name: str, least: float, most: float | None = None) -> None:

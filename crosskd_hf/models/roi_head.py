@@ -126,13 +126,8 @@ class RoIHead(nn.Module):
         config = self.config
         given = targets.mask & (area(targets.boxes) > 0)
         found = self.assign(proposals, targets)
-        rows = RoIs(
-            torch.cat([targets.boxes, found.boxes], 1),
-            torch.cat([given, found.mask], 1),
-            torch.cat([given, found.positive], 1),
-            torch.cat([targets.boxes, found.targets], 1),
-            torch.cat([targets.labels, found.labels], 1),
-        )
+        truth = RoIs(targets.boxes, given, given, targets.boxes, targets.labels)
+        rows = RoIs(*(torch.cat(pair, 1) for pair in zip(truth, found, strict=True)))
         chosen = sample(rows.positive, rows.mask & ~rows.positive, config.roi_samples, config.roi_positive_fraction)
         order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, : config.roi_samples]
         rows = rows._replace(mask=chosen, positive=rows.positive & chosen)
