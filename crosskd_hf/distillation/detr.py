@@ -72,7 +72,8 @@ class DetrDistiller(Distiller):
         self.pearson: PearsonKD | None = None
         if "pkd" in config.methods:
             self.pearson = PearsonKD(ours, theirs, self.weights["loss_feat_kd"], config.statistics)
-        self._taps = DecoderTap(student, layers=config.queries == "student"), DecoderTap(teacher, layers=True)
+        self._student_tap = DecoderTap(student, layers=config.queries == "student", owner=self, predictions=False)
+        self._teacher_tap = DecoderTap(teacher, layers=True, owner=self)
 
     def forward(self, outputs: Any, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
         """Losses of the student's latest pass.
@@ -82,7 +83,7 @@ class DetrDistiller(Distiller):
             inputs: `pixel_values` (B, 3, H, W) and, for padded batches, `pixel_mask` (B, H, W).
         """
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_mask")
-        student = self._taps[0].take()
+        student = self._student_tap.take()
         teacher = self._run_teacher(pixels, mask)
         _check_levels(student, teacher)
         parts: dict[str, LossPart] = {}
@@ -140,15 +141,21 @@ class DetrDistiller(Distiller):
             yield self.family.predict(model, layer, hidden, context), target
 
     def remove_hooks(self) -> None:
-        """Take the hooks off both models."""
-        for tap in self._taps:
-            tap.remove()
+        """Take the hooks off both models; this also happens when the distiller is garbage-collected."""
+        self._student_tap.remove()
+        self._teacher_tap.remove()
+
+    def __enter__(self) -> "DetrDistiller":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove_hooks()
 
     @torch.no_grad()
     def _run_teacher(self, pixels: Tensor, mask: Tensor | None) -> Trace:
         pixels = pixels if self.pixels is None else self.pixels(pixels, mask)
         self.teacher(pixel_values=pixels, pixel_mask=mask)
-        return self._taps[1].take()
+        return self._teacher_tap.take()
 
     @torch.no_grad()
     def _frozen(self, context: Any, trace: Trace, layer: int) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ differs is where the heads sit, what a box is refined from, and how queries are 
 """
 
 import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -65,13 +66,17 @@ class DecoderTap:
     """Hooks that keep the latest pass of a decoder until it is taken.
 
     Args:
-        model: A detection model of transformers; its decoder is `model.model.decoder`.
+        model: A detection model of transformers; its decoder is `model.model.decoder`. Copies and pickles of it work;
+            there the hooks keep nothing.
         layers: Whether to keep the arguments and outputs of the layers too.
+        owner: The hooks are taken off when it is garbage-collected; with None they stay until `remove`.
+        predictions: Whether to keep passes in evaluation mode without gradient too. A teacher's are all like that; a
+            student's are evaluation.
     """
 
-    def __init__(self, model: Any, layers: bool) -> None:
+    def __init__(self, model: Any, layers: bool, owner: object | None = None, predictions: bool = True) -> None:
         decoder = model.model.decoder
-        self._open = True
+        self._open, self._predictions = True, predictions
         self._latest: Trace | None = None
         self._handles = [
             decoder.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -82,15 +87,15 @@ class DecoderTap:
                 layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True),
                 layer.register_forward_hook(self._leave_layer),
             ]
+        if owner is not None:
+            weakref.finalize(owner, self.remove).atexit = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderTap":
-        """A copy of the model keeps the hooks, but nobody takes what they find: its tap stays empty."""
-        copied = DecoderTap.__new__(DecoderTap)
-        copied._latest, copied._handles, copied._open = None, [], False
-        return copied
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nobody takes what a copy's hooks find, and the tensors of a pass don't belong into a pickled model."""
+        return _closed_tap, ()
 
     def _enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._open:
+        if self._open and (self._predictions or decoder.training or torch.is_grad_enabled()):
             self._latest = Trace(_by_name(decoder, args, kwargs))
 
     def _enter_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,14 +120,22 @@ class DecoderTap:
         if trace is None or trace.output is None:
             raise RuntimeError(
                 "No pass of the decoder to distil from: run the model once before each call of the distiller, the very "
-                "model (or a wrapper of it) that the distiller was built with."
+                "model (or a wrapper of it) that the distiller was built with, and a student not just to predict (in "
+                "evaluation mode without gradient)."
             )
         return trace
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model, and forget its latest pass."""
+        self._latest = None
         for handle in self._handles:
             handle.remove()
+
+
+def _closed_tap() -> DecoderTap:
+    tap = DecoderTap.__new__(DecoderTap)
+    tap._open, tap._predictions, tap._latest, tap._handles = False, False, None, []
+    return tap
 
 
 def first(output: Any) -> Tensor:

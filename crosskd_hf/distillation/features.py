@@ -52,7 +52,7 @@ class Memory:
     def __init__(self, model: PreTrainedModel):
         self.width = FAMILIES[model.config.model_type].width(model.config)
         self.request: dict[str, Any] = {}
-        self.tap = DecoderTap(model, layers=False)
+        self.tap = DecoderTap(model, layers=False, owner=self)
 
     def maps(self, outputs: Any) -> list[Tensor]:
         """See :class:`FeatureSource`. Raises ValueError for encoders of one level, whose maps have no known shape."""

@@ -7,6 +7,7 @@ import transformers
 from torch import Tensor
 
 SIZE = 64
+SMALL = (24, 40)  # height and width of the second image: padding fills whole places of every stride
 CLASSES = 5
 
 
@@ -115,8 +116,8 @@ def build(name: str, seed: int = 0, **changes: Any) -> Any:
 def batch(images: int = 2) -> dict[str, Any]:
     """Two images, the second smaller than the padded size, and labels; the second has no objects."""
     mask = torch.ones(images, SIZE, SIZE, dtype=torch.long)
-    mask[1:, 48:] = 0
-    mask[1:, :, 40:] = 0
+    mask[1:, SMALL[0] :] = 0
+    mask[1:, :, SMALL[1] :] = 0
     pixels = torch.randn(images, 3, SIZE, SIZE) * mask[:, None]
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.2]])
     labels: list[dict[str, Tensor]] = [
