@@ -4,18 +4,17 @@ Besides losses, gradients and detections a case lists intermediate results, from
 outputs for given regions; all of them are compared. About 15 seconds on one CPU core.
 """
 
+import re
 from typing import Any
 
 import torch
-from golden import _map_error as map_error
-from golden import _match as match_detections
-from golden import relative_error
-from seeded import seeded_images, seeded_state_dict, seeded_targets
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
+from benchmarks.figures import Figures, in_order
+from benchmarks.golden import weight_of
 from crosskd_hf.convert.mmdet import MMDetOptions, convert_mmdet, rename
 from crosskd_hf.distillation import DistillationConfig, make_distiller
+from crosskd_hf.distillation.faster_rcnn import PKD_WEIGHT
 from crosskd_hf.distillation.pkd import PearsonKD
 from crosskd_hf.models import DetectionImageProcessor, FasterRCNNConfig, FasterRCNNForObjectDetection, FasterRCNNOutput
 from crosskd_hf.models.assigners import Targets
@@ -23,14 +22,15 @@ from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import RoIPredictions, RoIs
 from crosskd_hf.models.rpn import Proposals, count_rows
+from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
 
 # With this divisor every anchor takes part in the loss, as in a batch whose images are all padded alike.
 WHOLE_BATCH = 2**16
 KD_LOSSES = ("loss_cls_kd", "loss_reg_kd")
 
 
-def run(case: dict[str, Any]) -> dict[str, float]:
-    """Compare everything the case holds: the largest error of each kind of figure."""
+def run(case: dict[str, Any]) -> Figures:
+    """Our figures of a case, under the names of its expected ones."""
     return FasterRCNNCase(case).run()
 
 
@@ -43,16 +43,36 @@ def load_model(case: dict[str, Any], role: str) -> FasterRCNNForObjectDetection:
     state = seeded_state_dict(spec["checkpoint_shapes"], case["seed"][role])
     config, converted = convert_mmdet(state, options)
     assert isinstance(config, FasterRCNNConfig)
-    for phase, limits in case["student"]["proposals"].items():
+    proposals = case["student"]["proposals"]
+    for phase, limits in proposals.items():
         setattr(config, f"{phase}_proposals_per_level", limits["before_nms_per_level"])
         setattr(config, f"{phase}_proposals", limits["kept_per_image"])
-    config.proposal_nms = case["student"]["proposals"]["train"]["nms_iou"]
-    config.min_proposal_size = case["student"]["proposals"]["train"]["min_size"]
+    filters = {(limits["nms_iou"], limits["min_size"]) for limits in proposals.values()}
+    if len(filters) > 1:
+        raise ValueError(f"Training and test filter proposals differently, {proposals}: there is one setting here.")
+    ((config.proposal_nms, config.min_proposal_size),) = filters
     config.rpn_samples = config.roi_samples = None
     config.size_divisor = WHOLE_BATCH
     model = FasterRCNNForObjectDetection(config)
     model.load_state_dict(converted, strict=True)
     return model.eval()
+
+
+def distillation_config(case: dict[str, Any]) -> DistillationConfig:
+    """What the case's words say of weights, temperature and methods."""
+    settings = case["distillation"]
+    weights = {"loss_cls_kd": weight_of(settings["cls"]), "loss_reg_kd": weight_of(settings["reg"])}
+    methods = ["crosskd"]
+    if "pkd" in settings:
+        methods.append("pkd")
+        weights["loss_feat_kd"] = float(settings["pkd"]["weight"])
+    temperature = re.search(r"\bT ([\d.]+)", settings["cls"])
+    return DistillationConfig(
+        methods=tuple(methods),
+        loss_weights=weights,
+        temperature=float(temperature[1]) if temperature else None,
+        statistics="batch",
+    )
 
 
 class FasterRCNNCase:
@@ -62,7 +82,7 @@ class FasterRCNNCase:
         self.case, self.expected = case, case["expected"]
         self.student = load_model(case, "student").train()
         self.teacher = load_model(case, "teacher")
-        self.distiller = make_distiller(self.student, self.teacher, DistillationConfig())
+        self.distiller = make_distiller(self.student, self.teacher, distillation_config(case))
         seed, batch = case["seed"]["inputs"], case["batch"]
         self.shapes = [tuple(shape) for shape in batch["image_shapes"]]
         self.sizes = torch.tensor(self.shapes, dtype=torch.float32)
@@ -80,56 +100,52 @@ class FasterRCNNCase:
         self.inputs: dict[str, Any] = {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
         self.targets = Targets.from_labels(labels, self.sizes)
 
-    def run(self) -> dict[str, float]:
-        """Compare everything the case holds."""
+    def run(self) -> Figures:
+        """Everything that the case holds and that can be computed."""
         expected = self.expected
-        outputs = self.student(**self.inputs, **self.distiller.student_request)
+        figures, total = self._step()
+        total.backward()
+        figures |= self._gradients()
+        if "with_own_pad_shape" in expected:
+            figures["with_own_pad_shape"] = self._with_own_padding()
+        self.student.eval()
+        for key in ("fixed_rois", "fixed_rois_random"):
+            if key in expected:
+                figures[key] = self._fixed(expected[key])
+        if "feature_imitation_extra" in expected:
+            figures["feature_imitation_extra"] = self._pkd(expected["feature_imitation_extra"].get("note", ""))
+        if "proposals" in expected:
+            figures["proposals"] = self._proposals(expected["proposals"])
+        for role, model in (("student", self.student), ("teacher", self.teacher)):
+            figures[f"{role}_outputs"] = self._maps(model)
+            if f"{role}_detections" in expected:
+                figures[f"{role}_detections"] = self._detections(role, model, expected[f"{role}_detections"])
+        if "student_is_teacher" in expected:
+            figures["student_is_teacher"] = self._identity()
+        return figures
+
+    def _step(self) -> tuple[Figures, Tensor]:
+        """Losses and sizes of the samples of a training step, and the total with its graph."""
+        outputs: FasterRCNNOutput = self.student(**self.inputs, **self.distiller.student_request)
+        rois = outputs.rois
+        assert rois is not None
+        assert outputs.predictions is not None
         losses = divide({**outputs.loss_parts, **self.distiller(outputs, self.inputs)})
         total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        errors = {
-            "losses": self._loss_error(outputs, losses, expected["losses"], expected["samples"]),
-            "gradients": self._gradient_error(expected["grad_norms"], expected["total_grad_norm"]),
-        }
-        errors |= self._own_padding() if "with_own_pad_shape" in expected else {}
-        self.student.eval()
-        fixed = [self._fixed_error(expected[key]) for key in ("fixed_rois", "fixed_rois_random") if key in expected]
-        errors["fixed_rois"] = max(fixed, default=0.0)
-        if "feature_imitation_extra" in expected:
-            errors["pkd"] = self._pkd_error(expected["feature_imitation_extra"])
-        sides = [self._side_errors(role) for role in ("student", "teacher")]
-        errors |= {name: max(side[name] for side in sides) for name in sides[0]}
-        errors["iou_gap"] = max(errors["iou_gap"], self._proposal_gap())
-        if "student_is_teacher" in self.case.get("checks", {}):
-            errors["identity"] = self._identity()
-        return errors
-
-    def _loss_error(
-        self, outputs: FasterRCNNOutput, losses: dict[str, Tensor], expected: dict[str, Any], samples: dict[str, Any]
-    ) -> float:
-        """Largest relative error of the losses, infinite if a sample has another size."""
-        got: dict[str, Any] = {key: value.item() for key, value in losses.items()}
-        got["total"] = sum(got.values())
-        assert outputs.rois is not None
-        assert outputs.predictions is not None
-        got["acc"] = accuracy(outputs.predictions, outputs.rois)
-        per_level, counts = self._sample()
-        got |= per_level
-        rois = outputs.rois
-        counts["rois"], counts["rois_total"] = rois.mask.sum(1).tolist(), int(rois.mask.sum())
-        counts["roi_positives"] = rois.positive.sum(1).tolist()
-        if any(counts[name] != number for name, number in samples.items()):
-            return float("inf")
-        return max(figure_error(got[name], value) for name, value in expected.items())
+        numbers: Figures = {key: value.item() for key, value in losses.items()}
+        numbers |= {"total": total.item(), "acc": accuracy(outputs.predictions, rois)}
+        per_level, samples = self._rpn_rows()
+        samples |= {"rois": rois.mask.sum(1).tolist(), "rois_total": int(rois.mask.sum())}
+        samples["roi_positives"] = rois.positive.sum(1).tolist()
+        return {"losses": numbers | per_level, "samples": samples}, total
 
     @torch.no_grad()
-    def _sample(self) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    def _rpn_rows(self) -> tuple[Figures, Figures]:
         """The RPN's losses per level, and the sizes of its samples."""
         rpn, config = self.student.rpn, self.student.config
         features = self.student.pyramid(self.inputs["pixel_values"])
         proposed, anchors = rpn(features), rpn.anchors(features)
-        sizes = (self.sizes / config.size_divisor).ceil() * config.size_divisor
-        rows = rpn.loss_rows(proposed, anchors, anchors.inside(sizes), self.targets)
+        rows = rpn.loss_rows(proposed, anchors, anchors.inside(self._padded_sizes()), self.targets)
         limits = config.train_proposals_per_level, config.train_proposals
         proposals = rpn.propose(proposed, anchors, self.sizes, *limits)
         per_level = {
@@ -145,76 +161,72 @@ class FasterRCNNCase:
         }
         return per_level, counts
 
-    def _own_padding(self) -> dict[str, float]:
+    def _padded_sizes(self) -> Tensor:
+        divisor = self.student.config.size_divisor
+        return (self.sizes / divisor).ceil() * divisor
+
+    def _with_own_padding(self) -> Figures:
         """Each image with its own padded size, as MMDetection's training pipeline has it."""
         self.student.config.size_divisor = 32
-        outputs = self.student(**self.inputs, **self.distiller.student_request)
-        losses = divide({**outputs.loss_parts, **self.distiller(outputs, self.inputs)})
-        own = self.expected["with_own_pad_shape"]
-        error = self._loss_error(outputs, losses, own["losses"], own["samples"])
+        figures, _ = self._step()
+        figures["pad_shapes"] = self._padded_sizes().int().tolist()
         self.student.config.size_divisor = WHOLE_BATCH
-        return {"own_padding": error}
+        return figures
 
-    def _gradient_error(self, expected: dict[str, float], expected_total: float) -> float:
-        """Of the gradients that the student's parameters hold."""
+    def _gradients(self, prefix: str = "") -> Figures:
+        """Norms of the gradients that the student's parameters hold."""
         parameters = dict(self.student.named_parameters())
         names = rename(self.case["student"]["checkpoint_shapes"], self.student.config)
         got = {theirs: parameters[ours].grad for theirs, ours in names.items() if ours in parameters}
-        norms = {name: 0.0 if grad is None else grad.norm().item() for name, grad in got.items()}
-        smallest = 1e-6 * max(expected.values())
-        errors = [relative_error(norms[name], value, smallest) for name, value in expected.items()]
-        total = nn.utils.get_total_norm([grad for grad in got.values() if grad is not None])
-        return max(*errors, relative_error(total.item(), expected_total))
+        reached = [gradient for gradient in got.values() if gradient is not None]
+        return {
+            f"{prefix}grad_norms": {name: 0.0 if g is None else g.norm().item() for name, g in got.items()},
+            f"{prefix}total_grad_norm": nn.utils.get_total_norm(reached).item(),
+        }
 
-    def _fixed_error(self, expected: dict[str, Any]) -> float:
+    # ---- Given regions ----
+
+    def _fixed(self, expected: dict[str, Any]) -> Figures:
         """Everything that the three passes over given regions produce."""
-        rois = self._fixed_rois(expected)
+        rois = self._fixed_rois(expected["boxes"])
         self.student.zero_grad()
         student = self.student.pyramid(self.inputs["pixel_values"])
-        teacher = self.teacher.pyramid(self.inputs["pixel_values"])
+        with torch.no_grad():
+            teacher = self.teacher.pyramid(self.inputs["pixel_values"])
         own = self.student.roi_head(student, rois.boxes)
         outputs = FasterRCNNOutput(features=student, rois=rois, predictions=own)
-        parts = self.student.roi_head.loss(own, rois)
-        distilled = self.distiller(outputs, self.inputs)
-        losses = divide({**parts, **distilled})
-        got = {name: value.item() for name, value in losses.items()} | {"acc": accuracy(own, rois)}
-        errors = [figure_error(got[name], value) for name, value in expected["losses"].items()]
-        number = count_rows(rois.positive, rois.mask & ~rois.positive)
-        errors.append(figure_error(number.item(), expected["avg_factor"]))
-        if "kd_grad_norms" in expected:
-            torch.stack([losses[name] for name in KD_LOSSES]).sum().backward()
-            # 5e-3 is as good for a gradient as 1e-3 for a loss.
-            errors.append(self._gradient_error(expected["kd_grad_norms"], expected["kd_total_grad_norm"]) / 5)
-        passes = {
-            "student": (student, self.student),
-            "teacher": (teacher, self.teacher),
-            "cross": (student, self.teacher),
+        losses = divide({**self.student.roi_head.loss(own, rois), **self.distiller(outputs, self.inputs)})
+        torch.stack([losses[name] for name in KD_LOSSES]).sum().backward()
+        matched = (self.targets.boxes[:, None] == rois.targets[:, :, None]).all(-1)  # (B, R, G)
+        rows = [image.nonzero()[:, 0] for image in rois.positive]
+        score, label = self._best_foreground(teacher, rois)
+        return {
+            "boxes": expected["boxes"],  # an input
+            "levels": self.student.roi_head.levels(rois.boxes)[rois.mask].tolist(),
+            "student": self._pass(student, self.student, rois),
+            "teacher": self._pass(teacher, self.teacher, rois),
+            "cross": self._pass(student, self.teacher, rois),
+            "teacher_best_foreground": {"score": score.tolist(), "label": label.tolist()},
+            "roi_positives": [len(positive) for positive in rows],
+            "positive_indices": [positive.tolist() for positive in rows],
+            "positive_gt_indices": [
+                found[positive].int().argmax(1).tolist() if len(positive) else []
+                for found, positive in zip(matched, rows, strict=True)
+            ],
+            "avg_factor": count_rows(rois.positive, rois.mask & ~rois.positive).item(),
+            "losses": {name: value.item() for name, value in losses.items()} | {"acc": accuracy(own, rois)},
+            **self._gradients("kd_"),
         }
-        for name, (features, model) in passes.items():
-            if name in expected:
-                errors.append(self._pass_error(features, model, rois, expected[name]))
-        if "teacher_best_foreground" in expected:
-            errors.append(self._best_error(teacher, rois, expected["teacher_best_foreground"]))
-        if "levels" in expected and self.student.roi_head.levels(rois.boxes)[rois.mask].tolist() != expected["levels"]:
-            return float("inf")
-        return max(errors)
 
-    def _fixed_rois(self, expected: dict[str, Any]) -> RoIs:
-        rows = nn.utils.rnn.pad_sequence([torch.tensor(boxes) for boxes in expected["boxes"]], batch_first=True)
-        counts = torch.tensor([len(boxes) for boxes in expected["boxes"]])
+    def _fixed_rois(self, boxes: list[list[list[float]]]) -> RoIs:
+        images = [torch.tensor(image).reshape(-1, 4) for image in boxes]
+        rows = nn.utils.rnn.pad_sequence(images, batch_first=True)
+        counts = torch.tensor([len(image) for image in images])
         mask = torch.arange(rows.shape[1]) < counts[:, None]
-        rois = self.student.roi_head.assign(Proposals(rows, mask), self.targets)
-        positives = [image.nonzero()[:, 0].tolist() for image in rois.positive]
-        assert positives == expected["positive_indices"], positives
-        for image, indices in enumerate(expected["positive_gt_indices"]):
-            matched = self.targets.boxes[image, indices]
-            assert torch.equal(rois.targets[image][rois.positive[image]], matched)
-        return rois
+        return self.student.roi_head.assign(Proposals(rows, mask), self.targets)
 
     @torch.no_grad()
-    def _pass_error(
-        self, features: list[Tensor], model: FasterRCNNForObjectDetection, rois: RoIs, expected: dict[str, Any]
-    ) -> float:
+    def _pass(self, features: list[Tensor], model: FasterRCNNForObjectDetection, rois: RoIs) -> dict[str, Tensor]:
         head = model.roi_head
         predictions = head(features, rois.boxes)
         rows = {
@@ -222,31 +234,28 @@ class FasterRCNNCase:
             "cls_score": predictions.logits,
             "bbox_pred": predictions.deltas.flatten(2),
         }
-        return max(map_error(rows[name][rois.mask], figures) for name, figures in expected.items())
+        return {name: values[rois.mask] for name, values in rows.items()}
 
     @torch.no_grad()
-    def _best_error(self, features: list[Tensor], rois: RoIs, expected: dict[str, Any]) -> float:
+    def _best_foreground(self, features: list[Tensor], rois: RoIs) -> tuple[Tensor, Tensor]:
         logits = self.teacher.roi_head(features, rois.boxes).logits[rois.mask]
         score, label = logits.softmax(-1)[:, :-1].max(-1)
-        if label.tolist() != expected["label"]:
-            return float("inf")
-        return figure_error(score.tolist(), expected["score"])
+        return score, label
 
     @torch.no_grad()
-    def _pkd_error(self, expected: dict[str, Any]) -> float:
+    def _pkd(self, note: str) -> Figures:
         pyramids = [model.pyramid(self.inputs["pixel_values"]) for model in (self.student, self.teacher)]
-        pearson = PearsonKD(pyramids[0][0].shape[1], pyramids[1][0].shape[1], 6.0, "batch")
+        pearson = PearsonKD(pyramids[0][0].shape[1], pyramids[1][0].shape[1], weight_of(note, PKD_WEIGHT), "batch")
         levels = [
             divide({"loss": pearson([student], [teacher])})["loss"].item()
             for student, teacher in zip(*pyramids, strict=True)
         ]
-        whole = divide({"loss": pearson(*pyramids)})["loss"].item()
-        return max(figure_error(levels, expected["per_level"]), figure_error(whole, expected["total"]))
+        return {"per_level": levels, "total": divide({"loss": pearson(*pyramids)})["loss"].item()}
+
+    # ---- Prediction ----
 
     @torch.no_grad()
-    def _side_errors(self, role: str) -> dict[str, float]:
-        """Maps, proposals and detections of one model."""
-        model = {"student": self.student, "teacher": self.teacher}[role]
+    def _maps(self, model: FasterRCNNForObjectDetection) -> dict[str, list[Tensor]]:
         features = model.pyramid(self.inputs["pixel_values"])
         proposed, anchors = model.rpn(features), model.rpn.anchors(features)
         levels = zip(*(rows.split(anchors.level_lengths, 1) for rows in proposed), features, strict=True)
@@ -255,12 +264,12 @@ class FasterRCNNCase:
             shape = (len(feature), *feature.shape[-2:], -1)
             maps["rpn_cls_logits"].append(logits.reshape(shape).permute(0, 3, 1, 2))
             maps["rpn_bbox_pred"].append(deltas.reshape(shape).permute(0, 3, 1, 2))
-        listed = self.expected[f"{role}_outputs"]
-        outputs = max(
-            map_error(got, figures)
-            for name, rows in listed.items()
-            for got, figures in zip(maps[name], rows, strict=True)
-        )
+        return maps
+
+    @torch.no_grad()
+    def _detections(
+        self, role: str, model: FasterRCNNForObjectDetection, expected: list[dict[str, Any]]
+    ) -> list[Figures]:
         nms = self.case[role]["nms"]
         processor = DetectionImageProcessor(
             nms_threshold=nms["iou_threshold"],
@@ -269,40 +278,36 @@ class FasterRCNNCase:
         )
         found = model(self.inputs["pixel_values"], self.inputs["pixel_mask"])
         results = processor.post_process_object_detection(found, target_sizes=self.shapes)
-        listed_detections = self.expected[f"{role}_detections"]
-        gaps = [match_detections(*pair) for pair in zip(results, listed_detections, strict=True)]
-        counts = [len(result["scores"]) for result in results]
-        return {
-            "outputs": outputs,
-            "iou_gap": max(gap[0] for gap in gaps),
-            "score_gap": max(gap[1] for gap in gaps),
-            "miscounted": float(counts != [image["num"] for image in listed_detections]),
-        }
+        return [in_order(listed, result) for listed, result in zip(expected, results, strict=True)]
 
     @torch.no_grad()
-    def _proposal_gap(self) -> float:
-        """Worst 1 - IoU of the listed proposals against the closest of ours."""
-        config = self.student.config
+    def _proposals(self, expected: list[dict[str, Any]]) -> list[Figures]:
+        """The student's in training, with the scores of the anchors that they come from."""
+        config, rpn = self.student.config, self.student.rpn
         features = self.student.pyramid(self.inputs["pixel_values"])
-        limits = config.train_proposals_per_level, config.train_proposals
-        found = self.student.rpn.propose(
-            self.student.rpn(features), self.student.rpn.anchors(features), self.sizes, *limits
-        )
-        gaps = [
-            1 - box_iou(torch.tensor(listed["boxes"]), boxes).amax(1).min().item()
-            for boxes, listed in zip(found.boxes, self.expected["proposals"], strict=True)
-            if listed["boxes"]
-        ]
-        return max(gaps, default=0.0)
+        proposed, anchors = rpn(features), rpn.anchors(features)
+        kept = rpn.propose(proposed, anchors, self.sizes, config.train_proposals_per_level, config.train_proposals)
+        boxes, scores, _ = rpn._best_of_levels(proposed, anchors, config.train_proposals_per_level)
+        boxes = torch.minimum(boxes.clamp(min=0), self.sizes.flip(-1).repeat(1, 2)[:, None])
+        proposals = []
+        for image, listed in enumerate(expected):
+            found = kept.boxes[image][kept.mask[image]]
+            source = torch.cdist(found, boxes[image]).argmin(1)
+            proposals.append(in_order(listed, {"boxes": found, "scores": scores[image][source]}))
+        return proposals
 
-    def _identity(self) -> float:
-        """Largest of the distillation losses and their gradient where the teacher is its own student: all are zero."""
+    def _identity(self) -> Figures:
+        """The distillation where the teacher is its own student: all of it is zero."""
         twin = load_model(self.case, "teacher").train()
-        distiller = make_distiller(twin, self.teacher, DistillationConfig())
+        distiller = make_distiller(twin, self.teacher, distillation_config(self.case))
         losses = divide(distiller(twin(**self.inputs, **distiller.student_request), self.inputs))
         torch.stack(list(losses.values())).sum().backward()
         gradient = nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
-        return max(gradient.item(), *(loss.item() for loss in losses.values()))
+        return {
+            "loss_cls_kd_below": losses["loss_cls_kd"].item(),
+            "loss_reg_kd": losses["loss_reg_kd"].item(),
+            "kd_total_grad_norm_below": gradient.item(),
+        }
 
 
 def accuracy(predictions: RoIPredictions, rois: RoIs) -> float:
@@ -310,11 +315,3 @@ def accuracy(predictions: RoIPredictions, rois: RoIs) -> float:
     background = predictions.logits.shape[-1] - 1
     right = predictions.logits.argmax(-1) == torch.where(rois.positive, rois.labels, background)
     return 100 * right[rois.mask].float().mean().item()
-
-
-def figure_error(got: Any, expected: Any) -> float:
-    """Relative error of a number, or the largest one of a list, against the list's largest number."""
-    if isinstance(expected, list):
-        scale = max(abs(value) for value in expected) or 1.0
-        return max(abs(a - b) for a, b in zip(got, expected, strict=True)) / scale
-    return relative_error(got, expected)

@@ -4,9 +4,8 @@ Called by `benchmarks/parity.py`. A case stores figures, not weights: `tests/gol
 and images here. About 40 seconds on one CPU core for the case in the repository.
 """
 
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,43 +13,31 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from transformers import DeformableDetrForObjectDetection, DeformableDetrImageProcessor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
-from seeded import seeded_images, seeded_state_dict, seeded_targets
-
+from benchmarks.figures import Figures, in_order
+from benchmarks.golden import weight_of
 from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in_transformers
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
 from crosskd_hf.distillation.detr_families import Prediction, Trace
 from crosskd_hf.distillation.detr_loss import deformable_detr_loss_parts
+from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import LossPart, divide
+from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
 
 # Gradients are taken in float64. A sampling point that rounding moves over the border of a cell changes the gradient
 # norm of its offsets by some 0.3 %, and in float32 every run has a few of them. (Predictions are float32: the position
 # embedding of padding divides by 1e-6 and has no figures in common between the two precisions.)
 TRAINING = torch.float64
 
-Figures = dict[str, Any]
 Gradients = dict[str, Tensor]
-
-# The case's own distillation and the variants it stores figures of.
-DISTILLATIONS: dict[str, DistillationConfig] = {
-    "": DistillationConfig(),
-    "student_queries": DistillationConfig(queries="student"),
-    "teacher_queries_l1_giou": DistillationConfig(box_loss="l1_giou"),
-    "teacher_queries_giou_only": DistillationConfig(box_loss="giou"),
-    "teacher_queries_l1_giou_beta1": DistillationConfig(box_loss="l1_giou", beta=1.0),
-}
+KD_LOSSES = ("loss_cls_kd", "loss_reg_kd", "loss_iou_kd")
 
 
-def run(case: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Every figure of a `deformable_detr` golden case and ours.
+def run(case: Mapping[str, Any]) -> Figures:
+    """Our figures of a `deformable_detr` golden case, under the names of its expected ones.
 
     Args:
         case: The parsed JSON file.
-
-    Returns:
-        By name what the authors' code gave and what this library gives: a number, or a flat list of numbers or words.
-        Detections of ours are put in the order of the expected ones, since equal scores have none.
     """
     expected = case["expected"]
     student, teacher = (build(case, role).eval() for role in ("student", "teacher"))
@@ -59,24 +46,53 @@ def run(case: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     for role, model in (("student", student), ("teacher", teacher)):
         figures, detections = _forward_figures(model, inputs, case)
         got[f"{role}_outputs"] = figures
-        got[f"{role}_detections"] = [
-            _in_order(expected, found)
-            for expected, found in zip(expected[f"{role}_detections"], detections, strict=True)
-        ]
+        if f"{role}_detections" in expected:
+            pairs = zip(expected[f"{role}_detections"], detections, strict=True)
+            got[f"{role}_detections"] = [in_order(listed, found) for listed, found in pairs]
     for model in (student, teacher):
         model.to(TRAINING)
     inputs["pixel_values"] = inputs["pixel_values"].to(TRAINING)
     labels = [label | {"boxes": label["boxes"].to(TRAINING)} for label in labels]
-    trained = _train_figures(student, teacher, inputs, labels, case["student"]["checkpoint_shapes"], expected)
-    return _pairs(expected, got | trained)
+    got |= _train_figures(student, teacher, inputs, labels, case)
+    if "student_is_teacher" in expected:
+        got["student_is_teacher"] = _identity(case, teacher, inputs)
+    return got
+
+
+def distillations(case: Mapping[str, Any]) -> dict[str, DistillationConfig]:
+    """The case's own distillation under "", and the variants that it stores figures of, by their names."""
+    settings = case["distillation"]
+    main = DistillationConfig(
+        queries="student" if settings.get("variant", "").startswith("student") else "teacher",
+        box_loss="l1_giou" if "GIoU" in settings["reg"] else "l1_pixel",
+        beta=float(match[1]) if (match := re.search(r"beta ([\d.]+)", settings["cls"])) else None,
+        loss_weights={"loss_cls_kd": weight_of(settings["cls"]), "loss_reg_kd": weight_of(settings["reg"])},
+    )
+    return {"": main} | {name: _variant(name) for name in case["expected"].get("variants", {})}
+
+
+def _variant(name: str) -> DistillationConfig:
+    match = re.fullmatch(r"(teacher|student)_queries(_l1_giou|_giou_only)?(?:_beta(\d))?", name)
+    if match is None:
+        raise ValueError(f"The case has a variant '{name}', which this library doesn't know how to compute.")
+    queries, boxes, beta = match.groups()
+    return DistillationConfig(
+        queries=queries,  # type: ignore[arg-type]
+        box_loss={None: "l1_pixel", "_l1_giou": "l1_giou", "_giou_only": "giou"}[boxes],  # type: ignore[arg-type]
+        beta=None if beta is None else float(beta),
+    )
 
 
 def build(case: Mapping[str, Any], role: str) -> Any:
     """The seeded student or teacher, converted."""
-    settings = case[role] if role == "student" else case["student"] | case[role]
+    settings = case["student"] | case[role]
     checkpoint = seeded_state_dict(case[role]["checkpoint_shapes"], case["seed"][role])
     config, state = convert_deformable_detr(
-        checkpoint, heads=settings["heads"], num_queries=settings["num_queries"], dropout=0.0
+        checkpoint,
+        heads=settings.get("heads", 8),
+        num_queries=settings.get("num_queries"),
+        dropout=0.0,
+        with_box_refine=settings.get("with_box_refine"),
     )
     model = DeformableDetrForObjectDetection.from_pretrained(None, config=config, state_dict=state)
     for name, parameter in model.model.backbone.named_parameters():  # stem and stage 1 are frozen
@@ -117,23 +133,22 @@ def _forward_figures(model: Any, inputs: dict[str, Tensor], case: Mapping[str, A
     shapes = encoder["spatial_shapes_list"]
     memory = outputs.encoder_last_hidden_state
     layers = [*outputs.auxiliary_outputs, {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}]
-    best = outputs.enc_outputs_class[..., 0].topk(8)
-    figures = {
-        "neck": [_figures(level) for level in neck],
+    figures: Figures = {
+        "neck": neck,
         "level_shapes": [list(shape) for shape in shapes],
         "valid_ratios": encoder["valid_ratios"].tolist(),
-        "position_embedding": _figures(encoder["spatial_position_embeddings"]),
-        "encoder_memory": _figures(memory),
-        "encoder_memory_per_level": [_figures(level) for level in memory.split([h * w for h, w in shapes], 1)],
-        "two_stage": {
+        "position_embedding": encoder["spatial_position_embeddings"],
+        "encoder_memory": memory,
+        "encoder_memory_per_level": list(memory.split([h * w for h, w in shapes], 1)),
+        "decoder": [{"cls_logits": layer["logits"], "boxes": layer["pred_boxes"]} for layer in layers],
+    }
+    if outputs.enc_outputs_class is not None:
+        best = outputs.enc_outputs_class[..., 0].topk(8)
+        figures["two_stage"] = {
             "top8_scores": best.values.tolist(),
             "top8_flat_indices": best.indices.tolist(),
-            "initial_references": _figures(outputs.init_reference_points),
-        },
-        "decoder": [
-            {"cls_logits": _figures(layer["logits"]), "boxes": _figures(layer["pred_boxes"])} for layer in layers
-        ],
-    }
+            "initial_references": outputs.init_reference_points,
+        }
     return figures, _detections(outputs, case["batch"]["image_shapes"])
 
 
@@ -148,38 +163,23 @@ def _detections(outputs: Any, shapes: list[list[int]]) -> list[Figures]:
     return detections
 
 
-def _in_order(expected: Mapping[str, Any], found: Figures) -> Figures:
-    """Our detections in the order of the expected ones: for each the closest of its label that is not taken yet."""
-    taken: list[int] = []
-    for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"], strict=True):
-        distance = (found["boxes"] - torch.tensor(box)).abs().amax(1) + 100 * (found["scores"] - score).abs()
-        distance[found["labels"] != label] = torch.inf
-        distance[taken] = torch.inf
-        taken.append(int(distance.argmin()))
-    return {"num": len(found["scores"])} | {key: tensor[taken].tolist() for key, tensor in found.items()}
-
-
 # ------------------------------------------------------------------------------------------------------------ training
 
 
 def _train_figures(
-    student: Any,
-    teacher: Any,
-    inputs: dict[str, Tensor],
-    labels: list[dict[str, Tensor]],
-    names: Mapping[str, Any],
-    expected: Mapping[str, Any],
+    student: Any, teacher: Any, inputs: dict[str, Tensor], labels: list[dict[str, Tensor]], case: Mapping[str, Any]
 ) -> Figures:
     """Losses and gradients of the case and its variants, from one forward pass of the student."""
-    wanted = {key: config for key, config in DISTILLATIONS.items() if not key or key in expected.get("variants", {})}
-    distillers = {key: DetrDistiller(student, teacher, config) for key, config in wanted.items()}
+    names = case["student"]["checkpoint_shapes"]
+    distillers = {key: DetrDistiller(student, teacher, config) for key, config in distillations(case).items()}
     outputs = student.train()(**inputs, labels=labels)
-    sizes = inputs["pixel_mask"].amax(2).sum(1), inputs["pixel_mask"].amax(1).sum(1)
-    truth = divide(deformable_detr_loss_parts(outputs, labels, torch.stack(sizes, -1).float()))
+    truth = divide(
+        deformable_detr_loss_parts(outputs, labels, image_sizes(inputs["pixel_values"], inputs["pixel_mask"]))
+    )
     truth_gradients = _gradients(student, torch.stack(list(truth.values())).sum(), names)
     results: dict[str, Figures] = {}
     for key, distiller in distillers.items():
-        trace = distiller._taps[0]._latest
+        trace = distiller._student_tap._latest
         assert trace is not None
         parts = distiller(outputs, inputs)
         results[key] = _distilled_figures(student, parts, truth, truth_gradients, names)
@@ -187,6 +187,26 @@ def _train_figures(
         distiller.remove_hooks()
     main = results.pop("")
     return main | {"variants": results}
+
+
+def _identity(case: Mapping[str, Any], teacher: Any, inputs: dict[str, Tensor]) -> Figures:
+    """The distillation where the teacher is its own student: all of it is zero but the entropy of soft targets."""
+    twin = build(case, "teacher").to(TRAINING).train()
+    configs = {beta: DistillationConfig(box_loss="l1_giou", beta=float(beta)) for beta in (0, 1)}
+    distillers = {beta: DetrDistiller(twin, teacher, config) for beta, config in configs.items()}
+    outputs = twin(**inputs)
+    trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    figures: Figures = {"kd_total_grad_norm_below": 0.0}
+    for beta, distiller in distillers.items():
+        losses = divide(distiller(outputs, inputs))
+        total = torch.stack(list(losses.values())).sum()
+        gradients = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
+        norm = float(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+        figures["kd_total_grad_norm_below"] = max(norm, figures["kd_total_grad_norm_below"])
+        sums = {key: sum(loss.item() for name, loss in losses.items() if name.endswith(key)) for key in KD_LOSSES}
+        figures[f"loss_cls_kd_beta{beta}"] = sums["loss_cls_kd"]
+        figures |= {key: sums[key] for key in ("loss_reg_kd", "loss_iou_kd")}
+    return figures
 
 
 def _distilled_figures(
@@ -200,7 +220,7 @@ def _distilled_figures(
     numbers = {key: float(loss.detach()) for key, loss in (truth | losses).items()}
     numbers["total"] = float((torch.stack(list(truth.values())).sum() + kd_loss).detach())
     sums: Figures = {}
-    for key in ("loss_cls_kd", "loss_reg_kd", "loss_iou_kd"):
+    for key in KD_LOSSES:
         per_layer = [numbers.setdefault(f"d{layer}.{key}", 0.0) for layer in range(layers)]
         sums |= {key: sum(per_layer), f"{key}_per_layer": per_layer}
     return {
@@ -250,51 +270,9 @@ def _cross_figures(distiller: DetrDistiller, student: Trace, inputs: dict[str, T
         "cross": [_prediction_figures(cross) for cross, _ in pairs],
         "target": [_prediction_figures(target) for _, target in pairs],
         "target_confidence_sum_per_layer": [float(target.logits.sigmoid().amax(-1).sum()) for _, target in pairs],
-        "references": [_figures(reference) for reference in references],
+        "references": references,
     }
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def _prediction_figures(prediction: Prediction) -> Figures:
-    return {"cls_logits": _figures(prediction.logits), "boxes": _figures(prediction.boxes)}
-
-
-def _figures(tensor: Tensor) -> Figures:
-    flat = tensor.detach().flatten().float()
-    samples = flat[torch.linspace(0, len(flat) - 1, 8).long()]
-    return {
-        "shape": list(tensor.shape),
-        "mean": float(flat.mean()),
-        "std": float(flat.std()),
-        "samples": samples.tolist(),
-    }
-
-
-def _pairs(expected: Any, got: Any) -> dict[str, tuple[Any, Any]]:
-    return dict(_walk(expected, got, ""))
-
-
-def _walk(expected: Any, got: Any, name: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Leaves of the expected figures beside ours; nested lists are flattened, figures about the case are left out."""
-    if isinstance(expected, dict):
-        for key, value in expected.items():
-            if key in got:
-                yield from _walk(value, got[key], f"{name}.{key}" if name else key)
-            elif key not in NOT_OURS:
-                raise KeyError(f"The case expects '{name}.{key}', which this library doesn't compute.")
-    elif isinstance(expected, list) and expected and isinstance(expected[0], dict | list):
-        for index, (value, ours) in enumerate(zip(expected, got, strict=True)):
-            yield from _walk(value, ours, f"{name}.{index}")
-    else:
-        yield name, (expected, got)
-
-
-# Figures that describe how a case was chosen, or what the authors' code would give if it were different.
-NOT_OURS = (
-    "invalid_positions_per_image",
-    "smallest_gap_between_ranked_scores",
-    "gap_at_the_cut",
-    "kd_total_grad_norm_if_the_target_were_detached",
-)
+    return {"cls_logits": prediction.logits, "boxes": prediction.boxes}

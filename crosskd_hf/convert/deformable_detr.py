@@ -82,6 +82,7 @@ def convert_deformable_detr(
     num_queries: int | None = None,
     dropout: float = 0.1,
     id2label: dict[int, str] | None = None,
+    with_box_refine: bool | None = None,
 ) -> tuple[DeformableDetrConfig, dict[str, Tensor]]:
     """Config and state dict of `DeformableDetrForObjectDetection` from an mmdet 3.x `DeformableDETR` state dict.
 
@@ -95,25 +96,49 @@ def convert_deformable_detr(
         num_queries: Queries of a two-stage model, which has no query embedding to count (300 if not given).
         dropout: Of the transformer; a checkpoint doesn't tell it (mmdet: 0.1).
         id2label: Names of the classes; `LABEL_<i>` if not given.
+        with_box_refine: Whether every decoder layer has heads of its own; if not given, they are compared.
 
     Raises:
         ValueError: A name that no rule knows, or shapes that fit no supported model.
     """
     two_stage = "memory_trans_fc.weight" in state_dict
     levels = _count(state_dict, r"neck\.convs\.(\d+)\.conv\.weight")
-    config = _config(state_dict, two_stage=two_stage, levels=levels, heads=heads, dropout=dropout)
-    if num_queries is not None:
-        config.num_queries = config.two_stage_num_proposals = num_queries
+    refine = _has_own_heads(state_dict) if with_box_refine is None else with_box_refine
+    if two_stage and not refine:
+        raise ValueError(
+            "The checkpoint is of a two-stage model whose decoder layers share one head (with_box_refine=False). "
+            "Transformers has two stages with box refinement only, so this variant can't be converted."
+        )
+    config = _config(state_dict, levels=levels, heads=heads, with_box_refine=refine, two_stage=two_stage)
+    config.dropout = dropout
+    _set_queries(config, num_queries)
     if id2label is not None:
         if len(id2label) != config.num_labels:
             raise ValueError(f"id2label names {len(id2label)} classes, the checkpoint predicts {config.num_labels}.")
         config.id2label = id2label
         config.label2id = {label: index for index, label in id2label.items()}
-    return config, _state(state_dict, levels, with_box_refine=config.with_box_refine, two_stage=two_stage)
+    return config, _state(state_dict, levels, with_box_refine=refine, two_stage=two_stage)
+
+
+def _has_own_heads(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether layers differ: one shared head is saved once per layer."""
+    first, second = (f"bbox_head.reg_branches.{layer}.0.weight" for layer in (0, 1))
+    return second in state_dict and not torch.equal(state_dict[first], state_dict[second])
+
+
+def _set_queries(config: DeformableDetrConfig, given: int | None) -> None:
+    if given is None:
+        return
+    if not config.two_stage and given != config.num_queries:
+        raise ValueError(
+            f"num_queries={given}, but the checkpoint has embeddings of {config.num_queries} queries: leave it out. "
+            "Only two-stage models need it."
+        )
+    config.num_queries = config.two_stage_num_proposals = given
 
 
 def _config(
-    state_dict: Mapping[str, Tensor], *, two_stage: bool, levels: int, heads: int, dropout: float
+    state_dict: Mapping[str, Tensor], *, levels: int, heads: int, with_box_refine: bool, two_stage: bool
 ) -> DeformableDetrConfig:
     attention_rows = _shape(state_dict, "encoder.layers.0.self_attn.attention_weights.weight")[0]
     decoder_rows = _shape(state_dict, "decoder.layers.0.cross_attn.attention_weights.weight")[0]
@@ -121,7 +146,6 @@ def _config(
     if attention_rows % (heads * feature_levels) or d_model % heads:
         raise ValueError(f"{heads} heads don't divide {attention_rows} attention weights: pass the right `heads`.")
     queries = 300 if two_stage else _shape(state_dict, "query_embedding.weight")[0]
-    branches = [state_dict[f"bbox_head.reg_branches.{layer}.0.weight"] for layer in (0, 1)]
     return DeformableDetrConfig(
         backbone_config={
             "model_type": "timm_backbone",
@@ -136,7 +160,7 @@ def _config(
         num_queries=queries,
         two_stage_num_proposals=queries,
         two_stage=two_stage,
-        with_box_refine=two_stage or not torch.equal(*branches),  # one shared branch is saved once per layer
+        with_box_refine=with_box_refine,
         num_feature_levels=feature_levels,
         encoder_layers=_count(state_dict, r"encoder\.layers\.(\d+)\.norms\.0\.weight"),
         decoder_layers=_count(state_dict, r"decoder\.layers\.(\d+)\.norms\.0\.weight"),
@@ -146,7 +170,6 @@ def _config(
         decoder_n_points=decoder_rows // (heads * feature_levels),
         encoder_ffn_dim=_shape(state_dict, "encoder.layers.0.ffn.layers.0.0.weight")[0],
         decoder_ffn_dim=_shape(state_dict, "decoder.layers.0.ffn.layers.0.0.weight")[0],
-        dropout=dropout,
         class_cost=2,  # mmdet's matching costs; the weights of its losses are in crosskd_hf.distillation.detr_loss
         bbox_cost=5,
         giou_cost=2,
@@ -166,6 +189,10 @@ def _state(
     for name in [name for name in converted if re.match(r"model\.input_proj\.\d+\.0\.weight", name)]:
         bias = name.replace("weight", "bias")
         converted.setdefault(bias, converted[name].new_zeros(len(converted[name])))
+    if not with_box_refine:  # one head, saved once per layer: the last is what mmdet's loading leaves in it
+        last = _count(converted, r"bbox_embed\.(\d+)\.layers\.0\.weight") - 1
+        for name in converted:
+            converted[name] = converted[re.sub(r"^(class|bbox)_embed\.\d+", rf"\1_embed.{last}", name)]
     shared = (("bbox_embed.",) if with_box_refine else ()) + (("class_embed.",) if two_stage else ())
     if shared:  # the decoder holds the same heads, for its own refinement
         converted |= {f"model.decoder.{name}": tensor for name, tensor in converted.items() if name.startswith(shared)}

@@ -1,9 +1,6 @@
 """CrossKD in front of the RoI head: where the gradient goes, where the loss is zero, which numbers count."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,7 +169,7 @@ class TestRefuses:
             make_distiller(student, make_faster_rcnn(), DistillationConfig())
 
     def test_another_family(self) -> None:
-        with pytest.raises(ValueError, match="two Faster R-CNNs"):
+        with pytest.raises(ValueError, match=r"What works between kinds is PKD .* methods=\('pkd',\)"):
             make_distiller(make_faster_rcnn(), make_detector("gfl"), DistillationConfig())
 
     def test_plain_kd_between_other_boxes(self) -> None:
@@ -228,14 +225,3 @@ def test_halves_of_a_batch_add_up() -> None:
         total, normalizer = (sum(half[key][index] for half in halves) for index in (0, 1))
         torch.testing.assert_close(total, part.total, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.as_tensor(normalizer).float(), part.normalizer.float(), rtol=1e-4, atol=1e-5)
-
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "faster_rcnn_r18_from_r50.json"
-
-
-@pytest.mark.slow
-def test_agrees_with_the_authors_figures() -> None:
-    """The same comparison as `python benchmarks/parity.py tests/golden/faster_rcnn_r18_from_r50.json`."""
-    script = Path(__file__).parents[2] / "benchmarks" / "parity.py"
-    run = subprocess.run([sys.executable, str(script), str(GOLDEN)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
