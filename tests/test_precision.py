@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
+from crosskd_hf.build import DetectorSpec, build_detector
+from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.distillation import DistillationConfig, Distiller, make_distiller
+from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.layers import FPN
 from crosskd_hf.models.losses import divide
+from crosskd_hf.shapes import make_shapes
 from crosskd_hf.supervision import supervised_parts
+from crosskd_hf.trainer import CrossKDTrainer
+from crosskd_hf.transforms import TrainTransform
 from tests import tiny_dense
 from tests.tiny_dense import make_batch
 from tests.tiny_faster_rcnn import make_faster_rcnn
-from tests.tiny_run import losses, make_data, make_deformable_detr, make_trainer
+from tests.tiny_run import losses, make_data, make_deformable_detr, make_trainer, settings
+
+logger = logging.getLogger(__name__)
 
 EXACT = (*tiny_dense.KINDS, "faster_rcnn")
 FAMILIES = (*EXACT, "deformable_detr")
@@ -195,3 +205,62 @@ def test_an_update_in_bfloat16_is_nearly_that_in_float32(folder: Path, tmp_path:
         trainer.train()
     ((expected,), (got,)) = (losses(trainer) for trainer in trainers)
     assert got == pytest.approx(expected, rel=0.1, abs=0.02)
+
+
+SIZE = 96
+SEEDS = (0, 1, 2)
+LEAST_AP = 20.0  # percent; below, nothing has been learned that a precision could spoil
+LEAST_NOISE = 1.0  # percent; three seeds may agree by chance
+
+
+def trained(
+    data: tuple[DetectionData, DetectionData],
+    folder: Path,
+    seed: int,
+    epochs: int,
+    backbone: str,
+    teacher: PreTrainedModel | None = None,
+    bf16: bool = False,
+) -> tuple[PreTrainedModel, float]:
+    """A small GFL trained from scratch, and its AP in percent."""
+    train, val = data
+    set_seed(seed)
+    model = build_detector(DetectorSpec("gfl", backbone, width=64), train.categories)
+    args = settings(
+        folder,
+        bf16=bf16,
+        seed=seed,
+        max_steps=-1,
+        num_train_epochs=epochs,
+        per_device_eval_batch_size=20,
+        learning_rate=2e-3,
+        schedule=None,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        max_grad_norm=10.0,
+        train_sampling_strategy="random",
+        methods=["crosskd"],
+    )
+    images = DetectionImageProcessor(size={"height": SIZE, "width": SIZE})
+    datasets = train.dataset, val.dataset
+    trainer = CrossKDTrainer(model, args, *datasets, images, teacher_model=teacher, train_transform=TrainTransform())
+    trainer.train()
+    return model, 100 * trainer.evaluate()["eval_map"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ap_after_training_in_bfloat16_is_that_in_float32(tmp_path: Path) -> None:
+    """Within the noise of seeds: the mean AP moves by less than the float32 runs differ among themselves."""
+    paths = make_shapes(tmp_path, num_train=300, num_val=60, size=SIZE)
+    train = load_coco(paths.train_annotations, paths.train_images)
+    data = train, load_coco(paths.val_annotations, paths.val_images, train.categories)
+    teacher, teacher_ap = trained(data, tmp_path, 0, 10, "test_resnet")
+    aps = {
+        bf16: [trained(data, tmp_path, seed, 3, "test_efficientnet_gn", teacher, bf16)[1] for seed in SEEDS]
+        for bf16 in (False, True)
+    }
+    logger.warning("AP: teacher %.1f, float32 %s, bfloat16 %s", teacher_ap, aps[False], aps[True])
+    noise = max(max(aps[False]) - min(aps[False]), LEAST_NOISE)
+    assert min(*aps[False], *aps[True]) > LEAST_AP
+    assert abs(statistics.mean(aps[True]) - statistics.mean(aps[False])) <= noise
