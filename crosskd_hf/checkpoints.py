@@ -36,10 +36,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` has a manifest and every file that it lists, each of the listed size."""
+    """Whether `folder` has a manifest, which lists something, and every file in it, each of the listed size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -73,30 +73,33 @@ class NonFiniteGuard:
             step: Number of the update, starting with 1.
             gradient_norm: Of the update, for the message.
         """
-        where = self._save(step) if self.skipped < _MOST_SAVED else None
+        saved = self._save(step) if self.skipped < _MOST_SAVED else ""
         findings = [_finding(watched, self.rank) for watched in self._watched]
         findings = gather_object([finding for finding in findings if finding])
         if not findings:
             ids = [i for watched in self._watched for i in image_ids(watched.inputs)]
             findings = gather_object([f"every part is finite, image ids {ids} on process {self.rank}"])
             findings.insert(0, f"the gradient norm is {float(gradient_norm if gradient_norm is not None else 'nan')}")
-        saved = f" The batch is saved in {where}." if where else ""
         return f"Update {step} is not finite: {'; '.join(findings)}.{saved}"
 
-    def _save(self, step: int) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _save(self, step: int) -> str:
+        """What became of saving the batches; no failure may hide what is wrong, or keep other processes waiting."""
         path = self.folder / f"step-{step}-rank-{self.rank}.pt"
         batches = [
             {"inputs": _plain(w.inputs), "losses": dict(zip(w.names, w.values.tolist(), strict=True))}
             for w in self._watched
         ]
-        torch.save(batches, path)
-        return path
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(batches, path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            return f" The batch could not be saved in {path} ({error})."
+        return f" The batch is saved in {path}."
 
 
 def image_ids(inputs: Mapping[str, Any]) -> list[int]:
-    """The image ids of a batch, one an image."""
-    return [int(label["image_id"]) for label in inputs.get("labels", ())]
+    """The image ids of a batch, one an image, as far as its labels have them."""
+    return [int(label["image_id"]) for label in inputs.get("labels", ()) if "image_id" in label]
 
 
 def _finding(watched: _Watched, rank: int) -> str | None:

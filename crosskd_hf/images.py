@@ -21,6 +21,11 @@ To read larger ones raise both this and `PIL.Image.MAX_IMAGE_PIXELS`."""
 ImageSource: TypeAlias = PIL.Image.Image | str | Path | Mapping[str, Any]
 """A PIL image, a path, or the `{"path", "bytes"}` of a `datasets.Image(decode=False)` column."""
 
+PIL.Image.init()
+_RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = tuple(name for name in _RASTER if name in PIL.Image.OPEN)
+"""What is read, whatever a file is called. Of PIL's other formats EPS would be run as a program, by Ghostscript."""
+
 _Turn = PIL.Image.Transpose
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright; the last four swap width and height
     2: _Turn.FLIP_LEFT_RIGHT,
@@ -124,9 +129,9 @@ def _open(source: ImageSource) -> AbstractContextManager[PIL.Image.Image]:
     if isinstance(source, PIL.Image.Image):
         return nullcontext(source)
     if not isinstance(source, Mapping):
-        return PIL.Image.open(source)
+        return PIL.Image.open(source, formats=FORMATS)
     data = source.get("bytes")
-    return PIL.Image.open(source["path"] if data is None else io.BytesIO(data))
+    return PIL.Image.open(source["path"] if data is None else io.BytesIO(data), formats=FORMATS)
 
 
 def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:

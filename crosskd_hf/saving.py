@@ -92,10 +92,10 @@ def check_average(folder: Path, decay: float | None) -> None:
 
 
 def checkpoint_to_resume(run: Path, resume: str | bool | None) -> Path | None:
-    """The folder to resume from, complete, or None for a new run."""
-    if not resume:
+    """The folder to resume from, complete, or None for a new run; command lines write True as a word."""
+    if not resume or resume == "False":
         return None
-    if resume is True:
+    if resume is True or resume == "True":
         last = checkpoints.last_checkpoint(run)
         if last is None:
             raise ValueError(f"There is no complete checkpoint in {run}: call train() without resume_from_checkpoint.")

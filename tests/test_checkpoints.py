@@ -17,6 +17,7 @@ from crosskd_hf.checkpoints import (
     rotate,
     write_manifest,
 )
+from crosskd_hf.saving import checkpoint_to_resume
 
 
 def make(run: Path, name: str, content: str = "weights") -> Path:
@@ -36,7 +37,7 @@ def test_a_folder_is_complete_with_all_its_files(tmp_path: Path) -> None:
     assert not is_complete(folder)
 
 
-@pytest.mark.parametrize("manifest", [None, "", "{", "[]", '{"files": 3}'])
+@pytest.mark.parametrize("manifest", [None, "", "{", "[]", '{"files": 3}', '{"files": {}}'])
 def test_a_broken_manifest(tmp_path: Path, manifest: str | None) -> None:
     folder = make(tmp_path, "checkpoint-1")
     (folder / MANIFEST).unlink()
@@ -53,6 +54,32 @@ def test_the_newest_complete_one_is_the_last(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert last_checkpoint(tmp_path / "checkpoint-11") is None
+
+
+@pytest.mark.parametrize(("given", "name"), [(True, "checkpoint-2"), ("True", "checkpoint-2"), ("False", None)])
+def test_what_a_command_line_says_of_resuming(tmp_path: Path, given: str | bool, name: str | None) -> None:
+    make(tmp_path, "checkpoint-2")
+    assert checkpoint_to_resume(tmp_path, given) == (name and tmp_path / name)
+
+
+@pytest.mark.parametrize("resume", [True, "True", "checkpoint-1", "/"])
+def test_nothing_to_resume(tmp_path: Path, resume: str | bool) -> None:
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        checkpoint_to_resume(tmp_path, resume)
+
+
+def test_links_are_removed_and_what_they_point_to_stays(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    outside = make(tmp_path, "outside")
+    (run / "checkpoint-1").symlink_to(outside)
+    (run / "_deleting-checkpoint-2").symlink_to(outside)
+    (run / "_saving-checkpoint-3").symlink_to(outside / "inner")
+    make(run, "checkpoint-4")
+    recover(run)
+    rotate(run, 1, None)
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-4"]
+    assert is_complete(outside)
 
 
 def test_publish_replaces(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,26 +11,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from crosskd_hf import checkpoints
 from crosskd_hf.comparison import load_detector
+from crosskd_hf.images import open_image, probe_image
 from crosskd_hf.trainer import CrossKDTrainer, load_teacher
 from tests.tiny_run import make_detector, make_trainer, processor
 
 ROOT = Path(__file__).parents[1]
 
 OFFLINE = """
-import socket, sys
+import sys
 attempts = []
+NETWORK = ("connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo")
 
-def refuse(*arguments, **options):
-    attempts.append(repr(arguments[-1]))
-    raise OSError("refused")
+def refuse(event, arguments):
+    if event.startswith("socket.") and event.endswith(NETWORK):
+        attempts.append(f"{event} {arguments[1:]}")
+        raise OSError("refused")
 
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+sys.addaudithook(refuse)  # sees every way to a socket or a name server, also from C, and can't be taken away
 from pathlib import Path
 import torch
 from huggingface_hub.constants import is_offline_mode
@@ -53,6 +58,36 @@ print("attempts:", attempts)
 """
 
 
+PROBES = """
+import socket
+for name, arguments in (
+    ("getaddrinfo", ("example.org", 443)), ("gethostbyname", ("example.org",)), ("gethostbyname_ex", ("example.org",)),
+    ("gethostbyaddr", ("192.0.2.1",)), ("getnameinfo", (("192.0.2.1", 443), 0)),
+    ("create_connection", (("192.0.2.1", 9),)),
+):
+    try:
+        getattr(socket, name)(*arguments)
+    except OSError as error:
+        assert str(error) == "refused", (name, error)
+for name in ("connect", "connect_ex"):
+    try:
+        getattr(socket.socket(), name)(("192.0.2.1", 9))
+    except OSError as error:
+        assert str(error) == "refused", (name, error)
+try:
+    socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53))
+except OSError as error:
+    assert str(error) == "refused"
+print(len(attempts))
+"""
+
+
+def test_the_watch_sees_connections_and_names() -> None:
+    program = OFFLINE.partition("from pathlib")[0] + PROBES
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "9"), done.stderr
+
+
 def test_no_network_without_a_hub_id(tmp_path: Path) -> None:
     """Teacher, training, resuming, evaluation, saving and the card; the Hub's offline mode is off."""
     environment = {k: v for k, v in os.environ.items() if not k.endswith(("_OFFLINE", "_TELEMETRY"))}
@@ -61,6 +96,20 @@ def test_no_network_without_a_hub_id(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "attempts: []"
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.jpg"])
+def test_no_image_is_run_by_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: runs.append(arguments))
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / name, "EPS")
+    for read in (open_image, probe_image):
+        for source in (tmp_path / name, {"path": None, "bytes": (tmp_path / name).read_bytes()}):
+            with pytest.raises(OSError, match="cannot identify"):
+                read(source)
+    with contextlib.suppress(Exception):
+        PIL.Image.open(tmp_path / name).load()
+    assert len(runs) == 1, "only the last one, which shows that the test would notice"
 
 
 class Touch:

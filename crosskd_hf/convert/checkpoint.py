@@ -5,18 +5,21 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 # Where a file keeps its weights, the first that is there. MMDetection's EMA hook puts the average under "state_dict".
 WEIGHT_KEYS = ("state_dict", "model")
+MOST_EXPANSION = 4  # times the file's size; tied weights, which lie in a file once, stay far below
 COUNTER = "num_batches_tracked"  # of BatchNorm; nothing depends on it, and old checkpoints don't have it
 
 
@@ -79,12 +82,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is truncated, is no checkpoint, or names code.
+        CheckpointError: The file is truncated, is no checkpoint, names code, or would fill the memory.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    content: dict[str, Any] = dict(load_file(path)) if path.suffix == ".safetensors" else _load(path)
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load(path)
     state: Mapping[str, Any] = next(
         (content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), Mapping)), content
     )
@@ -94,6 +97,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path} holds no weights: there are no tensors under {' or '.join(map(repr, WEIGHT_KEYS))}, nor among its "
             f"own keys {list(content)[:8]}."
         )
+    _demand_real_size(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     meta = content.get("meta")
@@ -105,7 +109,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise _broken(path, error) from None
+
+
 def _load(path: Path) -> dict[str, Any]:
+    _demand_real_size(path, _unpacked_size(path))
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in STAND_INS]):  # type: ignore[list-item]
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -123,6 +135,25 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; needed is a dict of tensors.")
     return dict(content)
+
+
+def _unpacked_size(path: Path) -> int:
+    """Bytes in the records of a zip archive; 0 if it's none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(record.file_size for record in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return 0
+
+
+def _demand_real_size(path: Path, content: int) -> None:
+    """Raise a CheckpointError if few bytes stand for many: compressed records, or tensors that repeat one value."""
+    size = path.stat().st_size
+    if content > MOST_EXPANSION * size:
+        raise CheckpointError(
+            f"{path} was refused: its {size:,} bytes stand for {content:,} bytes of weights, which no training writes. "
+            "Save it anew where it was made, each tensor with clone(), and without compressing the file."
+        )
 
 
 def _broken(path: Path, error: Exception) -> CheckpointError:

@@ -13,6 +13,7 @@ from .mmdet import MMDetOptions
 
 MOST_BASES = 32  # files that one config may inherit from, all in all
 _DELETE = "_delete_"
+_MOST = 1e12  # of what is calculated with: squares of squares would fill the memory
 
 
 class _Unknown:
@@ -106,7 +107,8 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
             return -value if isinstance(value, int | float) else UNKNOWN
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _NUMBERS:
             pair = _value(left, names), _value(right, names)
-            return _NUMBERS[type(op)](*pair) if all(isinstance(part, int | float) for part in pair) else UNKNOWN
+            fine = all(isinstance(part, int | float) and abs(part) < _MOST for part in pair)
+            return _NUMBERS[type(op)](*pair) if fine else UNKNOWN
     return UNKNOWN
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +131,37 @@ def test_truncated(tmp_path: Path, share: float, legacy: bool) -> None:
     (tmp_path / "a.pth").write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(CheckpointError, match=r"a\.pth \(.* bytes\) is truncated or no PyTorch checkpoint"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, None])
+def test_broken_safetensors(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(dict(STATE), path)
+    path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+    with pytest.raises(CheckpointError, match="truncated or no PyTorch checkpoint"):
+        read_checkpoint(path)
+
+
+def test_few_bytes_that_stand_for_many(tmp_path: Path) -> None:
+    """A hundred gigabytes: reading them would end the process."""
+    torch.save({"state_dict": {"a": torch.zeros(1).half().expand(50_000, 10**6)}}, tmp_path / "repeated.pth")
+    torch.save({"state_dict": {"a": torch.zeros(10**6)}}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert read_checkpoint(tmp_path / "plain.pth").state["a"].shape == (10**6,)
+    for name in ("repeated", "packed"):
+        with pytest.raises(CheckpointError, match="bytes of weights, which no training writes"):
+            read_checkpoint(tmp_path / f"{name}.pth")
+
+
+def test_tied_weights_lie_in_the_file_once(tmp_path: Path) -> None:
+    weight = torch.rand(100, 100)
+    torch.save({"state_dict": {"a": weight, "b": weight, "c": weight.T}}, tmp_path / "a.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth").state["b"], weight)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -222,6 +222,10 @@ class TestConfigText:
         assert config["a"] is config["c"] is config["d"] is UNKNOWN
         assert config["b"] == [UNKNOWN, 1]
 
+    def test_numbers_that_would_fill_the_memory(self) -> None:
+        config = parse_config("a = 10\n" + "a = a * a\n" * 64 + "b = 10**9\nc = " + "9" * 400 + " / 3\nd = 1e999 * 2")
+        assert config["a"] is config["b"] is config["c"] is config["d"] is UNKNOWN
+
     @pytest.mark.parametrize("text", ["model = dict(", "a = " + "(" * 500, "a = " + "1+" * 20000 + "1", "\0"])
     def test_not_python(self, text: str) -> None:
         with pytest.raises(CheckpointError, match="can't be read as Python"):
