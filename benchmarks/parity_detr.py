@@ -64,7 +64,7 @@ def distillations(case: Mapping[str, Any]) -> dict[str, DistillationConfig]:
     settings = case["distillation"]
     main = DistillationConfig(
         queries="student" if settings.get("variant", "").startswith("student") else "teacher",
-        box_loss="l1_giou" if "GIoU" in settings["reg"] else "l1_pixel",
+        box_loss="l1+giou" if "GIoU" in settings["reg"] else "l1_pixel",
         beta=float(match[1]) if (match := re.search(r"beta ([\d.]+)", settings["cls"])) else None,
         loss_weights={"loss_cls_kd": weight_of(settings["cls"]), "loss_reg_kd": weight_of(settings["reg"])},
     )
@@ -78,7 +78,7 @@ def _variant(name: str) -> DistillationConfig:
     queries, boxes, beta = match.groups()
     return DistillationConfig(
         queries=queries,  # type: ignore[arg-type]
-        box_loss={None: "l1_pixel", "_l1_giou": "l1_giou", "_giou_only": "giou"}[boxes],  # type: ignore[arg-type]
+        box_loss={None: "l1_pixel", "_l1_giou": "l1+giou", "_giou_only": "giou"}[boxes],  # type: ignore[arg-type]
         beta=None if beta is None else float(beta),
     )
 
@@ -192,7 +192,7 @@ def _train_figures(
 def _identity(case: Mapping[str, Any], teacher: Any, inputs: dict[str, Tensor]) -> Figures:
     """The distillation where the teacher is its own student: all of it is zero but the entropy of soft targets."""
     twin = build(case, "teacher").to(TRAINING).train()
-    configs = {beta: DistillationConfig(box_loss="l1_giou", beta=float(beta)) for beta in (0, 1)}
+    configs = {beta: DistillationConfig(box_loss="l1+giou", beta=float(beta)) for beta in (0, 1)}
     distillers = {beta: DetrDistiller(twin, teacher, config) for beta, config in configs.items()}
     outputs = twin(**inputs)
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]

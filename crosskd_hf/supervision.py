@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .distillation.detr_families import FAMILIES
 from .distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
 from .models.boxes import image_sizes
 from .models.losses import LossPart
@@ -42,10 +43,14 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
         model: The bare student.
         outputs: Of its forward pass with labels.
         inputs: The batch.
+
+    Raises:
+        ValueError: The images are padded, and the model doesn't know about padding.
     """
     parts = outputs.get("loss_parts")
     if parts is not None:
         return dict(parts)
+    _check_padding(model, inputs.get("pixel_mask"))
     labels, loss = inputs["labels"], outputs["loss"]
     count = loss.new_tensor(float(sum(len(label["class_labels"]) for label in labels)))
     mean = count.clone()
@@ -55,6 +60,17 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     whole = {WHOLE: LossPart(loss * mean.clamp(min=1), count)}
     sizes = image_sizes(inputs["pixel_values"], inputs.get("pixel_mask"))
     return whole | proposal_loss_parts(model, outputs, labels, sizes)
+
+
+def _check_padding(model: PreTrainedModel, mask: Tensor | None) -> None:
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.reads_mask or mask is None or bool(mask.all()):
+        return
+    raise ValueError(
+        f"Images of this batch are padded, but '{model.config.model_type}' doesn't read pixel_mask: its boxes would be "
+        "relative to the padded image, the labels are relative to the image alone. Use an image processor that makes "
+        "all images one size, such as RTDetrImageProcessor, and no transform that resizes them otherwise."
+    )
 
 
 def own_log(outputs: ModelOutput, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

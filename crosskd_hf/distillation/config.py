@@ -7,7 +7,7 @@ Method = Literal["crosskd", "kd", "pkd"]
 Statistics = Literal["image", "batch"]
 Normalizer = Literal["teacher", "student", "score_sum"]
 Queries = Literal["teacher", "student"]
-BoxLoss = Literal["l1_pixel", "l1_giou", "giou"]
+BoxLoss = Literal["l1_pixel", "l1+giou", "giou"]
 Reduce = Literal["best", "max"]
 
 
@@ -56,7 +56,7 @@ class DistillationConfig:
         beta: Exponent of the quality focal loss between class scores. Published: 1 for dense heads, 0 for DETR.
         temperature: Of softmax distributions. Published: 1 for distances, 3 for the classes of Faster R-CNN.
         queries: DETR: whose decoder queries read the memories.
-        box_loss: DETR: distance of boxes; "l1_pixel" is published, "l1_giou" relative L1 plus GIoU, "giou" GIoU alone.
+        box_loss: DETR: distance of boxes; "l1_pixel" is published, "l1+giou" relative L1 plus GIoU, "giou" GIoU alone.
         mapping: "kd" between dense heads of different kinds: choices of :class:`MapperOptions` by name.
 
     Raises:

@@ -104,6 +104,8 @@ class DetrDistiller(Distiller):
             "queries": self.config.queries,
             "box_loss": self.config.box_loss,
             "beta": self.beta,
+            "temperature": self.temperature if self.family.softmax else None,
+            "statistics": self.config.statistics,
             "weights": dict(self.weights),
             "decoder_layers": _decoder_layers(self.teacher),
             "adapters": {name: list(tensor.shape) for name, tensor in self.named_parameters()},
@@ -169,14 +171,15 @@ class DetrDistiller(Distiller):
         rows = {"loss_cls_kd": distance}
         if self.config.box_loss == "l1_pixel":
             rows["loss_reg_kd"] = confidence * (pixels - goal_pixels).abs().sum(-1)
-        if self.config.box_loss == "l1_giou":
+        if self.config.box_loss == "l1+giou":
             rows["loss_reg_kd"] = confidence * (boxes - goal).abs().sum(-1)
-        if self.config.box_loss in ("l1_giou", "giou"):
+        if self.config.box_loss in ("l1+giou", "giou"):
             rows["loss_iou_kd"] = confidence * (1 - aligned_iou(pixels, goal_pixels, generalized=True))
-        of_boxes = 4 * confidence.sum()
-        of_classes = confidence.new_tensor(confidence.numel())
+        queries = confidence.new_tensor(confidence.numel())
         return {
-            key: LossPart(self.weights[key] * row.sum(), of_classes if key == "loss_cls_kd" else of_boxes)
+            key: LossPart(self.weights[key] * row.sum(), queries)
+            if key == "loss_cls_kd"
+            else LossPart(self.weights[key] * row.sum(), 4 * confidence.sum(), floor=1e-7)
             for key, row in rows.items()
         }
 

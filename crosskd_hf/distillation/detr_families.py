@@ -178,6 +178,8 @@ class DetrFamily:
         student_queries: Whether heads of the teacher can continue from the student's queries.
         query_arguments: Arguments of a decoder layer that go with the queries rather than with the memory.
         own_queries: Where in a pass the queries are that are there at inference too, from their number.
+        reads_mask: Whether padding matters to it: its boxes are relative to the unpadded image. Otherwise they are
+            relative to all the pixels that it gets, and images must not be padded.
     """
 
     context: Callable[[Any, Trace, int], Context]
@@ -188,6 +190,7 @@ class DetrFamily:
     student_queries: bool = True
     query_arguments: tuple[str, ...] = QUERY_ARGUMENTS
     own_queries: Callable[[int, Trace], slice] = lambda count, trace: slice(None)
+    reads_mask: bool = True
 
 
 def _feature_levels(config: Any) -> int:
@@ -302,8 +305,8 @@ def _first_queries(count: int, trace: Trace) -> slice:
     return slice(count)
 
 
-_RT_DETR = DetrFamily(_layer_reference, _rt_detr_predict, _feature_levels, own_queries=_last_queries)
-_D_FINE = DetrFamily(_d_fine_context, _d_fine_predict, _feature_levels, student_queries=False)
+_RT_DETR = DetrFamily(_layer_reference, _rt_detr_predict, _feature_levels, own_queries=_last_queries, reads_mask=False)
+_D_FINE = DetrFamily(_d_fine_context, _d_fine_predict, _feature_levels, student_queries=False, reads_mask=False)
 _LW_DETR = DetrFamily(_lw_detr_context, _lw_detr_predict, _feature_levels, own_queries=_first_queries)
 
 FAMILIES: dict[str, DetrFamily] = {

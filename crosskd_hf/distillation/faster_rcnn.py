@@ -70,8 +70,10 @@ class FasterRCNNDistiller(Distiller):
         """See :meth:`Distiller.forward`; `outputs` must come with `student_request` and from a pass with labels."""
         features = self._teacher_pyramid(inputs)
         head, rois = self.teacher.roi_head, outputs.rois
-        assert rois is not None
-        assert outputs.features is not None
+        if rois is None or outputs.features is None or outputs.predictions is None:
+            raise ValueError(
+                "The outputs hold no regions or features: call the student with labels and distiller.student_request."
+            )
         parts: dict[str, LossPart] = {}
         if self.cross or self.plain:
             with torch.no_grad():
@@ -81,7 +83,6 @@ class FasterRCNNDistiller(Distiller):
                 cross = self._select(head(adapted, rois.boxes), self.classes.teacher)
                 parts = self._mimic(cross, target, rois)
             if self.plain:
-                assert outputs.predictions is not None
                 own = self._mimic(self._select(outputs.predictions, self.classes.student), target, rois)
                 parts = {key: _add(part, parts.get(key)) for key, part in own.items()}
         if self.pearson is not None:

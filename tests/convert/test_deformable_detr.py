@@ -123,7 +123,7 @@ def test_distillation_losses_are_the_authors(case: dict[str, Any]) -> None:
         "": DetrDistiller(student, teacher, DistillationConfig()),
         "student_queries": DetrDistiller(student, teacher, DistillationConfig(queries="student")),
         "teacher_queries_l1_giou_beta1": DetrDistiller(
-            student, teacher, DistillationConfig(box_loss="l1_giou", beta=1.0)
+            student, teacher, DistillationConfig(box_loss="l1+giou", beta=1.0)
         ),
     }
     outputs = student.train()(**inputs)  # all its dropout is 0

@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 
 SIZE = 64
-SMALL = (24, 40)  # height and width of the second image: padding fills whole places of every stride
+SMALL = (28, 60)  # height and width of the second image: padding fills whole places of every stride
 CLASSES = 5
 
 
@@ -54,7 +54,7 @@ def _vit(hidden: str) -> dict[str, Any]:
         "decoder_self_attention_heads": 4,
         "decoder_cross_attention_heads": 4,
         "decoder_ffn_dim": 32,
-        "num_queries": 10,
+        "num_queries": 6,  # no more than places in the smaller image: those of its padding score all alike
         "group_detr": 2,
         "num_labels": CLASSES,
         "c2f_num_blocks": 1,
@@ -106,10 +106,10 @@ def build(name: str, seed: int = 0, **changes: Any) -> Any:
     config = getattr(transformers, f"{prefix}Config")(**(settings | changes))
     torch.manual_seed(seed)
     model = getattr(transformers, f"{prefix}ForObjectDetection")(config)
-    with torch.no_grad():  # fresh heads predict one box for all queries
+    with torch.no_grad():  # fresh heads predict one box for all queries, and fresh norms can be applied twice
         for parameter in model.parameters():
-            if parameter.requires_grad and parameter.ndim > 1:
-                parameter += 0.05 * torch.randn_like(parameter)
+            if parameter.requires_grad:
+                parameter += (0.05 if parameter.ndim > 1 else 0.2) * torch.randn_like(parameter)
     return model.eval()
 
 

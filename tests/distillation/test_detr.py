@@ -1,6 +1,9 @@
 """CrossKD between DETR-type models: invariants of every family, the options, and what must be refused."""
 
 import copy
+import gc
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ from torch import Tensor
 from crosskd_hf.distillation import detr as detr_module
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
-from crosskd_hf.distillation.detr_families import FAMILIES, DecoderTap
+from crosskd_hf.distillation.detr_families import FAMILIES, DecoderTap, Trace
 from crosskd_hf.models.losses import LossPart, divide
 from tests.distillation.detr_zoo import MODELS, SIZE, SMALL, batch, build
 
@@ -32,6 +35,21 @@ def reached_by_gradient(model: Any) -> set[str]:
     return {key for key, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
 
 
+def own_predictions(outputs: Any, trace: Trace) -> list[tuple[Tensor, Tensor]]:
+    """Logits and boxes of each decoder layer, or of the last one, as the model itself gives them."""
+    emitted: Any = trace.output
+    if emitted.get("intermediate_predicted_corners") is not None:  # D-FINE: first what its first layer starts from
+        return list(
+            zip(
+                emitted.intermediate_logits[:, 1:].unbind(1),
+                emitted.intermediate_reference_points[:, 1:].unbind(1),
+                strict=True,
+            )
+        )
+    layers = (outputs.auxiliary_outputs or [])[: len(trace.layers) - 1]  # further ones are of proposals
+    return [(layer["logits"], layer["pred_boxes"]) for layer in [*layers, outputs]]
+
+
 def total(parts: dict[str, LossPart]) -> Tensor:
     return torch.stack(list(divide(parts).values())).sum()
 
@@ -42,21 +60,25 @@ def test_every_family_is_tested() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 class TestEveryFamily:
+    @pytest.mark.parametrize("auxiliary_loss", [True, False])
     @torch.no_grad()
-    def test_teacher_memory_through_the_cross_path_is_the_teachers_own_output(self, name: str) -> None:
-        teacher, inputs = build(name, auxiliary_loss=True), batch()
+    def test_teacher_memory_through_the_cross_path_is_the_teachers_own_output(
+        self, name: str, auxiliary_loss: bool
+    ) -> None:
+        teacher, inputs = build(name, auxiliary_loss=auxiliary_loss), batch()
         distiller = DetrDistiller(build(name, seed=1), teacher, CrossKD())
+        if name in ("d_fine", "deimv2"):
+            teacher.model.decoder.training = True  # or they emit the last layer alone
         outputs = teacher(**inputs)
         trace = distiller._teacher_tap.take()
+        own = own_predictions(outputs, trace)
         pairs = list(distiller.predictions(trace.memory, trace, trace))
-        if name in ("d_fine", "deimv2"):  # in evaluation they emit the last layer alone
-            pairs = pairs[-1:]
-        own = outputs.auxiliary_outputs[: len(pairs) - 1]  # further ones are of proposals
-        own = [*own, {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}]
-        for layer, (cross, target) in zip(own, pairs, strict=True):
+        assert len(pairs) == 2
+        assert len(own) == (2 if auxiliary_loss or name in ("d_fine", "deimv2") else 1)
+        for (logits, boxes), (cross, target) in zip(own, pairs[-len(own) :], strict=True):
             for prediction in (cross, target):
-                torch.testing.assert_close(prediction.logits, layer["logits"], atol=1e-5, rtol=1e-5)
-                torch.testing.assert_close(prediction.boxes, layer["pred_boxes"], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(prediction.logits, logits, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(prediction.boxes, boxes, atol=1e-5, rtol=1e-5)
 
     def test_student_equal_to_the_teacher_has_no_loss(self, name: str) -> None:
         teacher = build(name)
@@ -116,12 +138,28 @@ def _both(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"pixels": inputs["pixel_values"], "mask": inputs["pixel_mask"]}
 
 
-def test_another_family_and_other_classes_and_queries() -> None:
-    student, teacher = build("rt_detr_v2", num_labels=3, num_queries=7, decoder_layers=3), build("d_fine", seed=1)
-    inputs = batch()
+@pytest.mark.parametrize("name", MODELS)
+def test_a_student_of_other_classes_queries_and_layers_whose_batch_may_be_empty(name: str) -> None:
+    """Its training mode adds denoising queries or groups of queries; the teacher has none of its own then."""
+    queries = {"num_queries": 7, "two_stage_num_proposals": 7} if "deformable" in name else {"num_queries": 7}
+    student = build(name, num_labels=3, decoder_layers=3, auxiliary_loss=False, **queries).train()
+    teacher, inputs = build(name, seed=1), batch()
+    inputs["labels"][0]["class_labels"] = torch.tensor([0, 2])
+    for labels in (inputs["labels"], inputs["labels"][1:] * 2):
+        with DetrDistiller(student, teacher, CrossKD(methods=("crosskd", "pkd"))) as distiller:
+            parts = distiller(student(**inputs | {"labels": labels}), inputs)
+        assert {key.split(".")[0] for key in parts} == {"d0", "d1", "loss_feat_kd"}  # the teacher's layers
+        loss = total(parts)
+        distiller.check_gradients(student, loss)
+        assert float(loss.detach()) > 0
+
+
+def test_a_teacher_of_another_family() -> None:
+    student, teacher, inputs = build("rt_detr_v2"), build("d_fine", seed=1), batch()
     loss = total(distil(student, teacher, CrossKD(), inputs))
     loss.backward()
-    assert torch.isfinite(loss)
+    assert float(loss.detach()) > 0
+    assert reached_by_gradient(student)
 
 
 class TestWidth:
@@ -159,11 +197,11 @@ class TestLosses:
         return distil(student, teacher, CrossKD(**settings), inputs)
 
     def test_keys_of_the_box_losses(self, pair: Any) -> None:
-        keys = {box_loss: set(self.parts(pair, box_loss=box_loss)) for box_loss in ("l1_pixel", "l1_giou", "giou")}
+        keys = {box_loss: set(self.parts(pair, box_loss=box_loss)) for box_loss in ("l1_pixel", "l1+giou", "giou")}
         of_layer = lambda *names: {f"d{layer}.loss_{name}_kd" for layer in (0, 1) for name in names}  # noqa: E731
         assert keys == {
             "l1_pixel": of_layer("cls", "reg"),
-            "l1_giou": of_layer("cls", "reg", "iou"),
+            "l1+giou": of_layer("cls", "reg", "iou"),
             "giou": of_layer("cls", "iou"),
         }
 
@@ -264,19 +302,65 @@ class TestRefusals:
             distiller(outputs, inputs)
 
 
-def test_a_student_can_be_copied_between_its_pass_and_the_distillation() -> None:
-    student, inputs = build("detr"), batch()
-    distiller = DetrDistiller(student, build("detr", seed=1), CrossKD())
-    outputs = student(**pixels(inputs))
-    copied = copy.deepcopy(student)
-    copied(**pixels(inputs))
-    assert torch.isfinite(total(distiller(outputs, inputs)))
+def number_of_hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def test_hooks_can_be_removed() -> None:
-    model = build("detr")
-    tap = DecoderTap(model, layers=True)
-    tap.remove()
-    model(**pixels(batch()))
-    with pytest.raises(RuntimeError):
-        tap.take()
+class TestHooks:
+    @pytest.fixture
+    def pair(self) -> tuple[Any, Any]:
+        return build("rt_detr").train(), build("rt_detr", seed=1)
+
+    def test_go_with_the_distiller(self, pair: tuple[Any, Any]) -> None:
+        student, teacher = pair
+        distiller = DetrDistiller(student, teacher, CrossKD(queries="student"))
+        total(distiller(student(**batch()), batch())).backward()
+        assert number_of_hooks(student)
+        assert number_of_hooks(teacher)
+        memory = weakref.ref(student(**batch()).logits)
+        del distiller
+        gc.collect()
+        assert number_of_hooks(student) == number_of_hooks(teacher) == 0
+        assert memory() is None
+
+    def test_can_be_removed(self, pair: tuple[Any, Any]) -> None:
+        student, teacher = pair
+        with DetrDistiller(student, teacher, CrossKD()) as distiller:
+            student(**batch())
+        assert number_of_hooks(student) == number_of_hooks(teacher) == 0
+        with pytest.raises(RuntimeError, match="run the model once"):
+            distiller(None, batch())
+
+    def test_keep_nothing_of_an_evaluation(self, pair: tuple[Any, Any]) -> None:
+        student, teacher = pair
+        distiller = DetrDistiller(student, teacher, CrossKD())
+        with torch.no_grad():
+            student.eval()(**pixels(batch()))
+        assert distiller._student_tap._latest is None
+
+    def test_do_not_hinder_pickling_or_copying(self, pair: tuple[Any, Any]) -> None:
+        student, teacher = pair
+        distiller = DetrDistiller(student, teacher, CrossKD())
+        outputs = student(**batch())
+        for copied in (pickle.loads(pickle.dumps(student)), copy.deepcopy(student)):
+            copied(**batch())
+        assert float(total(distiller(outputs, batch())).detach()) > 0
+
+    def test_of_several_distillers_do_not_disturb_each_other(self, pair: tuple[Any, Any]) -> None:
+        student, teacher = pair
+        inputs = batch()
+        distillers = [DetrDistiller(student, teacher, CrossKD(beta=1.0)) for _ in range(2)]
+        outputs = student(**inputs)
+        losses = [total(distiller(outputs, inputs)) for distiller in distillers]
+        torch.testing.assert_close(*losses)
+
+    def test_of_a_tap_without_owner_stay(self) -> None:
+        model = build("detr")
+        tap = DecoderTap(model, layers=True)
+        model(**pixels(batch()))
+        assert len(tap.take().layers) == 2
+        tap.remove()
+        assert number_of_hooks(model) == 0
+        model(**pixels(batch()))
+        with pytest.raises(RuntimeError):
+            tap.take()

@@ -7,6 +7,9 @@ import torch
 from accelerate import PartialState, debug_launcher
 from torch import Tensor, distributed
 
+from crosskd_hf.distillation.config import DistillationConfig
+from crosskd_hf.distillation.detr import DetrDistiller
+from crosskd_hf.distillation.detr_families import FAMILIES
 from crosskd_hf.distillation.detr_loss import (
     WEIGHTS,
     deformable_detr_loss_parts,
@@ -15,7 +18,8 @@ from crosskd_hf.distillation.detr_loss import (
 )
 from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import divide
-from tests.distillation.detr_zoo import batch, build
+from crosskd_hf.supervision import supervised_parts
+from tests.distillation.detr_zoo import MODELS, batch, build
 
 
 def loss_of(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
@@ -72,36 +76,59 @@ def test_without_inner_layers_it_says_what_to_set() -> None:
         loss_of(model, inputs)
 
 
-PROCESSES = {"deformable_detr two-stage": {}, "rt_detr_v2": {"num_denoising": 0}, "d_fine": {"num_denoising": 0}}
+def all_losses(name: str, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """What a student is trained on, without what is drawn by chance (denoising queries, batch norm of a batch)."""
+    _, settings = MODELS[name]
+    changes = {"num_denoising": 0} if "num_denoising" in settings else {}
+    student, teacher = build(name, auxiliary_loss=True, **changes), build(name, seed=1)
+    if not FAMILIES[student.config.model_type].reads_mask:
+        inputs = inputs | {"pixel_mask": torch.ones_like(inputs["pixel_mask"])}
+    with DetrDistiller(student, teacher, DistillationConfig(methods=("crosskd", "pkd"))) as distiller:
+        outputs = student(**inputs)
+        parts = supervised_parts(student, outputs, inputs) | distiller(outputs, inputs)
+    return {key: loss.detach() for key, loss in divide(parts).items()} | {"transformers": outputs.loss.detach()}
 
 
 def _share(folder: str) -> None:
-    """One of two processes: the loss of its two images of every model, averaged over both."""
+    """One of two processes: the losses of its two images of every model, averaged over both."""
     torch.set_num_threads(1)
     PartialState._reset_state()
     rank = PartialState(cpu=True).process_index
     fix_num_boxes_reduction()
     results = {}
-    for name, changes in PROCESSES.items():
+    for name in MODELS:
         torch.manual_seed(0)
-        inputs = {key: value[2 * rank : 2 * rank + 2] for key, value in batch(4).items()}
-        loss = build(name, **changes)(**inputs).loss.detach()
-        distributed.all_reduce(loss)
-        results[name] = loss / 2
+        losses = all_losses(name, {key: value[2 * rank : 2 * rank + 2] for key, value in batch(4).items()})
+        values = torch.stack(list(losses.values()))
+        distributed.all_reduce(values)
+        results[name] = dict(zip(losses, (values / 2).tolist(), strict=True))
     if rank == 0:
         torch.save(results, f"{folder}/losses.pt")
 
 
 @pytest.mark.distributed
-def test_two_processes_give_the_loss_of_one(tmp_path: Any) -> None:
+def test_two_processes_give_the_losses_of_one(tmp_path: Any) -> None:
     """Only one of four images has objects, so that the processes have different numbers of boxes."""
     debug_launcher(_share, (str(tmp_path),), num_processes=2)
     for name, shared in torch.load(tmp_path / "losses.pt").items():
         torch.manual_seed(0)
-        inputs = batch(4)
-        whole = build(name, **PROCESSES[name])(**inputs).loss.detach()
-        terms_of_own = name == "d_fine"  # its distillation between its own layers stays local
-        torch.testing.assert_close(shared, whole, rtol=0.05 if terms_of_own else 1e-4, atol=1e-4)
+        for key, loss in all_losses(name, batch(4)).items():
+            of_detr = name == "detr" and key in ("loss_task", "transformers")  # its class term is a mean over queries
+            assert shared[key] == pytest.approx(float(loss), rel=0.02 if of_detr else 1e-4, abs=1e-5), (name, key)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padded_images_are_refused_where_the_model_does_not_know_of_padding(name: str) -> None:
+    model, inputs = build(name), batch()
+    outputs = model(**inputs)
+    if FAMILIES[model.config.model_type].reads_mask:
+        with torch.no_grad():
+            without = model(pixel_values=inputs["pixel_values"])
+        assert not torch.allclose(outputs.pred_boxes, without.pred_boxes, atol=1e-5)
+        assert "loss_task" in supervised_parts(model, outputs, inputs)
+    else:
+        with pytest.raises(ValueError, match=r"are padded, but .* doesn't read pixel_mask.*RTDetrImageProcessor"):
+            supervised_parts(model, outputs, inputs)
 
 
 def test_repeating_the_fix_changes_nothing() -> None:

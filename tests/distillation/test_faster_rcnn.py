@@ -172,6 +172,12 @@ class TestRefuses:
         with pytest.raises(ValueError, match=r"What works between kinds is PKD .* methods=\('pkd',\)"):
             make_distiller(make_faster_rcnn(), make_detector("gfl"), DistillationConfig())
 
+    def test_outputs_without_regions(self) -> None:
+        student, teacher = make_pair()
+        distiller, batch = make_distiller(student, teacher, DistillationConfig()), make_batch()
+        with pytest.raises(ValueError, match="call the student with labels and distiller.student_request"):
+            distiller(student(**batch), batch)
+
     def test_plain_kd_between_other_boxes(self) -> None:
         pair = make_pair(class_agnostic=True)
         with pytest.raises(ValueError, match="which works across heads"):
