@@ -128,10 +128,12 @@ def _opened(source: ImageSource) -> Iterator[PIL.Image.Image]:
 def _open(source: ImageSource) -> AbstractContextManager[PIL.Image.Image]:
     if isinstance(source, PIL.Image.Image):
         return nullcontext(source)
-    if not isinstance(source, Mapping):
-        return PIL.Image.open(source, formats=FORMATS)
-    data = source.get("bytes")
-    return PIL.Image.open(source["path"] if data is None else io.BytesIO(data), formats=FORMATS)
+    if isinstance(source, Mapping):
+        data = source.get("bytes")
+        return _open(source["path"]) if data is None else PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    if os.path.exists(source) and not os.path.isfile(source):
+        raise OSError("it is no regular file")  # a pipe, for one, would be waited for
+    return PIL.Image.open(source, formats=FORMATS)
 
 
 def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:

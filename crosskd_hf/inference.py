@@ -98,7 +98,7 @@ class Prediction:
 
     Args:
         file: Path below the given folder.
-        picture: The image with what was found drawn on it; None if it can't be read.
+        picture: The image with what was found drawn on it; None if it can't be read, or is too narrow to be resized.
         record: `file`, `width`, `height` and `detections` (each `label`, `score` in [0, 1], `box` [x1, y1, x2, y2] in
             pixels), or `file` and `error`; JSON-able.
     """
@@ -130,10 +130,11 @@ def predict(
         file = path.relative_to(root)
         try:
             image = open_image(path)
+            (result,) = detect(model, processor, [image], threshold)
         except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             yield Prediction(file, None, {"file": str(file), "error": str(error)})
             continue
-        result = {key: value.cpu() for key, value in detect(model, processor, [image], threshold)[0].items()}
+        result = {key: value.cpu() for key, value in result.items()}
         names = model.config.id2label
         rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
         found = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]

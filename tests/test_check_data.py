@@ -442,8 +442,8 @@ class TestReport:
             folder.add(f"{number}.jpg", noise())
         paths = folder.paths()
         original = paths[0].read_text()
-        rng = np.random.default_rng(0)
-        loaded = 0
+        rng, loaded = np.random.default_rng(0), 0
+        collator = DetectionCollator(DetectionImageProcessor(size={"height": 32, "width": 32}))
         for _ in range(60):
             content = json.loads(original)
             part = ("images", "annotations", "categories")[rng.integers(3)]
@@ -453,7 +453,8 @@ class TestReport:
             report = check_data(*paths)
             assert str(report)
             if report.ok:
-                load_coco(*paths)
+                labels = collator(list(load_coco(*paths).dataset))["labels"]
+                assert all(label[key].isfinite().all() for label in labels for key in ("boxes", "area"))
                 loaded += 1
             else:
                 with pytest.raises(DataError):

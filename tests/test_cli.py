@@ -99,6 +99,18 @@ def test_predict(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Ou
     assert (tmp_path / "one" / f"{first.name}.png").is_file()
 
 
+def test_an_image_that_resizing_makes_vanish_stops_no_prediction(
+    tmp_path: Path, detector: Path, shapes: ShapesPaths, capsys: Output
+) -> None:
+    (tmp_path / "photos").mkdir()
+    PIL.Image.new("RGB", (5000, 1)).save(tmp_path / "photos/a.png")
+    (tmp_path / "photos/b.png").write_bytes(next(shapes.val_images.glob("*.png")).read_bytes())
+    assert run("predict", detector, tmp_path / "photos", "--out", tmp_path / "out", "--device", "cpu") == 1
+    captured = capsys.readouterr()
+    assert "error: a.png" in captured.err
+    assert "in 1 images" in captured.out
+
+
 def test_predict_without_images(tmp_path: Path, detector: Path, capsys: Output) -> None:
     assert run("predict", detector, tmp_path, "--out", tmp_path / "out") == 1
     assert capsys.readouterr().err.endswith(f"error: {tmp_path} is no image and no folder with images.\n")

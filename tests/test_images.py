@@ -1,4 +1,5 @@
 import io
+import os
 import warnings
 
 import numpy as np
@@ -102,6 +103,13 @@ class TestOpenImage:
     def test_missing_files_are_named(self, tmp_path):
         with pytest.raises(OSError, match=r"gone\.png can't be decoded: .*No such file"):
             open_image(tmp_path / "gone.png")
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+    def test_pipes_are_not_waited_for(self, tmp_path, make):
+        make(tmp_path / "a.jpg")
+        for source in (tmp_path / "a.jpg", {"path": str(tmp_path / "a.jpg"), "bytes": None}):
+            with pytest.raises(OSError, match="no regular file"):
+                open_image(source)
 
     def test_bombs_are_refused_before_decoding(self, tmp_path, monkeypatch):
         path = saved(tmp_path, PIL.Image.new("1", (400, 300)), "bomb.png")
