@@ -25,7 +25,7 @@ import torchvision
 from torch import nn
 
 from crosskd_hf.build import DetectorSpec, build_detector
-from crosskd_hf.categories import CategoryMap
+from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.distillation import DistillationConfig, make_distiller
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.losses import divide

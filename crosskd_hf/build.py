@@ -7,7 +7,7 @@ import timm
 from timm.models.resnet import ResNet
 from transformers import PreTrainedModel
 
-from .categories import CategoryMap
+from .data.categories import CategoryMap
 from .models import DETECTORS, DenseDetectorConfig
 
 ARCHITECTURES = {config.model_type.removeprefix("crosskd_"): config for config in DETECTORS}

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .categories import CategoryMap
-from .data import DetectionCollator, DetectionData
+from .data.categories import CategoryMap
+from .data.dataset import DetectionCollator, DetectionData
 from .distillation import DistillationConfig, Distiller, make_distiller
 from .distillation.classes import match_classes, normal_name
 from .distillation.pixels import PixelAdapter, PixelFormat

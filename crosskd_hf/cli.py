@@ -201,7 +201,7 @@ def _labels(text: str | None) -> list[str] | None:
 def _check_pair(arguments: argparse.Namespace) -> int:
     from .check_pair import check_pair
     from .comparison import load_detector
-    from .data import load_coco
+    from .data.dataset import load_coco
 
     if (arguments.annotations is None) != (arguments.images is None):
         raise ValueError("Give both of --annotations and --images, or neither.")
@@ -213,9 +213,9 @@ def _check_pair(arguments: argparse.Namespace) -> int:
 
 
 def _check_data(arguments: argparse.Namespace) -> int:
-    from .categories import CategoryMap
-    from .check_data import check_data
-    from .coco_json import read_coco
+    from .data.categories import CategoryMap
+    from .data.coco_json import read_coco
+    from .data.inspection import check_data
 
     categories = None
     if arguments.train is not None:

@@ -14,13 +14,13 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from .build import DetectorSpec, build_detector
-from .data import DetectionData
+from .data.dataset import DetectionData
+from .data.transforms import TrainTransform
 from .distillation import make_distiller
 from .drawing import draw_objects
 from .evaluation import SUMMARY
 from .trainer import CrossKDTrainer, load_teacher
 from .training_args import CrossKDConfig
-from .transforms import TrainTransform
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from .data import DetectionData, load_coco
-from .shapes import ShapesPaths, make_shapes
+from .data.dataset import DetectionData, load_coco
+from .data.shapes import ShapesPaths, make_shapes
+from .data.transforms import TrainTransform
 from .training_args import CrossKDConfig
-from .transforms import TrainTransform
 
 STEPS = ("teacher", "alone", "distilled")
 PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")

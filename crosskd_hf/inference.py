@@ -13,13 +13,13 @@ import PIL.Image
 import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from .categories import CategoryMap
-from .coco_json import read_coco
 from .comparison import HEAD, TITLES, ap_metrics, ap_row, detect
-from .data import load_coco
+from .data.categories import CategoryMap
+from .data.coco_json import read_coco
+from .data.dataset import load_coco
+from .data.images import open_image
 from .distillation.classes import normal_name
 from .drawing import draw_objects
-from .images import open_image
 from .trainer import CrossKDTrainer
 from .training_args import CrossKDConfig
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .build import ARCHITECTURES, DetectorSpec, build_detector
-from .categories import CategoryMap
 from .comparison import ap_metrics, load_detector
-from .data import load_coco
+from .data.categories import CategoryMap
+from .data.dataset import load_coco
+from .data.transforms import TrainTransform
 from .models import DetectionImageProcessor
 from .trainer import CrossKDTrainer
 from .training_args import CrossKDConfig
-from .transforms import TrainTransform
 
 
 @dataclass

@@ -37,10 +37,10 @@ from transformers import (
 )
 
 from crosskd_hf import CrossKDConfig
-from crosskd_hf.categories import CategoryMap
 from crosskd_hf.comparison import Comparison, load_detector
 from crosskd_hf.comparison_options import ComparisonOptions
 from crosskd_hf.data import DetectionData, load_objects
+from crosskd_hf.data.categories import CategoryMap
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 

@@ -8,11 +8,11 @@ import torch
 
 from crosskd_hf.check_pair import PairReport, check_pair, teacher_ap
 from crosskd_hf.data import DetectionData, load_coco
+from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.distillation import DistillationConfig
 from crosskd_hf.models import DenseDetector, DetectionImageProcessor
 from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.dense import DenseDetectorOutput
-from crosskd_hf.shapes import make_shapes
 from tests.tiny_dense import make_detector
 
 SIZE = {"height": 64, "width": 64}

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from crosskd_hf.build import DetectorSpec, build_detector
-from crosskd_hf.categories import CategoryMap
 from crosskd_hf.cli import main
 from crosskd_hf.convert.class_names import COCO_NAMES
+from crosskd_hf.data.categories import CategoryMap
+from crosskd_hf.data.shapes import CLASSES, ShapesPaths, make_shapes
 from crosskd_hf.inference import match_categories, predict, table
 from crosskd_hf.models import DetectionImageProcessor, GFLConfig
-from crosskd_hf.shapes import CLASSES, ShapesPaths, make_shapes
 
 Output = pytest.CaptureFixture[str]
 
@@ -203,7 +203,7 @@ class TestMessages:
             run("convert", "mmdet", tmp_path / "a.pth", tmp_path)
 
     def test_an_error_of_the_program_says_so(self, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-        monkeypatch.setattr("crosskd_hf.check_data.check_data", lambda *_: 1 / 0)
+        monkeypatch.setattr("crosskd_hf.data.inspection.check_data", lambda *_: 1 / 0)
         assert run("check-data", "a", "b") == 1
         assert capsys.readouterr().err == (
             "error: ZeroDivisionError: division by zero (run again with --debug to see where)\n"
@@ -213,7 +213,7 @@ class TestMessages:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("crosskd_hf.check_data.check_data", interrupt)
+        monkeypatch.setattr("crosskd_hf.data.inspection.check_data", interrupt)
         assert run("check-data", "a", "b") == 130
 
     def test_as_a_program(self) -> None:

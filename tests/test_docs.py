@@ -63,7 +63,7 @@ def test_every_entry_is_a_message_or_a_kind_of_finding() -> None:
 
 
 def test_every_kind_of_finding_has_an_entry() -> None:
-    from crosskd_hf.check_images import _FILE_FINDINGS
+    from crosskd_hf.data.check_images import _FILE_FINDINGS
 
     pattern = re.compile(r"(?:found|Finding)\(\s*(?:\"(?:error|warning|note)\"|severity),\s*f?\"([a-z{}-]+)\"")
     kinds = {kind for path in PACKAGE for kind in pattern.findall(path.read_text(encoding="utf-8"))}

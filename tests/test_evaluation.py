@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from crosskd_hf.data import load_coco
+from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.evaluation import SUMMARY, CocoEvaluator
-from crosskd_hf.shapes import make_shapes
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection
 
-from crosskd_hf import checkpoints
-from crosskd_hf.saving import TRAINING_WEIGHTS
+from crosskd_hf.training import checkpoints
+from crosskd_hf.training.saving import TRAINING_WEIGHTS
 from tests.tiny_run import losses, make_data, make_trainer
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ import torch
 
 from crosskd_hf.build import ARCHITECTURES, DetectorSpec
 from crosskd_hf.check_pair import check_pair
+from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.models import DETECTORS
 from crosskd_hf.presets import NOT_AVAILABLE, PRESETS, preset, reproduction_table
 from crosskd_hf.training_args import CrossKDConfig
-from crosskd_hf.transforms import TrainTransform
 
 DOCS = Path(__file__).parent.parent / "docs" / "reproduce.md"
 PUBLISHED = Path(__file__).parents[2] / "shared" / "spec" / "paper_results.yaml"

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crosskd_hf import checkpoints
 from crosskd_hf.comparison import load_detector
-from crosskd_hf.images import open_image, probe_image
+from crosskd_hf.data.images import open_image, probe_image
 from crosskd_hf.trainer import CrossKDTrainer, load_teacher
+from crosskd_hf.training import checkpoints
 from tests.tiny_run import make_detector, make_trainer, processor
 
 ROOT = Path(__file__).parents[1]

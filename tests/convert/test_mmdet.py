@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from crosskd_hf.categories import CategoryMap
 from crosskd_hf.convert import CheckpointError, convert_mmdet_checkpoint
 from crosskd_hf.convert.class_names import COCO_IDS, COCO_NAMES
 from crosskd_hf.convert.mmdet_config import UNKNOWN, parse_config, read_config, read_settings
+from crosskd_hf.data.categories import CategoryMap
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))

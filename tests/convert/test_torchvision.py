@@ -14,10 +14,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from crosskd_hf.categories import CategoryMap
 from crosskd_hf.convert import CheckpointError, Conversion, convert_torchvision, load_torchvision
 from crosskd_hf.convert.class_names import COCO_IDS, COCO_NAMES
 from crosskd_hf.convert.torchvision import ARCHITECTURES
+from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.models.boxes import to_absolute
 
 SIZE = (96, 160)  # on the coarsest levels no whole number of strides

@@ -18,7 +18,7 @@ from crosskd_hf.distillation.detr_loss import (
 )
 from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import divide
-from crosskd_hf.supervision import supervised_parts
+from crosskd_hf.training.supervision import supervised_parts
 from tests.distillation.detr_zoo import MODELS, batch, build
 
 

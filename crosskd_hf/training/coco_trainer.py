@@ -13,14 +13,14 @@ from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from .categories import CategoryMap
-from .data import DetectionCollator
-from .evaluation import CocoEvaluator
-from .optim import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
+from ..data.categories import CategoryMap
+from ..data.dataset import DetectionCollator
+from ..data.sampling import AspectRatioSampler
+from ..data.transforms import Record
+from ..evaluation import CocoEvaluator
+from ..optim import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
+from ..training_args import CrossKDConfig
 from .reproducible import RandomOrder, ReproducibleCollator
-from .sampling import AspectRatioSampler
-from .training_args import CrossKDConfig
-from .transforms import Record
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from .categories import CategoryMap, category_faults, distinct_categories
 from .check_boxes import JudgedBoxes, annotation_places
 from .check_images import check_files, check_names
 from .coco_json import Bools, CocoTable, Floats, Ints, parse_coco, positions
-from .data_report import DataError, DataReport, Finding, Place, by_severity, found
+from .report import DataError, DataReport, Finding, Place, by_severity, found
 
 
 def check_data(

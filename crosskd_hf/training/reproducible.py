@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
-from .data import DetectionCollator
-from .transforms import Record
+from ..data.dataset import DetectionCollator
+from ..data.transforms import Record
 
 _PRIMES = (1_000_003, 998_244_353)  # keep the seeds of neighbouring runs, epochs and images apart
 

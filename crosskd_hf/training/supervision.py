@@ -11,10 +11,10 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .distillation.detr_families import FAMILIES
-from .distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
-from .models.boxes import image_sizes
-from .models.losses import LossPart
+from ..distillation.detr_families import FAMILIES
+from ..distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
+from ..models.boxes import image_sizes
+from ..models.losses import LossPart
 
 WHOLE = "loss_task"
 _OF_LAST_LAYER = re.compile(r"loss_[a-z]+")

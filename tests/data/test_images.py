@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from crosskd_hf import images
-from crosskd_hf.images import open_image, probe_image
+from crosskd_hf.data import images
+from crosskd_hf.data.images import open_image, probe_image
 
 SIZE = (24, 16)
 ramp = np.linspace(0, 255, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crosskd_hf.checkpoints import (
+from crosskd_hf.training.checkpoints import (
     MANIFEST,
     checkpoints,
     is_complete,
@@ -17,7 +17,7 @@ from crosskd_hf.checkpoints import (
     rotate,
     write_manifest,
 )
-from crosskd_hf.saving import checkpoint_to_resume
+from crosskd_hf.training.saving import checkpoint_to_resume
 
 
 def make(run: Path, name: str, content: str = "weights") -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .coco_json import Bools, CocoTable, Floats, Ints
-from .data_report import DEGENERATE_BOX, Finding, Place, Severity, found
+from .report import DEGENERATE_BOX, Finding, Place, Severity, found
 
 _LEAST_SIDE = 1e-3  # px; below, a box may vanish in the float32 of training
 _MANY = 20  # so many boxes don't look like corners by chance

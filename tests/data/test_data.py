@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import DeformableDetrImageProcessor, PreTrainedConfig, RTDetrImageProcessor
 
-from crosskd_hf.categories import CategoryMap
 from crosskd_hf.data import AspectRatioSampler, DataError, DetectionCollator, TrainTransform, load_coco, load_objects
+from crosskd_hf.data.categories import CategoryMap
+from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.models.image_processing import DetectionImageProcessor
-from crosskd_hf.shapes import make_shapes
 
 SIZE = (100, 80)
 
@@ -252,7 +252,7 @@ class TestLoadCoco:
     def test_examples_are_decoded_one_at_a_time(self, tmp_path, monkeypatch):
         data = load_coco(*write_coco(tmp_path, [annotation(1)], files=("a.png", "b.png")))
         opened = []
-        monkeypatch.setattr("crosskd_hf.framed_image.open_image", lambda image, size: opened.append(image["path"]))
+        monkeypatch.setattr("crosskd_hf.data.framed_image.open_image", lambda image, size: opened.append(image["path"]))
         assert data.dataset["objects"][0]["id"] == [1]
         assert not opened
         data.dataset[1]

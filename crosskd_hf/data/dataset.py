@@ -19,29 +19,13 @@ from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor
 
 from .categories import CategoryMap
-from .check_data import Inspection, check_data, inspect_coco, inspect_table
 from .check_images import check_files
 from .coco_json import CocoTable, Floats, Ints, box_array, float_array
-from .data_report import DataError, DataReport, Finding, Place, found
 from .framed_image import FramedImage
 from .images import open_image
-from .sampling import AspectRatioSampler
+from .inspection import Inspection, inspect_coco, inspect_table
+from .report import DataError, DataReport, Finding, Place, found
 from .transforms import Record, TrainTransform, clean_objects, select_objects
-
-__all__ = [
-    "AspectRatioSampler",
-    "CategoryMap",
-    "DataError",
-    "DataReport",
-    "DetectionCollator",
-    "DetectionData",
-    "Finding",
-    "Place",
-    "TrainTransform",
-    "check_data",
-    "load_coco",
-    "load_objects",
-]
 
 
 @dataclass(frozen=True)

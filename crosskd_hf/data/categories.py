@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .coco_json import is_integer
-from .data_report import DataError, Finding, Place, found
+from .report import DataError, Finding, Place, found
 
 
 @dataclass(frozen=True)

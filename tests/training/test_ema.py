@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from crosskd_hf.ema import WeightAverage
+from crosskd_hf.training.ema import WeightAverage
 
 
 def net() -> nn.Module:

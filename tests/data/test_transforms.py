@@ -3,7 +3,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from crosskd_hf.transforms import Record, TrainTransform, clean_objects
+from crosskd_hf.data.transforms import Record, TrainTransform, clean_objects
 
 FIELDS = ("boxes", "labels", "area", "iscrowd", "id")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crosskd_hf.guard import NonFiniteGuard
+from crosskd_hf.training.guard import NonFiniteGuard
 
 PARTS = {"loss_cls": torch.tensor(float("nan")), "loss_box": torch.tensor(1.0)}
 

@@ -14,8 +14,8 @@ import PIL.Image
 
 from . import images as image_files
 from .coco_json import Ints
-from .data_report import Finding, Place, Severity, found
 from .images import ImageHeader, ImageSource, probe_image
+from .report import Finding, Place, Severity, found
 
 _MOST_THREADS = 8
 _AT_ONCE = 64  # images; a data set may hold the files themselves

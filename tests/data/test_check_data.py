@@ -12,9 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from crosskd_hf.check_data import check_data
-from crosskd_hf.coco_json import read_coco
 from crosskd_hf.data import DataError, DetectionCollator, load_coco
+from crosskd_hf.data.coco_json import read_coco
+from crosskd_hf.data.inspection import check_data
 from crosskd_hf.models import DetectionImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ class TestImages:
         assert folder.findings()["duplicate-file"].severity == "warning"
 
     def test_bomb(self, folder, monkeypatch):
-        monkeypatch.setattr("crosskd_hf.images.MAX_PIXELS", 10_000)
+        monkeypatch.setattr("crosskd_hf.data.images.MAX_PIXELS", 10_000)
         folder.add("bomb.png", PIL.Image.new("1", (1000, 1000)))
         assert "limit is 10000" in folder.findings()["broken-image"].places[0].detail
         folder.images[-1].update(width=10**6, height=10**6)

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from crosskd_hf.data import load_coco
-from crosskd_hf.shapes import CLASSES, make_shapes
+from crosskd_hf.data.shapes import CLASSES, make_shapes
 
 
 def digest(folder):

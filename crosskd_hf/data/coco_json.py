@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .data_report import DataError, Finding, Place, found
+from .report import DataError, Finding, Place, found
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .models.losses import LossPart, sum_normalizers
+from ..models.losses import LossPart, sum_normalizers
 
 
 class UpdateSums(NamedTuple):
