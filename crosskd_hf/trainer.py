@@ -65,7 +65,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = CrossKDConfig() if args is None else args
-        supervision.prepare(model)
+        supervision.prepare(model, processing_class)
         super().__init__(
             model,
             args,

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+import numpy as np
 from torch import Tensor, distributed
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..distillation.detr_families import FAMILIES
@@ -26,10 +27,17 @@ def returns_loss_parts(model: PreTrainedModel) -> bool:
     return is_dataclass(result) and "loss_parts" in {field.name for field in fields(result)}
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """Make the losses of transformers independent of the number of processes, if `model` uses them."""
-    if not returns_loss_parts(model):
-        fix_num_boxes_reduction()
+def prepare(model: PreTrainedModel, processor: BaseImageProcessor | None) -> None:
+    """Make the losses of transformers independent of the number of processes, if `model` uses them.
+
+    Raises:
+        ValueError: The processor makes images that have to be padded, and the model doesn't know about padding.
+    """
+    if returns_loss_parts(model):
+        return
+    fix_num_boxes_reduction()
+    if processor is not None:
+        _check_padding(model, processor)
 
 
 def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
@@ -43,14 +51,10 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
         model: The bare student.
         outputs: Of its forward pass with labels.
         inputs: The batch.
-
-    Raises:
-        ValueError: The images are padded, and the model doesn't know about padding.
     """
     parts = outputs.get("loss_parts")
     if parts is not None:
         return dict(parts)
-    _check_padding(model, inputs.get("pixel_mask"))
     labels, loss = inputs["labels"], outputs["loss"]
     count = loss.new_tensor(float(sum(len(label["class_labels"]) for label in labels)))
     mean = count.clone()
@@ -62,15 +66,19 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     return whole | proposal_loss_parts(model, outputs, labels, sizes)
 
 
-def _check_padding(model: PreTrainedModel, mask: Tensor | None) -> None:
+def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor) -> None:
     family = FAMILIES.get(model.config.model_type)
-    if family is None or family.reads_mask or mask is None or bool(mask.all()):
+    if family is None or family.reads_mask:
         return
-    raise ValueError(
-        f"Images of this batch are padded, but '{model.config.model_type}' doesn't read pixel_mask: its boxes would be "
-        "relative to the padded image, the labels are relative to the image alone. Use an image processor that makes "
-        "all images one size, such as RTDetrImageProcessor, and no transform that resizes them otherwise."
-    )
+    landscape, portrait = (np.zeros(shape, np.uint8) for shape in ((48, 64, 3), (64, 48, 3)))
+    shapes = {processor(images=image, return_tensors="pt")["pixel_values"].shape for image in (landscape, portrait)}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"'{model.config.model_type}' doesn't read pixel_mask: its boxes are relative to the padded image, labels to "
+            f"the image alone. But {type(processor).__name__} makes images of different sizes, which are padded in a "
+            "batch. Use one that makes all images one size, such as RTDetrImageProcessor, or give it "
+            "size={'height': ..., 'width': ...}."
+        )
 
 
 def own_log(outputs: ModelOutput, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

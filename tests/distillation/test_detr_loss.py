@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import PartialState, debug_launcher
 from torch import Tensor, distributed
+from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
@@ -18,7 +19,7 @@ from crosskd_hf.distillation.detr_loss import (
 )
 from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import divide
-from crosskd_hf.training.supervision import supervised_parts
+from crosskd_hf.training.supervision import prepare, supervised_parts
 from tests.distillation.detr_zoo import MODELS, batch, build
 
 
@@ -118,17 +119,21 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_padded_images_are_refused_where_the_model_does_not_know_of_padding(name: str) -> None:
+def test_processors_that_pad_are_refused_where_the_model_does_not_know_of_padding(name: str) -> None:
     model, inputs = build(name), batch()
-    outputs = model(**inputs)
-    if FAMILIES[model.config.model_type].reads_mask:
-        with torch.no_grad():
-            without = model(pixel_values=inputs["pixel_values"])
-        assert not torch.allclose(outputs.pred_boxes, without.pred_boxes, atol=1e-5)
-        assert "loss_task" in supervised_parts(model, outputs, inputs)
+    with torch.no_grad():
+        boxes, without = (model(pixel_values=inputs["pixel_values"], pixel_mask=mask).pred_boxes
+                          for mask in (inputs["pixel_mask"], None))  # fmt: skip
+    padding_counts = not torch.allclose(boxes, without, atol=1e-5)
+    assert padding_counts == FAMILIES[model.config.model_type].reads_mask
+    prepare(model, RTDetrImageProcessor(size={"height": 64, "width": 64}))
+    prepare(model, None)
+    padding = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    if padding_counts:
+        prepare(model, padding)
     else:
-        with pytest.raises(ValueError, match=r"are padded, but .* doesn't read pixel_mask.*RTDetrImageProcessor"):
-            supervised_parts(model, outputs, inputs)
+        with pytest.raises(ValueError, match=r"doesn't read pixel_mask.*DetrImageProcessor makes images of different"):
+            prepare(model, padding)
 
 
 def test_repeating_the_fix_changes_nothing() -> None:
