@@ -75,8 +75,8 @@ def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor) -> Non
     if len(shapes) > 1:
         raise ValueError(
             f"'{model.config.model_type}' doesn't read pixel_mask: its boxes are relative to the padded image, labels "
-            f"to the image alone. But {type(processor).__name__} makes images of different sizes, which are padded in a "
-            "batch. Use one that makes all images one size, such as RTDetrImageProcessor, or give it "
+            f"to the image alone. But {type(processor).__name__} makes images of different sizes, which are padded in "
+            "a batch. Use one that makes all images one size, such as RTDetrImageProcessor, or give it "
             "size={'height': ..., 'width': ...}."
         )
 
