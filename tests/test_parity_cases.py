@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import parity
+from benchmarks import parity, parity_detr
 from benchmarks.figures import Pair, figure_error, in_order, side_by_side
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -240,6 +240,21 @@ def _changed(figure: Any) -> Any:
     if isinstance(figure, list):
         return [_changed(figure[0]), *figure[1:]] if figure else [1]
     return figure + "x" if isinstance(figure, str) else figure + 1 if isinstance(figure, int) else figure * 1.1 + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_other_distillations_of_deformable_detr() -> None:
+    case = deformable_detr(boxes=(2,))
+    words = {"variant": "student queries", "cls": "beta 1, weight 2.0", "reg": "L1 plus GIoU, weight 0.5"}
+    config = parity_detr.distillations(case | {"distillation": words, "expected": {}})[""]
+    assert (config.queries, config.box_loss, config.beta) == ("student", "l1+giou", 1.0)
+    assert config.loss_weights == {"loss_cls_kd": 2.0, "loss_reg_kd": 0.5}
+    case["expected"] = {"variants": {"student_queries": {"losses": {"total": 1.0}}, "no_queries": {"losses": {}}}}
+    case.pop("checks")
+    pairs, _ = parity.compare(case)
+    assert pairs["variants.student_queries.losses.total"].got > 0
+    assert pairs["variants.no_queries"].got is None
 
 
 @pytest.mark.slow
