@@ -65,7 +65,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = CrossKDConfig() if args is None else args
-        supervision.prepare(model, processing_class)
+        supervision.prepare(model, processing_class, train_transform)
         super().__init__(
             model,
             args,

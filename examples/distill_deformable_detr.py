@@ -26,6 +26,7 @@ import timm
 import torch
 from datasets import load_dataset
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     BaseImageProcessor,
@@ -165,14 +166,14 @@ def _load_backbone(module: torch.nn.Module, name: str) -> None:
 
 
 def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:
-    """A trained student to go on with; heads of other classes start anew."""
-    model = AutoModelForObjectDetection.from_pretrained(
-        source,
-        id2label=categories.id2label,
-        label2id=categories.label2id,
-        ignore_mismatched_sizes=True,
-        auxiliary_loss=True,
-    )
+    """A trained student to go on with; heads of other classes start anew.
+
+    Every layer gets a loss, except where that would make transformers' model compute something else than it learnt.
+    """
+    config = AutoConfig.from_pretrained(source, id2label=categories.id2label, label2id=categories.label2id)
+    if config.model_type not in ("detr", "conditional_detr"):
+        config.auxiliary_loss = True
+    model = AutoModelForObjectDetection.from_pretrained(source, config=config, ignore_mismatched_sizes=True)
     model.config.category_ids = list(categories.raw_ids)
     return model
 

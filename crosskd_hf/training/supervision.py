@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..data.transforms import TrainTransform
 from ..distillation.detr_families import FAMILIES
 from ..distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
 from ..models.boxes import image_sizes
@@ -27,17 +28,17 @@ def returns_loss_parts(model: PreTrainedModel) -> bool:
     return is_dataclass(result) and "loss_parts" in {field.name for field in fields(result)}
 
 
-def prepare(model: PreTrainedModel, processor: BaseImageProcessor | None) -> None:
+def prepare(model: PreTrainedModel, processor: BaseImageProcessor | None, transform: Any = None) -> None:
     """Make the losses of transformers independent of the number of processes, if `model` uses them.
 
     Raises:
-        ValueError: The processor makes images that have to be padded, and the model doesn't know about padding.
+        ValueError: Processor or transform make images that have to be padded, and the model doesn't know of padding.
     """
     if returns_loss_parts(model):
         return
     fix_num_boxes_reduction()
     if processor is not None:
-        _check_padding(model, processor)
+        _check_padding(model, processor, transform)
 
 
 def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
@@ -66,18 +67,20 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     return whole | proposal_loss_parts(model, outputs, labels, sizes)
 
 
-def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor, transform: Any) -> None:
     family = FAMILIES.get(model.config.model_type)
     if family is None or family.reads_mask:
         return
     landscape, portrait = (np.zeros(shape, np.uint8) for shape in ((48, 64, 3), (64, 48, 3)))
     shapes = {processor(images=image, return_tensors="pt")["pixel_values"].shape for image in (landscape, portrait)}
-    if len(shapes) > 1:
+    resized = isinstance(transform, TrainTransform) and transform.resizes  # then the processor doesn't
+    if resized or len(shapes) > 1:
+        culprit = "a TrainTransform with shortest_edges" if resized else type(processor).__name__
         raise ValueError(
             f"'{model.config.model_type}' doesn't read pixel_mask: its boxes are relative to the padded image, labels "
-            f"to the image alone. But {type(processor).__name__} makes images of different sizes, which are padded in "
-            "a batch. Use one that makes all images one size, such as RTDetrImageProcessor, or give it "
-            "size={'height': ..., 'width': ...}."
+            f"to the image alone. But {culprit} makes images of different sizes, which are padded in a "
+            "batch. Leave shortest_edges (multi_scale) empty, and use a processor that makes all images one size, such "
+            "as RTDetrImageProcessor, or give it size={'height': ..., 'width': ...}."
         )
 
 

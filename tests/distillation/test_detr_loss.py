@@ -8,6 +8,7 @@ from accelerate import PartialState, debug_launcher
 from torch import Tensor, distributed
 from transformers import DetrImageProcessor, RTDetrImageProcessor
 
+from crosskd_hf.data import TrainTransform
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
 from crosskd_hf.distillation.detr_families import FAMILIES
@@ -134,6 +135,8 @@ def test_processors_that_pad_are_refused_where_the_model_does_not_know_of_paddin
     else:
         with pytest.raises(ValueError, match=r"doesn't read pixel_mask.*DetrImageProcessor makes images of different"):
             prepare(model, padding)
+        with pytest.raises(ValueError, match="But a TrainTransform with shortest_edges makes images of different"):
+            prepare(model, RTDetrImageProcessor(size={"height": 64, "width": 64}), TrainTransform(shortest_edges=[48]))
 
 
 def test_repeating_the_fix_changes_nothing() -> None:
