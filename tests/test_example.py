@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -16,8 +17,10 @@ SMALL = [
 ]
 
 
-def example(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
-    command = [*launcher, str(ROOT / "examples" / "distill_coco.py"), *arguments]
+def example(
+    *arguments: str, launcher: tuple[str, ...] = (sys.executable,), name: str = "distill_coco"
+) -> subprocess.CompletedProcess[str]:
+    command = [*launcher, str(ROOT / "examples" / f"{name}.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
 
 
@@ -107,6 +110,20 @@ def test_two_processes_log_the_losses_of_one(tmp_path: Path) -> None:
         pairs = zip(losses(tmp_path / "one" / name), losses(tmp_path / "two" / name), strict=True)
         for expected, got in pairs:
             assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_trained_detr_student_goes_on(tmp_path: Path) -> None:
+    first = example(*SMALL, "--output_dir", str(tmp_path / "first"), name="distill_deformable_detr")
+    assert first.returncode == 0, first.stderr[-2000:]
+    models = ("--student", str(tmp_path / "first" / "distilled"), "--teacher", str(tmp_path / "first" / "teacher"))
+    options = ("--steps", "distilled", "--output_dir", str(tmp_path / "second"), "--learning_rate", "1e-12")
+    second = example(*SMALL, *models, *options, name="distill_deformable_detr")
+    assert second.returncode == 0, second.stderr[-2000:]
+    before, after = (load_file(tmp_path / run / "distilled" / "model.safetensors") for run in ("first", "second"))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    assert losses(tmp_path / "second" / "distilled")[-1]["loss"] > 0
 
 
 @pytest.mark.parametrize(
