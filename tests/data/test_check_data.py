@@ -121,7 +121,6 @@ class TestImages:
     )
     def test_files_that_seem_whole_from_their_ends(self, folder, name, content):
         folder.add(name, content=content)
-        assert load_coco(*folder.paths(), decode=False).report.ok
         assert [place.file for place in folder.findings()["broken-image"].places] == [name]
         with pytest.raises(DataError, match="broken-image"):
             load_coco(*folder.paths())
