@@ -53,18 +53,21 @@ def append(rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def row(name: str, metrics: dict[str, float], arguments: Any, config: Any) -> dict[str, Any]:
-    """What is known about one run."""
+def row(name: str, metrics: dict[str, float], arguments: Any, config: Any, models: dict[str, Any]) -> dict[str, Any]:
+    """What is known about one run; of a teacher that was given, only its kind is."""
     dense = "detector" in vars(arguments)
     student = arguments.detector if dense else "deformable_detr"
     teacher = f"{(dense and arguments.teacher_detector) or student}:{arguments.teacher_backbone}"
     epochs = arguments.teacher_epochs if name == "teacher" else None
+    if arguments.teacher is not None:
+        teacher = f"{models['teacher'][0].config.model_type} of --teacher"
+        epochs = "" if name == "teacher" else None
     return {
         "run": name,
         "model": teacher if name == "teacher" else f"{student}:{arguments.student_backbone}",
         "teacher": teacher if name == "distilled" else "",
         "methods": "+".join(config.methods) if name == "distilled" else "",
-        "epochs": epochs or config.num_train_epochs,
+        "epochs": config.num_train_epochs if epochs is None else epochs,
         **{key: f"{100 * metrics[key]:.2f}" for key in ("map", "map_50", "map_75")},
     }
 
@@ -92,7 +95,7 @@ def main() -> None:
             "data": data_name,
             "seed": seed,
         }
-        append([shared | row(name, metrics, arguments, config) for name, metrics in comparison.results.items()])
+        append([shared | row(name, metrics, arguments, config, models) for name, metrics in comparison.results.items()])
         print(comparison.table(), flush=True)
         if {"alone", "distilled"} <= set(comparison.results):
             gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["alone"]["map"]))
