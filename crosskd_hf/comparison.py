@@ -19,7 +19,8 @@ from .data.transforms import TrainTransform
 from .distillation import make_distiller
 from .drawing import draw_objects
 from .evaluation import SUMMARY
-from .trainer import CrossKDTrainer, load_teacher
+from .trainer import CrossKDTrainer
+from .training.loading import load_teacher
 from .training_args import CrossKDConfig
 
 logger = logging.getLogger(__name__)

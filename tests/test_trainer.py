@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from crosskd_hf.data import DetectionCollator
@@ -101,8 +102,11 @@ def test_compiled_models_train_alike(folder: Path, tmp_path: Path) -> None:
     """With the graphs of `torch.compile`, but torch's own kernels: making others takes minutes on a CPU."""
     changes = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     compiled, plain = run_in(folder, tmp_path, max_steps=2, **changes), run_in(folder, tmp_path, max_steps=2)
-    for trainer in (compiled, plain):
-        trainer.train()
+    torch.compiler.reset()
+    counters["frames"].clear()
+    compiled.train()
+    assert counters["frames"]["ok"] > 0
+    plain.train()
     for ours, theirs in zip(losses(compiled), losses(plain), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     compiled.save_model()

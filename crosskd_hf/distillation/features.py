@@ -47,12 +47,12 @@ class Pyramid:
 
 
 class Memory:
-    """The memory that a DETR-type detector's decoder reads."""
+    """The memory that a DETR-type detector's decoder reads; of a student, not that of mere predictions."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, student: bool):
         self.width = FAMILIES[model.config.model_type].width(model.config)
         self.request: dict[str, Any] = {}
-        self.tap = DecoderTap(model, layers=False, owner=self)
+        self.tap = DecoderTap(model, layers=False, owner=self, predictions=not student)
 
     def maps(self, outputs: Any) -> list[Tensor]:
         """See :class:`FeatureSource`. Raises ValueError for encoders of one level, whose maps have no known shape."""
@@ -96,7 +96,7 @@ class FeatureDistiller(Distiller):
             )
         self.config, self.pixels = config, pixels
         self.weights = config.weights({"loss_feat_kd": WEIGHT})
-        self._sources = feature_source(student), feature_source(teacher)
+        self._sources = _source(student, student=True), _source(teacher, student=False)
         self.student_request = dict(self._sources[0].request)
         self.pearson = PearsonKD(
             self._sources[0].width, self._sources[1].width, self.weights["loss_feat_kd"], config.statistics
@@ -132,9 +132,8 @@ class FeatureDistiller(Distiller):
         }
 
 
-def feature_source(model: PreTrainedModel) -> FeatureSource:
-    """Where the maps of `model` come from."""
-    return Pyramid(model) if isinstance(model, PyramidDetector) else Memory(model)
+def _source(model: PreTrainedModel, student: bool) -> FeatureSource:
+    return Pyramid(model) if isinstance(model, PyramidDetector) else Memory(model, student)
 
 
 def by_stride(maps: list[Tensor], pixels: Tensor) -> dict[int, Tensor]:

@@ -1,1 +1,1 @@
-"""What stands behind `CrossKDTrainer`: data loading, updates, optimisers, checkpoints, provenance."""
+"""What stands behind `CrossKDTrainer`: data loading, updates, checkpoints, provenance."""

@@ -207,6 +207,7 @@ class CheckpointingTrainer(CocoTrainer):
         model_name: str | None = None,
         dataset: str | None = None,
     ) -> Any:
+        record = self._provenance()
         return model_card(
             CardContent(
                 name=model_name or Path(self.args.output_dir).absolute().name,
@@ -215,8 +216,8 @@ class CheckpointingTrainer(CocoTrainer):
                 dataset=dataset or self.args.dataset_name or "evaluation data",
                 model_id=self.hub_model_id or Path(self.args.output_dir).name,
                 license=license or self.args.license,
-                teacher=provenance.hub_id(self._provenance()),
-                provenance=self._provenance(),
+                teacher=provenance.hub_id(record),
+                provenance=record,
                 tags=tags,
             )
         )

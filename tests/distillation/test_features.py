@@ -55,6 +55,10 @@ def test_a_detr_student_of_a_dense_teacher() -> None:
     distiller.check_gradients(student, loss)
     assert loss.item() > 0
     assert not list(distiller.parameters())
+    with torch.no_grad():
+        student.eval()(pixel_values=batch()["pixel_values"])
+    with pytest.raises(RuntimeError, match="No pass of the decoder"):  # nothing is kept of evaluation
+        distiller(None, batch())
 
 
 def test_a_dense_student_of_a_faster_rcnn() -> None:
