@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-from crosskd_hf.build import DetectorSpec, build_detector
+from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.distillation import DistillationConfig, make_distiller
 from crosskd_hf.models import DetectionImageProcessor

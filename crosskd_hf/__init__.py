@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from . import models as models  # registers the detectors with the Auto classes
 
 if TYPE_CHECKING:
-    from .trainer import CrossKDTrainer
-    from .training_args import CrossKDConfig
+    from .training.config import CrossKDConfig
+    from .training.trainer import CrossKDTrainer
 
 __all__ = ["CrossKDConfig", "CrossKDTrainer"]
 
-_MODULES = {"CrossKDConfig": ".training_args", "CrossKDTrainer": ".trainer"}
+_MODULES = {"CrossKDConfig": ".training.config", "CrossKDTrainer": ".training.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -199,9 +199,9 @@ def _labels(text: str | None) -> list[str] | None:
 
 
 def _check_pair(arguments: argparse.Namespace) -> int:
-    from .check_pair import check_pair
-    from .comparison import load_detector
     from .data.dataset import load_coco
+    from .experiments.check_pair import check_pair
+    from .experiments.comparison import load_detector
 
     if (arguments.annotations is None) != (arguments.images is None):
         raise ValueError("Give both of --annotations and --images, or neither.")
@@ -229,9 +229,9 @@ def _check_data(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from transformers import HfArgumentParser
 
-    from .inference import table
-    from .single_run import RunArguments, train
-    from .training_args import CrossKDConfig
+    from .experiments.train import RunArguments, train
+    from .inference.predict import table
+    from .training.config import CrossKDConfig
 
     parser = HfArgumentParser((RunArguments, CrossKDConfig), prog="crosskd-hf train")
     parser.set_defaults(report_to="none")
@@ -247,8 +247,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .comparison import load_detector
-    from .inference import evaluate, table
+    from .experiments.comparison import load_detector
+    from .inference.predict import evaluate, table
 
     files = arguments.annotations, arguments.images
     metrics = evaluate(*load_detector(arguments.model), *files, arguments.batch_size, arguments.workers)
@@ -259,8 +259,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from .comparison import load_detector
-    from .inference import predict_to_folder, to_device
+    from .experiments.comparison import load_detector
+    from .inference.predict import predict_to_folder, to_device
 
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold} must lie in [0, 1].")

@@ -20,11 +20,11 @@ from typing import Any
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, pipeline
 
 from crosskd_hf import CrossKDConfig
-from crosskd_hf.build import DetectorSpec
-from crosskd_hf.comparison import Comparison, detect, load_detector, picture
-from crosskd_hf.comparison_options import PATHS, ComparisonOptions
+from crosskd_hf.create import DetectorSpec
+from crosskd_hf.experiments.comparison import Comparison, detect, load_detector, picture
+from crosskd_hf.experiments.comparison_options import PATHS, ComparisonOptions
+from crosskd_hf.experiments.presets import Preset, preset
 from crosskd_hf.models import DetectionImageProcessor
-from crosskd_hf.presets import Preset, preset
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 

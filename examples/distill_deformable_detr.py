@@ -38,10 +38,10 @@ from transformers import (
 )
 
 from crosskd_hf import CrossKDConfig
-from crosskd_hf.comparison import Comparison, load_detector
-from crosskd_hf.comparison_options import ComparisonOptions
 from crosskd_hf.data import DetectionData, load_objects
 from crosskd_hf.data.categories import CategoryMap
+from crosskd_hf.experiments.comparison import Comparison, load_detector
+from crosskd_hf.experiments.comparison_options import ComparisonOptions
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 

@@ -26,8 +26,8 @@ from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.models import DETECTORS, DetectionImageProcessor, FasterRCNNConfig, GFLConfig
-from crosskd_hf.trainer import CrossKDTrainer
-from crosskd_hf.training_args import CrossKDConfig
+from crosskd_hf.training.config import CrossKDConfig
+from crosskd_hf.training.trainer import CrossKDTrainer
 
 SIZE = 64
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..model_card import CardContent, model_card
 from . import checkpoints, provenance, saving
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
 from .loading import load_student
+from .model_card import CardContent, model_card
 from .saving import TRAINING_WEIGHTS
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from ..data.categories import CategoryMap
 from ..data.dataset import DetectionCollator
 from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
-from ..evaluation import CocoEvaluator
-from ..optim import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
-from ..training_args import CrossKDConfig
+from ..inference.coco_evaluator import CocoEvaluator
+from .config import CrossKDConfig
 from .reproducible import RandomOrder, ReproducibleCollator
+from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
-from ..training_args import CrossKDConfig
 from . import checkpoints
+from .config import CrossKDConfig
 
 TRAINING_WEIGHTS = "training_weights.safetensors"
 _NOT_THE_STUDENT = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json", TRAINING_WEIGHTS]

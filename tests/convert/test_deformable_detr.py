@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DeformableDetrForObjectDetection
 
-from benchmarks import parity_detr
 from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in_transformers
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
 from crosskd_hf.models.losses import divide
+from tests.parity import parity_detr
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deformable_detr_r18_from_r50.json"
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForObjectDetection, PreTrainedModel
 
-from crosskd_hf.trainer import CrossKDTrainer
+from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.distillation.detr_zoo import MODELS, SIZE, build
 from tests.tiny_run import load_data, losses, make_data, settings
 

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
-from .build import DetectorSpec, build_detector
-from .data.dataset import DetectionData
-from .data.transforms import TrainTransform
-from .distillation import make_distiller
-from .drawing import draw_objects
-from .evaluation import SUMMARY
-from .trainer import CrossKDTrainer
-from .training.loading import load_teacher
-from .training_args import CrossKDConfig
+from ..create import DetectorSpec, build_detector
+from ..data.dataset import DetectionData
+from ..data.transforms import TrainTransform
+from ..distillation import make_distiller
+from ..inference.coco_evaluator import SUMMARY
+from ..inference.drawing import draw_objects
+from ..training.config import CrossKDConfig
+from ..training.loading import load_teacher
+from ..training.trainer import CrossKDTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from crosskd_hf.data import DetectionCollator
 from crosskd_hf.data.transforms import TrainTransform
-from crosskd_hf.evaluation import CocoEvaluator
-from crosskd_hf.trainer import CrossKDTrainer
+from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.training import adapters, checkpoints, provenance
 from crosskd_hf.training.guard import NonFiniteLossError
 from crosskd_hf.training.saving import TRAINING_WEIGHTS
+from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
 
 PARTS = {"loss_cls", "loss_bbox", "loss_dfl", "loss_cls_kd", "loss_reg_kd", "loss_feat_kd"}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from .data.dataset import DetectionData, load_coco
-from .data.shapes import ShapesPaths, make_shapes
-from .data.transforms import TrainTransform
-from .training_args import CrossKDConfig
+from ..data.dataset import DetectionData, load_coco
+from ..data.shapes import ShapesPaths, make_shapes
+from ..data.transforms import TrainTransform
+from ..training.config import CrossKDConfig
 
 STEPS = ("teacher", "alone", "distilled")
 PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from crosskd_hf.optim import (
+from crosskd_hf.training.schedules import (
     SCHEDULES,
     GroupRule,
     default_warmup,

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.figures import Figures, in_order
-from benchmarks.golden import weight_of
 from crosskd_hf.convert.mmdet import MMDetOptions, convert_mmdet, rename
 from crosskd_hf.distillation import DistillationConfig, make_distiller
 from crosskd_hf.distillation.faster_rcnn import PKD_WEIGHT
@@ -23,6 +21,8 @@ from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import RoIPredictions, RoIs
 from crosskd_hf.models.rpn import Proposals, count_rows
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
+from tests.parity.figures import Figures, in_order
+from tests.parity.golden import weight_of
 
 # With this divisor every anchor takes part in the loss, as in a batch whose images are all padded alike.
 WHOLE_BATCH = 2**16

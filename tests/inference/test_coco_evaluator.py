@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from crosskd_hf.data import load_coco
 from crosskd_hf.data.shapes import make_shapes
-from crosskd_hf.evaluation import SUMMARY, CocoEvaluator
+from crosskd_hf.inference.coco_evaluator import SUMMARY, CocoEvaluator
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Runs that are killed or run out of disk (`pytest -m slow tests/test_interruption.py`)."""
+"""Runs that are killed or run out of disk (`pytest -m slow tests/training/test_interruption.py`)."""
 
 from __future__ import annotations
 

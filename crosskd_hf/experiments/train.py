@@ -5,14 +5,14 @@ from pathlib import Path
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .build import ARCHITECTURES, DetectorSpec, build_detector
+from ..create import ARCHITECTURES, DetectorSpec, build_detector
+from ..data.categories import CategoryMap
+from ..data.dataset import load_coco
+from ..data.transforms import TrainTransform
+from ..models import DetectionImageProcessor
+from ..training.config import CrossKDConfig
+from ..training.trainer import CrossKDTrainer
 from .comparison import ap_metrics, load_detector
-from .data.categories import CategoryMap
-from .data.dataset import load_coco
-from .data.transforms import TrainTransform
-from .models import DetectionImageProcessor
-from .trainer import CrossKDTrainer
-from .training_args import CrossKDConfig
 
 
 @dataclass

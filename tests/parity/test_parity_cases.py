@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import parity, parity_detr
-from benchmarks.figures import Pair, figure_error, in_order, side_by_side
+from tests.parity import parity_detr
+from tests.parity import steps as parity
+from tests.parity.figures import Pair, figure_error, in_order, side_by_side
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 Case = dict[str, Any]
 
 

@@ -13,15 +13,15 @@ import PIL.Image
 import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from .comparison import HEAD, TITLES, ap_metrics, ap_row, detect
-from .data.categories import CategoryMap
-from .data.coco_json import read_coco
-from .data.dataset import load_coco
-from .data.images import open_image
-from .distillation.classes import normal_name
+from ..data.categories import CategoryMap
+from ..data.coco_json import read_coco
+from ..data.dataset import load_coco
+from ..data.images import open_image
+from ..distillation.classes import normal_name
+from ..experiments.comparison import HEAD, TITLES, ap_metrics, ap_row, detect
+from ..training.config import CrossKDConfig
+from ..training.trainer import CrossKDTrainer
 from .drawing import draw_objects
-from .trainer import CrossKDTrainer
-from .training_args import CrossKDConfig
 
 SUFFIXES = frozenset(suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN)
 

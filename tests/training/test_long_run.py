@@ -1,4 +1,4 @@
-"""A run of 2,000 updates grows nowhere (`pytest -m slow tests/test_long_run.py`)."""
+"""A run of 2,000 updates grows nowhere (`pytest -m slow tests/training/test_long_run.py`)."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .distillation.config import DistillationConfig
-from .optim import SCHEDULES, Schedule, default_warmup
+from ..distillation.config import DistillationConfig
+from .schedules import SCHEDULES, Schedule, default_warmup
 
 logger = logging.getLogger(__name__)
 

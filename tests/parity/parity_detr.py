@@ -1,6 +1,6 @@
 """Deformable DETR against the authors' figures: one golden case, computed by this library.
 
-Called by `benchmarks/parity.py`. A case stores figures, not weights: `tests/golden/seeded.py` draws the same weights
+Called by `tests/parity/steps.py`. A case stores figures, not weights: `tests/golden/seeded.py` draws the same weights
 and images here. About 40 seconds on one CPU core for the case in the repository.
 """
 
@@ -13,8 +13,6 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from transformers import DeformableDetrForObjectDetection, DeformableDetrImageProcessor
 
-from benchmarks.figures import Figures, in_order
-from benchmarks.golden import weight_of
 from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in_transformers
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
@@ -23,6 +21,8 @@ from crosskd_hf.distillation.detr_loss import deformable_detr_loss_parts
 from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import LossPart, divide
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
+from tests.parity.figures import Figures, in_order
+from tests.parity.golden import weight_of
 
 # Gradients are taken in float64. A sampling point that rounding moves over the border of a cell changes the gradient
 # norm of its offsets by some 0.3 %, and in float32 every run has a few of them. (Predictions are float32: the position

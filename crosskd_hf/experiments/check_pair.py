@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .data.categories import CategoryMap
-from .data.dataset import DetectionCollator, DetectionData
-from .distillation import DistillationConfig, Distiller, make_distiller
-from .distillation.classes import match_classes, normal_name
-from .distillation.pixels import PixelAdapter, PixelFormat
-from .evaluation import CocoEvaluator
-from .models.losses import divide
+from ..data.categories import CategoryMap
+from ..data.dataset import DetectionCollator, DetectionData
+from ..distillation import DistillationConfig, Distiller, make_distiller
+from ..distillation.classes import match_classes, normal_name
+from ..distillation.pixels import PixelAdapter, PixelFormat
+from ..inference.coco_evaluator import CocoEvaluator
+from ..models.losses import divide
 
 PROBE_EDGE = 256  # pixels; the step is measured on one such square and scaled by area
 LOW_AP = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from crosskd_hf.model_card import CardContent, model_card
+from crosskd_hf.training.model_card import CardContent, model_card
 
 METRICS = {"eval_map": 0.4123, "eval_map_50": 0.6, "eval_map_large": float("nan"), "eval_loss": 1.0, "epoch": 12.0}
 PROVENANCE = {

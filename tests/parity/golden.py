@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.figures import Figures, in_order
 from crosskd_hf.convert.mmdet import MMDetOptions, convert_mmdet, rename
 from crosskd_hf.distillation import DistillationConfig, make_distiller
 from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
 from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import divide
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
+from tests.parity.figures import Figures, in_order
 
 # The reference's FCOS divides by at least 1e-6, to which it adds float32's epsilon: empty batches explode there.
 REFERENCE_FLOOR = 1e-6 + torch.finfo(torch.float32).eps

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
-from .data.transforms import Record
-from .distillation import Distiller, make_distiller
-from .models.losses import LossPart, divide
-from .training import adapters, provenance, supervision
-from .training.accumulation import UpdateSums, add_up, rehearsal, weighted
-from .training.checkpointing_trainer import CheckpointingTrainer
-from .training.guard import NonFiniteGuard, NonFiniteLossError
-from .training.loading import load_teacher
-from .training_args import CrossKDConfig
+from ..data.transforms import Record
+from ..distillation import Distiller, make_distiller
+from ..models.losses import LossPart, divide
+from . import adapters, provenance, supervision
+from .checkpointing_trainer import CheckpointingTrainer
+from .config import CrossKDConfig
+from .guard import NonFiniteGuard, NonFiniteLossError
+from .loading import load_teacher
+from .normalizers import UpdateSums, add_up, rehearsal, weighted
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from crosskd_hf.build import DetectorSpec, build_detector
+from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.data.transforms import TrainTransform
@@ -21,8 +21,8 @@ from crosskd_hf.distillation import DistillationConfig, Distiller, make_distille
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.layers import FPN
 from crosskd_hf.models.losses import divide
-from crosskd_hf.trainer import CrossKDTrainer
 from crosskd_hf.training.supervision import supervised_parts
+from crosskd_hf.training.trainer import CrossKDTrainer
 from tests import tiny_dense
 from tests.tiny_dense import make_batch
 from tests.tiny_faster_rcnn import make_faster_rcnn

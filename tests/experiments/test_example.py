@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--num_made_images", "24", "--max_steps", "3", "--logging_steps", "1", "--shortest_edge", "64"),
     *("--longest_edge", "64", "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "true", "--use_cpu"),
@@ -77,7 +77,7 @@ from PIL import Image
 from transformers import pipeline
 found = pipeline("object-detection", model={folder!r}, {options})(Image.new("RGB", (64, 48)), threshold=0.0)
 assert all(detection["label"] in {classes!r} for detection in found)
-assert "crosskd_hf.trainer" not in sys.modules  # nor the data sets: importing the package stays as quick as can be
+assert "crosskd_hf.training.trainer" not in sys.modules  # nor the data sets: importing the package stays as quick as can be
 print("answered")
 """
 

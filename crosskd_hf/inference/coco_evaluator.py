@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from .data.categories import CategoryMap
+from ..data.categories import CategoryMap
 
 Rows: TypeAlias = dict[int, NDArray[np.float32]]
 """image id -> (n, 6) detections: x, y, width, height px, score, contiguous class."""

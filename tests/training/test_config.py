@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from crosskd_hf.distillation import DistillationConfig
 from crosskd_hf.distillation.config import MapperOptions
-from crosskd_hf.training_args import CrossKDConfig
+from crosskd_hf.training.config import CrossKDConfig
 
 
 def config(tmp_path: Path, **options: Any) -> CrossKDConfig:

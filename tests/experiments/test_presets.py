@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from crosskd_hf.build import ARCHITECTURES, DetectorSpec
-from crosskd_hf.check_pair import check_pair
+from crosskd_hf.create import ARCHITECTURES, DetectorSpec
 from crosskd_hf.data.transforms import TrainTransform
+from crosskd_hf.experiments.check_pair import check_pair
+from crosskd_hf.experiments.presets import NOT_AVAILABLE, PRESETS, preset, reproduction_table
 from crosskd_hf.models import DETECTORS
-from crosskd_hf.presets import NOT_AVAILABLE, PRESETS, preset, reproduction_table
-from crosskd_hf.training_args import CrossKDConfig
+from crosskd_hf.training.config import CrossKDConfig
 
-DOCS = Path(__file__).parent.parent / "docs" / "reproduce.md"
-PUBLISHED = Path(__file__).parents[2] / "shared" / "spec" / "paper_results.yaml"
+DOCS = Path(__file__).parents[2] / "docs" / "reproduce.md"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "spec" / "paper_results.yaml"
 
 
 def build(spec: DetectorSpec) -> Any:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_run import make_data, perform
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 ACCELERATE = (

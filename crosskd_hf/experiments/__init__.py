@@ -1,0 +1,1 @@
+"""Whole experiments: training one detector, comparing with and without a teacher, published recipes."""
