@@ -1,4 +1,4 @@
-"""Compare with the authors' figures: `python benchmarks/parity.py tests/golden/*.json`; all of it is in tests/parity."""
+"""Compare with the authors' figures: `python benchmarks/parity.py tests/golden/*.json` (see tests/parity)."""
 
 import sys
 from pathlib import Path

@@ -24,7 +24,8 @@ class Training:
     """How a student is trained, apart from distillation.
 
     Args:
-        schedule: "1x" (12 epochs) or "2x" (24), see `crosskd_hf.training.schedules`: SGD, learning rate 0.01 for 16 images.
+        schedule: "1x" (12 epochs) or "2x" (24), see `crosskd_hf.training.schedules`: SGD, learning rate 0.01
+            for 16 images.
         shortest_edges: Lengths in px, one of which is drawn for the shorter side of every image.
         longest_edge: Limit of the longer side in px.
         bias_lr_factor, bias_weight_decay: Of biases; None is that of the weights.
