@@ -1,4 +1,4 @@
-"""Cross-head knowledge distillation of dense detectors (CrossKD, CVPR 2024): tap, align, resume, mimic.
+"""Cross-head knowledge distillation of dense detectors (CrossKD, CVPR 2024): tap, align, finish, mimic.
 
 The student's half-done head features finish in the frozen teacher's head, and these cross predictions mimic the
 teacher's own. Ground truth and teacher therefore never pull at the same layer of the student.
@@ -52,7 +52,7 @@ class CrossHead(nn.Module):
             self._prepare(self.cls_adapter, student.cls, teacher.cls),
             self._prepare(self.reg_adapter, student.reg, teacher.reg),
         )
-        return head.resume(taps, self.cut)
+        return head.finish(taps, self.cut)
 
     def _prepare(self, adapter: nn.Module, features: list[Tensor], references: list[Tensor]) -> list[Tensor]:
         aligned = [align(adapter(f), r, self.statistics) for f, r in zip(features, references, strict=True)]

@@ -48,7 +48,7 @@ class CrossHeadMapper:
     """
 
     def __init__(self, student: DenseHead, teacher: DenseHead, options: MapperOptions):
-        anchors = student.priors_per_place, teacher.priors_per_place
+        anchors = student.priors_per_location, teacher.priors_per_location
         if 1 not in anchors and not same_priors(student, teacher):
             raise ValueError(
                 f"Plain KD cannot match the student's {anchors[0]} anchors per place to {anchors[1]} others of the "
@@ -167,7 +167,7 @@ def same_coding(student: DenseHead, teacher: DenseHead) -> bool:
     """Whether a row of either head's regression means the same box, so that rows can be compared as they are."""
     if (student.regression_kind, student.regression_width) != (teacher.regression_kind, teacher.regression_width):
         return False
-    if student.priors_per_place != teacher.priors_per_place:
+    if student.priors_per_location != teacher.priors_per_location:
         return False
     shapes = [(2, 2)] * len(student.config.strides)
     own, other = (head.priors(shapes, torch.device("cpu")) for head in (student, teacher))

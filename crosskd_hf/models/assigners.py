@@ -15,7 +15,7 @@ from .boxes import aligned_iou, area, encode_distance, pairwise_iou, to_absolute
 
 
 class Priors(NamedTuple):
-    """Anchors or points of all levels, level after level, row by row, `A` per place.
+    """Anchors or points of all levels, level after level, row by row, `A` per location.
 
     Args:
         boxes: (N, 4) xyxy pixels; for points, boxes of no size.
@@ -65,10 +65,10 @@ class Priors(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Ground truth of a batch, padded to the image with most boxes (at least one place, so that G is never 0).
+    """Ground truth of a batch, padded to the image with most boxes (at least one row, so that G is never 0).
 
     Args:
-        boxes: (B, G, 4) xyxy pixels; places without a box hold zeros.
+        boxes: (B, G, 4) xyxy pixels; rows without a box hold zeros.
         labels: (B, G) class indices.
         mask: (B, G) bool, True where there is a box.
     """
@@ -150,7 +150,7 @@ def assign_max_iou(
 
 @torch.no_grad()
 def assign_atss(priors: Priors, valid: Tensor, targets: Targets, candidates_per_level: int = 9) -> Assignment:
-    """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1), one prior per place.
+    """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1), one prior per location.
 
     Candidates of a box are the priors closest to its centre on each level; positive are those whose IoU reaches mean +
     standard deviation over the candidates and whose centre lies in the box. A prior claimed twice goes to the higher

@@ -15,14 +15,14 @@ class SquareAnchorConfig(DenseDetectorConfig):
     """Configuration of :class:`SquareAnchorHead`; see :class:`DenseDetectorConfig` for the shared fields.
 
     Args:
-        anchor_scale: Side of the square anchor of each place, in strides.
+        anchor_scale: Side of the square anchor of each location, in strides.
     """
 
     anchor_scale: float = 8.0
 
 
 class SquareAnchorHead(DenseHead):
-    """One square anchor per place, assigned by ATSS."""
+    """One square anchor per location, assigned by ATSS."""
 
     config: SquareAnchorConfig
 

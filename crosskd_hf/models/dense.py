@@ -84,7 +84,7 @@ def maps_to_rows(maps: list[Tensor], width: int) -> Tensor:
 class DenseHead(nn.Module):
     """Two towers of convolutions and their predictors, shared by all levels.
 
-    `forward(x)` is `resume(tap(x, cut), cut)` for every cut: the student's own path and the path of a student's
+    `forward(x)` is `finish(tap(x, cut), cut)` for every cut: the student's own path and the path of a student's
     features through a teacher's head are the same code.
     """
 
@@ -98,7 +98,7 @@ class DenseHead(nn.Module):
         self.config = config
         self.weights: dict[str, float] = dict(config.loss_weights or {})
         self.num_labels, self.num_convs = config.num_labels, config.num_convs
-        width, anchors = config.head_channels, self.priors_per_place
+        width, anchors = config.head_channels, self.priors_per_location
         tower = config.fpn_channels, width, config.num_convs, config.norm_groups, config.conv_bias
         self.cls_tower, self.reg_tower = Tower(*tower), Tower(*tower)
         feature_width = width if config.num_convs else config.fpn_channels
@@ -112,8 +112,8 @@ class DenseHead(nn.Module):
     # What a child defines.
 
     @property
-    def priors_per_place(self) -> int:
-        """Priors at each place of a map, A."""
+    def priors_per_location(self) -> int:
+        """Priors at each location of a map, A."""
         return 1
 
     @property
@@ -122,7 +122,7 @@ class DenseHead(nn.Module):
         return self.numbers_kind if self.config.reg_max is None else "distribution"
 
     def prior_boxes(self, stride: int) -> Tensor:
-        """(A, 4) boxes of the place at the origin, xyxy pixels."""
+        """(A, 4) boxes of the location at the origin, xyxy pixels."""
         raise NotImplementedError
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
@@ -148,7 +148,7 @@ class DenseHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Predictions:
         """Pyramid maps (B, C, H_l, W_l) to predictions."""
-        return self.resume(self.tap(features, 0), 0)
+        return self.finish(self.tap(features, 0), 0)
 
     def tap(self, features: list[Tensor], cut: int) -> Taps:
         """Run both towers up to convolution `cut` (0 = the pyramid itself, `num_convs` = the predictors' input)."""
@@ -158,7 +158,7 @@ class DenseHead(nn.Module):
             [self.reg_tower(feature, stop=cut) for feature in features],
         )
 
-    def resume(self, taps: Taps, cut: int) -> Predictions:
+    def finish(self, taps: Taps, cut: int) -> Predictions:
         """Run the head from convolution `cut` to its predictions."""
         cls_maps = [self.cls_tower(feature, start=cut) for feature in taps.cls]
         reg_maps = [self.reg_tower(feature, start=cut) for feature in taps.reg]
@@ -189,7 +189,7 @@ class DenseHead(nn.Module):
         return self.config.fpn_channels if cut == 0 else self.config.head_channels
 
     def parameters_from(self, cut: int) -> list[nn.Parameter]:
-        """Parameters that :meth:`resume` uses from `cut` on."""
+        """Parameters that :meth:`finish` uses from `cut` on."""
         before = {
             id(p) for tower in (self.cls_tower, self.reg_tower) for conv in list(tower)[:cut] for p in conv.parameters()
         }
@@ -199,7 +199,7 @@ class DenseHead(nn.Module):
 
     @property
     def grid(self) -> tuple[object, ...]:
-        """Equal for two heads exactly if the cells of all their levels lie at the same places."""
+        """Equal for two heads exactly if the cells of all their levels lie at the same locations."""
         return (*self.config.strides, self.config.stretch_cells)
 
     def priors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
@@ -255,7 +255,7 @@ class DenseDetector(PyramidDetector):
     def __init__(self, config: DenseDetectorConfig):
         super().__init__(config)
         self.head = self.head_class(config)
-        self.finish()
+        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -286,7 +286,7 @@ class DenseDetector(PyramidDetector):
         """
         features = self.pyramid(pixel_values)
         taps = self.head.tap(features, cut or 0)
-        predictions = self.head.resume(taps, cut or 0)
+        predictions = self.head.finish(taps, cut or 0)
         priors = self.head.priors([(f.shape[-2], f.shape[-1]) for f in features], pixel_values.device)
         boxes = self.head.decode(predictions.regression, priors)
         sizes = image_sizes(pixel_values, pixel_mask)

@@ -129,7 +129,7 @@ class FasterRCNNForObjectDetection(PyramidDetector):
         super().__init__(config)
         self.rpn = RPN(config)
         self.roi_head = RoIHead(config)
-        self.finish()
+        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

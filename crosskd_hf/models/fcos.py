@@ -49,7 +49,7 @@ class FCOSConfig(DenseDetectorConfig):
 
 
 class FCOSHead(DenseHead):
-    """One point per place with class scores, distances to the sides of a box, and centerness."""
+    """One point per location with class scores, distances to the sides of a box, and centerness."""
 
     config: FCOSConfig
     has_centerness = True

@@ -105,7 +105,7 @@ class DetectorOutput(ModelOutput):
 
 
 class PyramidDetector(PreTrainedModel):
-    """Backbone and feature pyramid. Children add their heads, then call `finish`, and define `forward`."""
+    """Backbone and feature pyramid. Children add their heads, then call `post_init`, and define `forward`."""
 
     config: PyramidDetectorConfig
     config_class: ClassVar[type[PreTrainedConfig]] = PyramidDetectorConfig
@@ -136,12 +136,12 @@ class PyramidDetector(PreTrainedModel):
             self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
         )
 
-    def finish(self) -> None:
+    def post_init(self) -> None:
         """Initialise what is not a timm net; called by children when all their modules are there."""
         for module in self.backbone.modules():
             # timm has initialised its net already; without this mark `post_init` would do it again, and worse.
             vars(module)["_is_hf_initialized"] = next(module.parameters(), torch.empty(0)).device.type != "meta"
-        self.post_init()
+        super().post_init()
 
     def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to one (B, C, H / stride, W / stride) map per level."""

@@ -53,13 +53,13 @@ class RetinaNetConfig(DenseDetectorConfig):
 
 
 class RetinaNetHead(DenseHead):
-    """Nine anchors per place, each with class scores and box deltas."""
+    """Nine anchors per location, each with class scores and box deltas."""
 
     config: RetinaNetConfig
     has_scales = False
 
     @property
-    def priors_per_place(self) -> int:
+    def priors_per_location(self) -> int:
         return len(self.config.aspect_ratios) * self.config.scales_per_octave
 
     @property
@@ -85,8 +85,8 @@ class RetinaNetHead(DenseHead):
         weights, count = self.weights, assignment.count_positives()
         cls = focal_loss(predictions.logits, assignment)
         if self.regression_kind == "delta":
-            goal = encode_delta(priors.boxes, assignment.boxes, self.delta_std)
-            rows = F.l1_loss(predictions.regression, goal, reduction="none").sum(-1)
+            target = encode_delta(priors.boxes, assignment.boxes, self.delta_std)
+            rows = F.l1_loss(predictions.regression, target, reduction="none").sum(-1)
         else:
             rows = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
         bbox = torch.where(assignment.positive, rows, 0).sum()

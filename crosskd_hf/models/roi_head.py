@@ -151,9 +151,9 @@ class RoIHead(nn.Module):
         labels = torch.where(rois.positive, rois.labels, self.num_labels)
         cls = F.cross_entropy(predictions.logits.flatten(0, 1), labels.flatten(), reduction="none")
         deltas = select_boxes(predictions.deltas, rois.labels)
-        goal = encode_delta(rois.boxes, rois.targets, DELTA_STD)
-        goal = torch.where(rois.positive[..., None], goal, 0)  # padding has no size, and L1's gradient would be NaN
-        bbox = F.l1_loss(deltas, goal, reduction="none").sum(-1)
+        target = encode_delta(rois.boxes, rois.targets, DELTA_STD)
+        target = torch.where(rois.positive[..., None], target, 0)  # padding has no size, and L1's gradient would be NaN
+        bbox = F.l1_loss(deltas, target, reduction="none").sum(-1)
         return {
             "loss_cls": LossPart(weights["loss_cls"] * (cls * rois.mask.flatten()).sum(), number),
             "loss_bbox": LossPart(weights["loss_bbox"] * torch.where(rois.positive, bbox, 0).sum(), number),

@@ -62,7 +62,7 @@ class RPN(nn.Module):
         return RPNPredictions(logits, maps_to_rows([self.regressor(feature) for feature in hidden], 4))
 
     def anchors(self, features: list[Tensor]) -> Priors:
-        """Anchors of the pyramid's places, in the order of the predictions. Centred on the corner of their cell."""
+        """Anchors of the pyramid's locations, in the order of the predictions. Centred on the corner of their cell."""
         config, device = self.config, features[0].device
         steps = [(stride, stride) for stride in config.strides]
         sizes = [torch.tensor([config.anchor_scale * stride]) for stride in config.strides]

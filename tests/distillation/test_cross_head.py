@@ -66,7 +66,7 @@ class TestAlign:
 def test_a_head_is_its_two_halves(kind: str, cut: int) -> None:
     head = make_detector(kind).head
     features = [torch.randn(2, 16, size, size) for size in (8, 4, 2, 1, 1)]
-    whole, halves = head(features), head.resume(head.tap(features, cut), cut)
+    whole, halves = head(features), head.finish(head.tap(features, cut), cut)
     for expected, got in zip(whole, halves, strict=True):
         assert (expected is None) == (got is None)
         assert expected is None or torch.equal(expected, got)

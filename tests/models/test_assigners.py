@@ -146,7 +146,7 @@ def test_forced_match_of_a_box_too_small_for_any_anchor() -> None:
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_padding_changes_no_assignment(kind: str) -> None:
-    """The places of an image get the same boxes in a padded batch, and those of the padding count for nothing."""
+    """The locations of an image get the same boxes in a padded batch, and those of the padding count for nothing."""
     head, size = make_head(kind), torch.tensor([[64.0, 64.0]])
     targets = Targets.from_labels(make_batch(((64, 64),), (4,))["labels"], size)
     small, large = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]

@@ -53,10 +53,10 @@ each_net = pytest.mark.parametrize("net", NETS)
 def test_forward_and_loss(kind: str, net: str) -> None:
     model, batch = make_detector(kind, **NETS[net]).train(), make_batch()
     outputs = model(**batch)
-    count = (64 + 16 + 4 + 1 + 1) * model.head.priors_per_place
+    count = (64 + 16 + 4 + 1 + 1) * model.head.priors_per_location
     assert outputs.logits.shape == (2, count, 3)
     assert outputs.pred_boxes.shape == (2, count, 4)
-    assert outputs.level_lengths.tolist() == [[n * model.head.priors_per_place for n in (64, 16, 4, 1, 1)]] * 2
+    assert outputs.level_lengths.tolist() == [[n * model.head.priors_per_location for n in (64, 16, 4, 1, 1)]] * 2
     assert set(outputs.loss_dict) == set(model.config.loss_weights)
     assert all(loss.isfinite() and loss > 0 for loss in outputs.loss_dict.values())
     torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
@@ -110,7 +110,7 @@ def test_another_number_of_classes(kind: str, tmp_path: Path) -> None:
         AutoModelForObjectDetection.from_pretrained(tmp_path, num_labels=5)
     loaded = AutoModelForObjectDetection.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
     new, bias = loaded.head.classifier, -torch.tensor(99.0).log()
-    assert len(new.bias) == 5 * model.head.priors_per_place
+    assert len(new.bias) == 5 * model.head.priors_per_location
     torch.testing.assert_close(new.bias, bias.expand_as(new.bias))
     assert new.weight.std().item() == pytest.approx(0.01, rel=0.2)
     old = {key: value for key, value in model.state_dict().items() if "classifier" not in key}
@@ -250,7 +250,7 @@ def test_extreme_predictions_are_finite(kind: str, value: float) -> None:
     assert all(t.grad is None or t.grad.isfinite().all() for t in rows if t is not None)
 
 
-def test_rows_go_place_by_place_and_anchor_by_anchor() -> None:
+def test_rows_go_location_by_location_and_anchor_by_anchor() -> None:
     """The value of row (y, x, anchor) and column k of image n spells n, y, x, anchor, k."""
     anchors, width = 9, 3
     levels = []

@@ -161,7 +161,7 @@ class TestProposals:
             best = torch.cat(kept_scores).argsort(descending=True)[:30]
             torch.testing.assert_close(found.boxes[image][found.mask[image]], torch.cat(kept_boxes)[best])
 
-    def test_anchors_of_a_place(self) -> None:
+    def test_anchors_of_a_location(self) -> None:
         model = make_faster_rcnn(anchor_scale=8.0)
         anchors = model.rpn.anchors([torch.zeros(1, 16, 64 // stride, 64 // stride) for stride in (4, 8, 16, 32, 64)])
         assert anchors.level_lengths == (768, 192, 48, 12, 3)
@@ -299,9 +299,9 @@ class TestRoIHead:
         labels = torch.where(rois.positive, rois.labels, 3)
         expected = F.cross_entropy(predictions.logits.flatten(0, 1), labels.flatten())
         torch.testing.assert_close(outputs.loss_dict["loss_cls"], expected)
-        goal = box_convert(rois.targets, "xyxy", "cxcywh")
+        target = box_convert(rois.targets, "xyxy", "cxcywh")
         box = box_convert(rois.boxes, "xyxy", "cxcywh")
-        deltas = torch.cat([(goal - box)[..., :2] / box[..., 2:] / 0.1, (goal / box)[..., 2:].log() / 0.2], -1)
+        deltas = torch.cat([(target - box)[..., :2] / box[..., 2:] / 0.1, (target / box)[..., 2:].log() / 0.2], -1)
         rows = predictions.deltas.gather(2, rois.labels[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
         expected = (rows - deltas).abs()[rois.positive].sum() / 32
         torch.testing.assert_close(outputs.loss_dict["loss_bbox"], expected)
