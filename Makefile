@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crosskd_hf_dev
 
-.PHONY: demo test lint types imports unit format clean
+.PHONY: demo test lint types imports unit parity slow format clean
 
 demo: $(STAMP)  ## train a teacher, a student and a distilled student on made data, and compare them
 	$(BIN)/python examples/distill_coco.py
@@ -24,6 +24,12 @@ imports: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+parity: $(STAMP)  ## every golden case: the authors' figures beside ours
+	$(BIN)/python -m tests.parity.steps tests/golden/*.json
+
+slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes together
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
