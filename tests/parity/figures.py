@@ -5,6 +5,7 @@ standard deviation and samples of a map, ours is the map itself.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 Figures = dict[str, Any]
 MAP = {"shape", "mean", "std", "samples"}
+SUM_OF_LEVELS = " (sum of its levels)"
 SMALLEST = 1e-6  # numbers below count as this much when an error is made relative
 
 
@@ -58,8 +60,9 @@ def side_by_side(expected: Mapping[str, Any], got: Mapping[str, Any], left_out: 
 
 def _walk(expected: Any, got: Any, name: str, smallest: float) -> Iterator[tuple[str, Pair]]:
     if got is not None and isinstance(expected, dict) and set(expected) != MAP:
-        for key in expected.keys() - set(LEFT_OUT):
-            value, ours = expected[key], got.get(key) if isinstance(got, Mapping) else None
+        listed, got = (add_levels(expected, got), got) if isinstance(got, Mapping) else (expected, {})
+        for key in listed.keys() - set(LEFT_OUT):
+            value, ours = listed[key], got.get(key.removesuffix(SUM_OF_LEVELS))
             least = SMALLEST * max(value.values(), default=1.0) if key.endswith("grad_norms") else smallest
             yield from _walk(value, ours, f"{name}.{key}" if name else key, least)
     elif got is not None and _is_nested(expected) and not (name.endswith("boxes") and _is_flat(expected[0])):
@@ -69,6 +72,21 @@ def _walk(expected: Any, got: Any, name: str, smallest: float) -> Iterator[tuple
             yield from _walk(value, ours, f"{name}.{index}", smallest)
     else:
         yield name, Pair(expected, got, smallest)
+
+
+def add_levels(expected: Mapping[str, Any], got: Mapping[str, Any]) -> Figures:
+    """A case's figures, with a loss that the case lists by level (`loss_feat_kd_0`, `loss_feat_kd_1`, ...) added up.
+
+    Only what this library computes as one figure is added up; the sum gets the suffix `SUM_OF_LEVELS`.
+    """
+    figures: Figures = {}
+    for key, value in expected.items():
+        name = re.sub(r"_\d+$", "", key)
+        if key not in got and name in got and isinstance(value, int | float):
+            figures[name + SUM_OF_LEVELS] = figures.get(name + SUM_OF_LEVELS, 0.0) + value
+        else:
+            figures[key] = value
+    return figures
 
 
 def _is_nested(figure: Any) -> bool:

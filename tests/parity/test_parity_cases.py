@@ -67,6 +67,17 @@ class TestFigures:
         assert figure_error("gradient_below", Pair(1e-6, 1e-7)) == 0
         assert figure_error("gradient_below", Pair(1e-6, 2e-6)) == float("inf")
 
+    def test_a_loss_listed_by_level_is_added_up(self) -> None:
+        expected = {"losses": {"loss_feat_kd_0": 1.5, "loss_feat_kd_1": 2.5, "total": 4.0}}
+        errors = {}
+        for value in (4.0, 5.0):
+            pairs = side_by_side(expected, {"losses": {"loss_feat_kd": value, "total": 4.0}})
+            errors[value] = {name: figure_error(name, pair) for name, pair in pairs.items()}
+        assert errors[4.0] == {"losses.loss_feat_kd (sum of its levels)": 0, "losses.total": 0}
+        assert errors[5.0]["losses.loss_feat_kd (sum of its levels)"] == pytest.approx(0.25)
+        unknown = side_by_side({"losses": {"loss_new_0": 1.0}}, {"losses": {"loss_feat_kd": 1.0}})
+        assert figure_error("losses.loss_new_0", unknown["losses.loss_new_0"]) == float("inf")
+
     def test_detections_are_taken_once_and_by_label(self) -> None:
         box = [0.0, 0.0, 4.0, 4.0]
         listed = {"boxes": [box, box], "scores": [0.5, 0.5], "labels": [1, 2]}
