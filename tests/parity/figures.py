@@ -46,6 +46,15 @@ LEFT_OUT = (
 )
 
 
+def on_device(value: Any) -> Any:
+    """Seeded tensors, which NumPy draws on the CPU, on torch's default device."""
+    if isinstance(value, dict):
+        return {key: on_device(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [on_device(item) for item in value]
+    return value.to(torch.get_default_device())
+
+
 def side_by_side(expected: Mapping[str, Any], got: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Pair]:
     """Every figure of a case beside ours, by the path of its keys.
 
@@ -106,6 +115,11 @@ def figure_error(name: str, pair: Pair) -> float:
     expected, got, smallest = pair
     if got is None:
         return math.inf
+    with torch.device("cpu"):
+        return _error(name, expected, got, smallest)
+
+
+def _error(name: str, expected: Any, got: Any, smallest: float) -> float:
     if isinstance(expected, dict):
         return _map_error(got, expected)
     if name.endswith("below"):
@@ -125,7 +139,7 @@ def figure_error(name: str, pair: Pair) -> float:
 def _map_error(got: Tensor, expected: Figures) -> float:
     if list(got.shape) != expected["shape"]:
         return math.inf
-    flat = got.detach().flatten().float()
+    flat = got.detach().cpu().flatten().float()
     places = torch.linspace(0, len(flat) - 1, len(expected["samples"])).long()
     values = torch.tensor([flat.mean(), flat.std() if len(flat) > 1 else math.nan, *flat[places]])
     listed = torch.tensor([expected["mean"], expected["std"], *expected["samples"]])
@@ -144,6 +158,12 @@ def in_order(listed: Mapping[str, Any], found: Mapping[str, Tensor]) -> Figures:
     Returns:
         For each listed one the closest of ours of its label that isn't taken yet, and the number of ours, `num`.
     """
+    found = {key: tensor.cpu() for key, tensor in found.items()}
+    with torch.device("cpu"):
+        return _in_order(listed, found)
+
+
+def _in_order(listed: Mapping[str, Any], found: Mapping[str, Tensor]) -> Figures:
     free = torch.ones(len(found["scores"]), dtype=torch.bool)
     order: list[int] = []
     labels = listed.get("labels") or [None] * len(listed["boxes"])

@@ -16,7 +16,7 @@ from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
 from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import divide
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
-from tests.parity.figures import Figures, in_order
+from tests.parity.figures import Figures, in_order, on_device
 
 # The reference's FCOS divides by at least 1e-6, to which it adds float32's epsilon: empty batches explode there.
 REFERENCE_FLOOR = 1e-6 + torch.finfo(torch.float32).eps
@@ -78,10 +78,10 @@ class Case:
         self.distiller = make_distiller(self.student, self.teacher, distillation_config(case))
         self.shapes = [tuple(shape) for shape in case["batch"]["image_shapes"]]
         pad = tuple(case["batch"]["pad_shape"])
-        pixels = seeded_images([len(self.shapes), 3, *pad], self.shapes, case["seed"]["inputs"])
+        pixels = on_device(seeded_images([len(self.shapes), 3, *pad], self.shapes, case["seed"]["inputs"]))
         self.pixels = pixels.flip(1) if case["student"].get("channel_order") == "BGR" else pixels
-        targets = seeded_targets(
-            self.shapes, case["num_classes"], case["seed"]["inputs"], case["batch"]["boxes_per_image"]
+        targets = on_device(
+            seeded_targets(self.shapes, case["num_classes"], case["seed"]["inputs"], case["batch"]["boxes_per_image"])
         )
         # The reference trains with every image padded to the whole batch, so its losses see no padding.
         sizes = torch.tensor([pad], dtype=torch.float32)

@@ -21,7 +21,7 @@ from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import RoIPredictions, RoIs
 from crosskd_hf.models.rpn import Proposals, count_rows
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
-from tests.parity.figures import Figures, in_order
+from tests.parity.figures import Figures, in_order, on_device
 from tests.parity.golden import weight_of
 
 # With this divisor every anchor takes part in the loss, as in a batch whose images are all padded alike.
@@ -86,14 +86,14 @@ class FasterRCNNCase:
         seed, batch = case["seed"]["inputs"], case["batch"]
         self.shapes = [tuple(shape) for shape in batch["image_shapes"]]
         self.sizes = torch.tensor(self.shapes, dtype=torch.float32)
-        pixels = seeded_images([len(self.shapes), 3, *batch["pad_shape"]], self.shapes, seed)
+        pixels = on_device(seeded_images([len(self.shapes), 3, *batch["pad_shape"]], self.shapes, seed))
         if case["student"].get("channel_order") == "BGR":
             pixels = pixels.flip(1)
         mask = torch.zeros(len(self.shapes), *batch["pad_shape"], dtype=torch.long)
         for image, (height, width) in zip(mask, self.shapes, strict=True):
             image[:height, :width] = 1
         labels = []
-        truth = seeded_targets(self.shapes, case["num_classes"], seed, batch["boxes_per_image"])
+        truth = on_device(seeded_targets(self.shapes, case["num_classes"], seed, batch["boxes_per_image"]))
         for size, target in zip(self.sizes, truth, strict=True):
             boxes = to_relative(target["boxes"][None], size[None])[0]
             labels.append({"class_labels": target["labels"], "boxes": boxes})

@@ -21,7 +21,7 @@ from crosskd_hf.distillation.detr_loss import deformable_detr_loss_parts
 from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import LossPart, divide
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
-from tests.parity.figures import Figures, in_order
+from tests.parity.figures import Figures, in_order, on_device
 from tests.parity.golden import weight_of
 
 # Gradients are taken in float64. A sampling point that rounding moves over the border of a cell changes the gradient
@@ -109,10 +109,10 @@ def batch(case: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Te
     """Model inputs and Hugging Face labels: cxcywh relative to the unpadded image."""
     batch, seed = case["batch"], case["seed"]["inputs"]
     shapes = batch["image_shapes"]
-    pixels = seeded_images([len(shapes), 3, *batch["pad_shape"]], shapes, seed)
+    pixels = on_device(seeded_images([len(shapes), 3, *batch["pad_shape"]], shapes, seed))
     mask = torch.zeros(len(shapes), *batch["pad_shape"], dtype=torch.long)
     labels = []
-    targets = seeded_targets(shapes, case["num_classes"], seed, batch["boxes_per_image"])
+    targets = on_device(seeded_targets(shapes, case["num_classes"], seed, batch["boxes_per_image"]))
     for image, (height, width), target in zip(mask, shapes, targets, strict=True):
         image[:height, :width] = 1
         boxes = box_convert(target["boxes"], "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
