@@ -73,7 +73,8 @@ class Backbone(nn.Module):
             conv = nn.Conv2d(self.channels[-1], last_channels, 1, bias=False)
             self.last = nn.Sequential(conv, nn.BatchNorm2d(last_channels), nn.ReLU6())
             self.channels[-1] = last_channels
-        self._freeze(frozen_stages, freeze_norm)
+        self.frozen_stages, self.freeze_norm = frozen_stages, freeze_norm
+        self.freeze()
         self.train(self.training)  # norm_eval holds from the start, not only from the first call of `train`
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
@@ -117,21 +118,25 @@ class Backbone(nn.Module):
         )
         self.net.load_state_dict(loaded.state_dict())
 
-    def _freeze(self, stages: int, norms: bool) -> None:
-        if norms:
+    def freeze(self) -> None:
+        """Take the gradient from `frozen_stages` and, with `freeze_norm`, from the norms.
+
+        Done when the backbone is built, and once more after loading, which makes new parameters.
+        """
+        if self.freeze_norm:
             for module in self.modules():
                 if isinstance(module, NORMS):
                     module.requires_grad_(False)
-        if stages == 0:
+        if self.frozen_stages == 0:
             return
         info = self.net.feature_info
         names = [n for n, stride in zip(info.module_name(), info.reduction(), strict=True) if stride >= 4]
-        if not 0 < stages <= len(names):
+        if not 0 < self.frozen_stages <= len(names):
             raise ValueError(
-                f"frozen_stages={stages}, but {self.name} has {len(names)} stages from stride 4 on: "
+                f"frozen_stages={self.frozen_stages}, but {self.name} has {len(names)} stages from stride 4 on: "
                 f"choose 0 to {len(names)}."
             )
-        last = names[stages - 1]
+        last = names[self.frozen_stages - 1]
         prefixes = (last + ".", last.replace(".", "_") + ".")  # timm's feature lists flatten sequences of stages
         parameters = list(self.net.named_parameters())  # in the order of the forward pass
         end = max(index for index, (key, _) in enumerate(parameters) if key.startswith(prefixes))

@@ -136,6 +136,14 @@ class PyramidDetector(PreTrainedModel):
             self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
         )
 
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **settings: Any) -> Any:
+        """As of `PreTrainedModel`; what the configuration freezes is frozen in the loaded model too."""
+        loaded = super().from_pretrained(*arguments, **settings)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        model.backbone.freeze()
+        return loaded
+
     def post_init(self) -> None:
         """Initialise what is not a timm net; called by children when all their modules are there."""
         for module in self.backbone.modules():

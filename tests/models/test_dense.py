@@ -140,6 +140,17 @@ class TestFreezing:
             stage = int(name[len("layer")]) if name.startswith("layer") else min(stages, 1)
             assert parameter.requires_grad == (stages == 0 or stage > stages), name
 
+    @pytest.mark.parametrize("changes", [{"frozen_stages": 2}, {"frozen_stages": 0}, {"freeze_norm": True}], ids=str)
+    def test_a_loaded_model_is_as_frozen(self, changes: dict[str, Any], tmp_path: Path) -> None:
+        model = make_detector("gfl", **changes)
+        model.save_pretrained(tmp_path)
+        expected = {name: p.requires_grad for name, p in model.named_parameters()}
+        loaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
+        assert {name: p.requires_grad for name, p in loaded.named_parameters()} == expected
+        loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert {name: p.requires_grad for name, p in loaded.named_parameters()} == expected
+        assert not report["missing_keys"]
+
     def test_too_many(self) -> None:
         with pytest.raises(ValueError, match="choose 0 to 4"):
             make_detector("gfl", frozen_stages=5)
