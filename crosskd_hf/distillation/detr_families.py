@@ -6,12 +6,13 @@ differs is where the heads sit, what a box is refined from, and how queries are 
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.backbone_utils import BackboneMixin
 from transformers.models.d_fine.modeling_d_fine import distance2bbox, weighting_function
 from transformers.models.lw_detr.modeling_lw_detr import refine_bboxes
 from transformers.utils import ModelOutput
@@ -173,6 +174,7 @@ class DetrFamily:
         context: What layer l's heads need besides hidden states, from the model and the pass whose queries are used.
         predict: The model's heads after layer l on hidden states (B, Q, C) and such a context.
         levels: Number of feature levels of the memory, from the config.
+        strides: Pixels per cell of each level of the memory, from the model.
         width: Channels of the memory, from the config.
         softmax: Whether classes compete and the last one is "no object", rather than one sigmoid per class.
         student_queries: Whether heads of the teacher can continue from the student's queries.
@@ -185,6 +187,7 @@ class DetrFamily:
     context: Callable[[Any, Trace, int], Context]
     predict: Callable[[Any, int, Tensor, Context], Prediction]
     levels: Callable[[Any], int]
+    strides: Callable[[Any], tuple[int, ...]]
     width: Callable[[Any], int] = lambda config: config.d_model
     softmax: bool = False
     student_queries: bool = True
@@ -199,6 +202,43 @@ def _feature_levels(config: Any) -> int:
 
 def _one_level(config: Any) -> int:
     return 1
+
+
+def _backbone_strides(model: Any) -> tuple[int, ...]:
+    """Strides of the maps that a convolutional backbone hands out, finest first."""
+    for module in model.model.modules():
+        if "feature_info" in vars(module):  # a net of timm
+            return tuple(module.feature_info.reduction())
+        if isinstance(module, BackboneMixin):  # a net of transformers: stage i halves the image i + 1 times
+            return tuple(2 ** (index + 1) for index in module.out_indices)
+    raise ValueError(f"No backbone was found in {type(model).__name__}, so the strides of its features are unknown.")
+
+
+def _doubled(strides: Sequence[int], levels: int) -> tuple[int, ...]:
+    """The first `levels` strides; where there are fewer, each further one is twice the one before."""
+    found = list(strides)[:levels]
+    while len(found) < levels:
+        found.append(2 * found[-1])
+    return tuple(found)
+
+
+def _multi_scale_strides(model: Any) -> tuple[int, ...]:
+    return _doubled(_backbone_strides(model)[-model.config.num_feature_levels :], model.config.num_feature_levels)
+
+
+def _last_stride(model: Any) -> tuple[int, ...]:
+    return _backbone_strides(model)[-1:]
+
+
+def _hybrid_strides(model: Any) -> tuple[int, ...]:
+    return _doubled(model.config.feat_strides, model.config.num_feature_levels)
+
+
+def _patch_strides(model: Any) -> tuple[int, ...]:
+    """A vision transformer's one map, scaled to each level by the projector."""
+    config = model.config
+    scales = config.to_dict().get("projector_scale_factors") or [1.0] * config.num_feature_levels
+    return tuple(round(config.backbone_config.patch_size / scale) for scale in scales)
 
 
 # Deformable DETR: heads on the model. Without box refinement the reference is one point for all layers.
@@ -305,22 +345,29 @@ def _first_queries(count: int, trace: Trace) -> slice:
     return slice(count)
 
 
-_RT_DETR = DetrFamily(_layer_reference, _rt_detr_predict, _feature_levels, own_queries=_last_queries, reads_mask=False)
-_D_FINE = DetrFamily(_d_fine_context, _d_fine_predict, _feature_levels, student_queries=False, reads_mask=False)
-_LW_DETR = DetrFamily(_lw_detr_context, _lw_detr_predict, _feature_levels, own_queries=_first_queries)
+_RT_DETR = DetrFamily(
+    _layer_reference, _rt_detr_predict, _feature_levels, _hybrid_strides, own_queries=_last_queries, reads_mask=False
+)
+_D_FINE = DetrFamily(
+    _d_fine_context, _d_fine_predict, _feature_levels, _hybrid_strides, student_queries=False, reads_mask=False
+)
+_LW_DETR = DetrFamily(_lw_detr_context, _lw_detr_predict, _feature_levels, _patch_strides, own_queries=_first_queries)
 
 FAMILIES: dict[str, DetrFamily] = {
-    "deformable_detr": DetrFamily(_deformable_context, _deformable_predict, _feature_levels),
+    "deformable_detr": DetrFamily(_deformable_context, _deformable_predict, _feature_levels, _multi_scale_strides),
     "rt_detr": _RT_DETR,
     "rt_detr_v2": _RT_DETR,
     "d_fine": _D_FINE,
     "deimv2": _D_FINE,
-    "detr": DetrFamily(_no_context, _detr_predict, _one_level, softmax=True, query_arguments=_MASKED),
-    "conditional_detr": DetrFamily(_conditional_context, _conditional_predict, _one_level, query_arguments=_MASKED),
+    "detr": DetrFamily(_no_context, _detr_predict, _one_level, _last_stride, softmax=True, query_arguments=_MASKED),
+    "conditional_detr": DetrFamily(
+        _conditional_context, _conditional_predict, _one_level, _last_stride, query_arguments=_MASKED
+    ),
     "dab-detr": DetrFamily(
         _dab_context,
         _dab_predict,
         _one_level,
+        _last_stride,
         width=lambda config: config.hidden_size,
         query_arguments=_MASKED,
     ),

@@ -14,10 +14,13 @@ from torch import Tensor, distributed
 class LossPart(NamedTuple):
     """One term of a loss before its division.
 
+    A term may be a sum of several quotients, such as one of each decoder layer or pyramid level: then `total` and
+    `normalizer` hold one element of each.
+
     Args:
-        total: Scalar with gradient, the weighted sum over this process's rows.
-        normalizer: Scalar without gradient, this process's share of what `total` is divided by.
-        floor: The normalizer, added up over all processes, counts at least this much.
+        total: Scalar or (P,) with gradient, the weighted sums over this process's rows.
+        normalizer: Same shape without gradient, this process's share of what `total` is divided by.
+        floor: Each normalizer, added up over all processes, counts at least this much.
     """
 
     total: Tensor
@@ -26,8 +29,8 @@ class LossPart(NamedTuple):
 
 
 def sum_normalizers(parts: dict[str, LossPart]) -> Tensor:
-    """Normalizers of all `parts`, added up over processes in one all-reduce. Returns shape (number of parts,)."""
-    normalizers = torch.stack([part.normalizer.detach().float() for part in parts.values()])
+    """Normalizers of all `parts`, added up over processes in one all-reduce. Returns one row of all their elements."""
+    normalizers = torch.cat([part.normalizer.detach().float().reshape(-1) for part in parts.values()])
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(normalizers)
     return normalizers
@@ -40,7 +43,7 @@ def divide(
 
     Args:
         parts: The terms; every process must pass the same keys in the same order.
-        normalizers: (len(parts),) from :func:`sum_normalizers`, added up over micro-batches where there are several.
+        normalizers: From :func:`sum_normalizers`, added up over micro-batches where there are several.
             Computed from `parts` if not given.
         averaged: How many such losses are averaged later into one gradient: processes times micro-batches.
             Defaults to the number of processes, which is what `DistributedDataParallel` averages over.
@@ -55,9 +58,12 @@ def divide(
     if averaged is None:
         ready = distributed.is_available() and distributed.is_initialized()
         averaged = distributed.get_world_size() if ready else 1
-    floors = normalizers.new_tensor([part.floor for part in parts.values()])
-    scales = averaged / normalizers.maximum(floors)
-    return {name: part.total * scale for (name, part), scale in zip(parts.items(), scales.unbind(), strict=True)}
+    sizes = [part.normalizer.numel() for part in parts.values()]
+    floors = normalizers.new_tensor(
+        [part.floor for part, size in zip(parts.values(), sizes, strict=True) for _ in range(size)]
+    )
+    scales = (averaged / normalizers.maximum(floors)).split(sizes)
+    return {name: (part.total * scale).sum() for (name, part), scale in zip(parts.items(), scales, strict=True)}
 
 
 def quality_focal(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:

@@ -16,7 +16,7 @@ class UpdateSums(NamedTuple):
     """What every process knows about an update.
 
     Args:
-        normalizers: (number of parts,), to be given to `divide`.
+        normalizers: One row of all elements of all parts, to be given to `divide`.
         bad: Scalar, above 0 (or NaN) if a part on any process is not finite.
     """
 
@@ -32,11 +32,11 @@ def add_up(micro_batches: Sequence[dict[str, LossPart]]) -> UpdateSums:
         micro_batches: The parts of each, with equal keys everywhere.
     """
     parts = {
-        name: LossPart(part.total, torch.stack([other[name].normalizer.float() for other in micro_batches]).sum())
+        name: LossPart(part.total, torch.stack([other[name].normalizer.float() for other in micro_batches]).sum(0))
         for name, part in micro_batches[0].items()
     }
-    values = [tensor.float() for batch in micro_batches for part in batch.values() for tensor in part[:2]]
-    bad = (~torch.isfinite(torch.stack(values))).sum()
+    values = [tensor.float().reshape(-1) for batch in micro_batches for part in batch.values() for tensor in part[:2]]
+    bad = (~torch.isfinite(torch.cat(values))).sum()
     sums = sum_normalizers(parts | {"not finite": LossPart(bad, bad)})
     return UpdateSums(sums[:-1], sums[-1])
 

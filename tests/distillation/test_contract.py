@@ -1,0 +1,140 @@
+"""What holds for every method on every family of detectors."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crosskd_hf.distillation.detectors import VIEWS, view
+from crosskd_hf.distillation.distiller import Distiller
+from crosskd_hf.distillation.method import MethodConfig
+from crosskd_hf.distillation.methods import METHODS, FitNets
+from crosskd_hf.distillation.passes import Batch
+from crosskd_hf.models.losses import divide
+from tests.distillation import detector_zoo
+from tests.distillation.detector_zoo import FAMILIES
+
+# A configuration of each method whose loss is zero for a student that is its teacher.
+ZERO: dict[str, MethodConfig] = {"fitnets": FitNets(adapter=False)}
+NAMES = list(METHODS)
+
+
+def losses(distiller: Distiller, student: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The divided parts of one pass."""
+    return divide(distiller(student(**inputs, **distiller.student_request), inputs))
+
+
+def distil(family: str, config: MethodConfig | str, teacher_seed: int = 1, **changes: Any) -> tuple[Distiller, Any]:
+    """A distiller and its student; skips what the pair can't do."""
+    student, teacher = detector_zoo.build(family), detector_zoo.build(family, teacher_seed, **changes)
+    try:
+        return Distiller(student, teacher, [config]), student
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryMethodOnEveryFamily:
+    def test_a_student_that_is_its_teacher_has_no_loss(self, name: str, family: str) -> None:
+        distiller, student = distil(family, ZERO[name], teacher_seed=0)
+        for key, loss in losses(distiller, student, detector_zoo.batch(family)).items():
+            assert loss.item() == pytest.approx(0, abs=1e-6), key
+
+    def test_gradients_reach_the_student_and_nothing_else(self, name: str, family: str) -> None:
+        distiller, student = distil(family, name)
+        parts = losses(distiller, student, detector_zoo.batch(family))
+        assert set(parts) <= {f"{name}/{term}" for term in METHODS[name].method.terms}
+        distiller.check_gradients(parts)
+        torch.stack(list(parts.values())).sum().backward()
+        assert all(p.grad is None for p in distiller.teacher.parameters())
+        assert all(p.grad is not None for p in distiller.parameters())
+
+    def test_a_batch_without_objects_is_finite(self, name: str, family: str) -> None:
+        distiller, student = distil(family, name)
+        inputs = detector_zoo.batch(family)
+        for label in inputs["labels"]:
+            label["class_labels"], label["boxes"] = label["class_labels"][:0], label["boxes"][:0]
+        parts = losses(distiller, student, inputs)
+        torch.stack(list(parts.values())).sum().backward()
+        assert all(torch.isfinite(loss) for loss in parts.values())
+        assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+    def test_described_by_numbers_that_json_knows(self, name: str, family: str) -> None:
+        distiller, _ = distil(family, name)
+        described = distiller.describe()["methods"][name]
+        assert json.loads(json.dumps(described)) == described
+        assert described["terms"]
+        assert all(described["terms"].values())
+
+
+class TestViews:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_features_have_the_strides_and_channels_that_the_view_says(self, family: str) -> None:
+        student = detector_zoo.build(family)
+        seen = view(student, "student")
+        inputs = detector_zoo.batch(family)
+        outputs = student(**inputs, **seen.request(frozenset({"features"})))
+        found = seen.read(outputs, Batch(inputs["pixel_values"], inputs["pixel_mask"], inputs["labels"]))
+        assert [feature.stride for feature in found.features] == list(seen.strides)
+        assert [feature.values.shape[1] for feature in found.features] == list(seen.channels)
+        for stride, values in found.features:
+            assert values.shape[-2:] == (-(-64 // stride), -(-64 // stride))
+
+    @pytest.mark.parametrize(
+        ("student", "teacher", "strides"),
+        [
+            ("gfl", "faster_rcnn", (8, 16, 32, 64)),
+            ("gfl", "deformable_detr", (8, 16, 32, 64)),
+            ("detr", "fcos", (32,)),
+            ("rt_detr", "deformable_detr", (8, 16, 32)),
+            ("faster_rcnn", "lw_detr", (8, 32)),
+        ],
+    )
+    def test_levels_of_equal_stride_meet_across_families(
+        self, student: str, teacher: str, strides: tuple[int, ...]
+    ) -> None:
+        models = detector_zoo.build(student), detector_zoo.build(teacher, 1)
+        distiller = Distiller(*models, ["fitnets"])
+        assert distiller.pair.student.strides == distiller.pair.teacher.strides == strides
+        (loss,) = losses(distiller, models[0], detector_zoo.batch(student)).values()
+        assert loss > 0
+
+    def test_a_view_of_a_users_own_detector(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Mine(torch.nn.Linear):
+            config = type("Config", (), {"model_type": "mine"})
+
+        with pytest.raises(ValueError, match="add a view of your own"):
+            view(Mine(1, 1), "student")
+        seen = next(iter(VIEWS.values()))
+        monkeypatch.setitem(VIEWS, type(detector_zoo.build("gfl")), seen)
+        assert isinstance(view(detector_zoo.build("gfl"), "teacher"), seen)
+
+
+class TestSpelling:
+    @pytest.mark.parametrize(
+        "text",
+        ["fitnets", "fitnets:weight=2", "fitnets:weight=1e-3,adapter=False", "fitnets:weight=0.5,terms.features=0.25"],
+    )
+    def test_a_string_becomes_a_configuration_becomes_the_same_string(self, text: str) -> None:
+        config = MethodConfig.parse(text)
+        assert str(config) == text
+        assert MethodConfig.parse(str(config)) == config
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("crossfit", "'crossfit' is not known: choose from"),
+            ("fitnets:cut=2", "fitnets has no option 'cut=2'; its options are weight, terms, adapter"),
+            ("fitnets:weight=much", "weight='much' must be a number"),
+            ("fitnets:weight=-1", "weight=-1.0 must be at least 0"),
+            ("fitnets:terms.cls=1", r"no terms \['cls'\]; its terms are features"),
+            ("nowhere.at_all:Mine", "can't be imported: No module named 'nowhere'"),
+            ("crosskd_hf.distillation.distiller:Distiller", "is no subclass of MethodConfig"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused(self, text: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            MethodConfig.parse(text)
