@@ -20,6 +20,8 @@ class SquareAnchorConfig(DenseDetectorConfig):
 
     anchor_scale: float = 8.0
 
+    ranges = {"anchor_scale": (0.01, 1024)}
+
 
 class SquareAnchorHead(DenseHead):
     """One square anchor per location, assigned by ATSS."""

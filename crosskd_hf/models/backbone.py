@@ -1,18 +1,22 @@
 """Any timm net with pyramid features as the backbone of a detector."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from timm.layers.format import Format
 from timm.models import FeatureListNet
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from .bounds import check_net_arguments, check_plain_name
+
 # Constructor arguments that a family of nets needs to take images of any size.
-NET_ARGUMENTS: dict[str, dict[str, Any]] = {
+FAMILY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "swin": {"strict_img_size": False, "always_partition": True},
 }
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -23,7 +27,8 @@ class Backbone(nn.Module):
     """Multi-scale features of a timm net.
 
     Args:
-        name: timm model name without weights tag, e.g. "resnet50".
+        name: timm model name without weights tag, e.g. "resnet50". "hf-hub:OWNER/NAME" reads name and arguments from the
+            Hub, "local-dir:FOLDER" from a folder in timm's format; then `load_weights()` reads the weights there.
         strides: Strides of the features to return, finest first.
         arguments: Further arguments of the net's constructor.
         out_indices: timm's feature indices, instead of choosing features by their stride.
@@ -55,9 +60,10 @@ class Backbone(nn.Module):
         last_channels: int | None = None,
     ):
         super().__init__()
-        self.name, self.norm_eval = name, norm_eval
-        self.arguments = {**NET_ARGUMENTS.get(name.split("_")[0], {}), **(arguments or {})}
-        self.net = timm.create_model(name, features_only=True, pretrained=False, **self.arguments)
+        self.source, self.norm_eval = name, norm_eval
+        self.name, self.given_arguments = plain_net(name, arguments)
+        self.arguments = {**FAMILY_ARGUMENTS.get(self.name.split("_")[0], {}), **(self.given_arguments or {})}
+        self.net = timm.create_model(self.name, features_only=True, pretrained=False, **self.arguments)
         info = self.net.feature_info
         self.selected = _select_features(name, info.reduction(), strides, out_indices)
         self.channels = [info.channels()[index] for index in self.selected]
@@ -108,7 +114,7 @@ class Backbone(nn.Module):
         Raises:
             RuntimeError: The weights do not fit the net.
         """
-        name, overlay = self.name, None
+        name, overlay = self.source, None
         if source is not None and Path(source).exists():
             overlay = {"file": str(source), "custom_load": False}
         elif source is not None:
@@ -142,6 +148,33 @@ class Backbone(nn.Module):
         end = max(index for index, (key, _) in enumerate(parameters) if key.startswith(prefixes))
         for _, parameter in parameters[: end + 1]:
             parameter.requires_grad_(False)
+
+
+def plain_net(name: str, arguments: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """timm's own name of a net, and its arguments.
+
+    Args:
+        name: A plain name, or "hf-hub:OWNER/NAME[@REVISION]" or "local-dir:FOLDER", whose `config.json` is read.
+        arguments: Given ones; they go before those of the file.
+
+    Raises:
+        ValueError: The file has arguments that a configuration may not set, or doesn't name an architecture.
+    """
+    scheme, _, location = name.partition(":")
+    if not location:
+        return name, arguments
+    if scheme == "local-dir":
+        path = Path(location) / "config.json"
+    elif scheme in ("hf-hub", "hf_hub"):
+        repository, _, revision = location.partition("@")
+        path = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    else:
+        raise ValueError(f"backbone={name!r}: give a timm name, hf-hub:OWNER/NAME or local-dir:FOLDER.")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    plain, arguments = str(saved.get("architecture")), {**(saved.get("model_args") or {}), **(arguments or {})}
+    check_plain_name(plain)
+    check_net_arguments(arguments)
+    return plain, arguments or None
 
 
 def _select_features(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .assigners import Assignment, Priors, Targets
+from .bounds import Range
 from .boxes import decode_delta, decode_distance, image_sizes, to_relative
 from .layers import Conv, Scale, Tower, prior_bias
 from .losses import LossPart, integral
@@ -41,6 +42,14 @@ class DenseDetectorConfig(PyramidDetectorConfig):
     reg_max: int | None = None
     prior_probability: float = 0.01
 
+    ranges: ClassVar[dict[str, Range]] = {
+        "head_channels": (1, 8192),
+        "num_convs": (0, 64),
+        "norm_groups": (1, 8192),
+        "reg_max": (1, 1024),
+        "prior_probability": (1e-6, 1 - 1e-6),
+    }
+
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.norm_groups is not None and self.head_channels % self.norm_groups:
@@ -48,10 +57,6 @@ class DenseDetectorConfig(PyramidDetectorConfig):
                 f"head_channels={self.head_channels} cannot be split into norm_groups={self.norm_groups}: "
                 f"choose a divisor, or None for no norm."
             )
-        if not 0 < self.prior_probability < 1:
-            raise ValueError(f"prior_probability={self.prior_probability} must lie between 0 and 1.")
-        if self.reg_max is not None and self.reg_max < 1:
-            raise ValueError(f"reg_max={self.reg_max} must be at least 1, or None.")
 
 
 class Taps(NamedTuple):

@@ -77,27 +77,27 @@ class FasterRCNNConfig(PyramidDetectorConfig):
     roi_samples: int | None = 512
     roi_positive_fraction: float = 0.25
 
+    ranges = {
+        **dict.fromkeys(("rpn_channels", "finest_scale", "size_divisor"), (1, 8192)),
+        **dict.fromkeys(("rpn_samples", "roi_samples"), (1, 1 << 20)),
+        **dict.fromkeys(("train_proposals_per_level", "train_proposals"), (1, 1 << 20)),
+        **dict.fromkeys(("test_proposals_per_level", "test_proposals"), (1, 1 << 20)),
+        **dict.fromkeys(("rpn_positive_iou", "rpn_negative_iou", "rpn_forced_iou", "roi_positive_iou"), (0, 1)),
+        **dict.fromkeys(("rpn_positive_fraction", "roi_positive_fraction", "proposal_nms"), (0, 1)),
+        "anchor_scale": (0.01, 1024),
+        "aspect_ratios": (1e-3, 1e3),
+        "min_proposal_size": (0, 1 << 20),
+        "roi_size": (1, 128),
+        "fc_channels": (1, 1 << 16),
+        "num_fcs": (1, 32),
+    }
     default_loss_weights = {"loss_rpn_cls": 1.0, "loss_rpn_bbox": 1.0, "loss_cls": 1.0, "loss_bbox": 1.0}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if not 0 <= self.rpn_negative_iou <= self.rpn_positive_iou <= 1:
+        if self.rpn_negative_iou > self.rpn_positive_iou:
             raise ValueError(
-                f"rpn_negative_iou={self.rpn_negative_iou} must not be above rpn_positive_iou={self.rpn_positive_iou}, "
-                f"both in [0, 1]."
-            )
-        shares = "rpn_positive_fraction", "roi_positive_fraction"
-        for name in ("rpn_forced_iou", "proposal_nms", "roi_positive_iou", *shares):
-            self._check(name, 0, 1)
-        limits = "train_proposals_per_level", "train_proposals", "test_proposals_per_level", "test_proposals"
-        for name in (*limits, "rpn_samples", "roi_samples", "size_divisor", "roi_size", "finest_scale", "num_fcs"):
-            self._check(name, 1)
-
-    def _check(self, name: str, least: float, most: float | None = None) -> None:
-        value = self.__dict__[name]
-        if value is not None and not least <= value <= (value if most is None else most):
-            raise ValueError(
-                f"{name}={value} must be {f'at least {least}' if most is None else f'in [{least}, {most}]'}."
+                f"rpn_negative_iou={self.rpn_negative_iou} must not be above rpn_positive_iou={self.rpn_positive_iou}."
             )
 
 

@@ -37,6 +37,7 @@ class FCOSConfig(DenseDetectorConfig):
     centerness_on_reg: bool = False
     point_offset: float = 0.5
 
+    ranges = {"regress_limits": (0, 1 << 20), "center_radius": (0.01, 1024), "point_offset": (0, 1)}
     default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 1.0, "loss_centerness": 1.0}
 
     def __post_init__(self, **kwargs: Any) -> None:

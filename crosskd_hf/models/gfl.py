@@ -25,6 +25,7 @@ class GFLConfig(SquareAnchorConfig):
     reg_max: int | None = 16
     quality_focal_beta: float = 2.0
 
+    ranges = {"quality_focal_beta": (0, 16)}
     default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_dfl": 0.25}
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """What detectors on a feature pyramid share, before any head: backbone, neck and their configuration."""
 
 import itertools
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.utils import ModelOutput
 
 from .backbone import Backbone
+from .bounds import MAX_LENGTH, MAX_WEIGHTS, Range, check_fields, check_labels, check_net_arguments, check_plain_name
 from .layers import FPN, Conv, FPNExtra
 from .losses import LossPart, divide
 
@@ -19,8 +21,9 @@ class PyramidDetectorConfig(PreTrainedConfig):
     """Configuration of backbone and pyramid.
 
     Args:
-        backbone: timm model name without weights tag.
-        backbone_arguments: Further arguments of the timm net's constructor.
+        backbone: timm model name without weights tag. In Python also "hf-hub:OWNER/NAME" or "local-dir:FOLDER" of timm;
+            the model that is built replaces it by the plain name, which alone is read from files.
+        backbone_arguments: Further arguments of the timm net's constructor, of those in `NET_ARGUMENTS`.
         out_indices: timm's feature indices; by default the features are chosen by `backbone_strides`.
         backbone_strides: Strides of the backbone features that enter the pyramid.
         frozen_stages: Backbone stages without gradient: 0 = none, 1 = stem and the stage of stride 4, ...
@@ -38,7 +41,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
         category_ids: Raw category id of each class in the data set the model was trained on.
 
     Raises:
-        ValueError: A value out of range.
+        ValueError: A value of another type or out of its range.
     """
 
     backbone: str = "resnet50"
@@ -60,9 +63,20 @@ class PyramidDetectorConfig(PreTrainedConfig):
     category_ids: list[int] | None = None
 
     default_loss_weights: ClassVar[dict[str, float]] = {}
+    ranges: ClassVar[dict[str, Range]] = {
+        "out_indices": (-MAX_LENGTH, MAX_LENGTH),
+        "backbone_strides": (1, 4096),
+        "frozen_stages": (0, MAX_LENGTH),
+        "backbone_last_channels": (1, 8192),
+        "strides": (1, 4096),
+        "fpn_channels": (1, 8192),
+    }
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_labels(kwargs.get("num_labels"), self.id2label)
         super().__post_init__(**kwargs)
+        check_fields(self)
+        check_net_arguments(self.backbone_arguments)
         self.loss_weights = {**self.default_loss_weights, **(self.loss_weights or {})}
         unknown = set(self.loss_weights) - set(self.default_loss_weights)
         if unknown:
@@ -70,12 +84,27 @@ class PyramidDetectorConfig(PreTrainedConfig):
                 f"loss_weights has {sorted(unknown)}; this detector has {list(self.default_loss_weights)}."
             )
         strides = list(self.strides)
-        if list(self.backbone_strides) != strides[: len(self.backbone_strides)]:
+        if not self.backbone_strides or list(self.backbone_strides) != strides[: len(self.backbone_strides)]:
             raise ValueError(
                 f"backbone_strides={tuple(self.backbone_strides)} must be the first of strides={tuple(strides)}."
             )
         if any(finer * 2 != coarser for finer, coarser in itertools.pairwise(strides)):
             raise ValueError(f"strides={tuple(strides)} must double from level to level.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As of `PreTrainedConfig`, which reads files by it: `backbone` of the dict must be a plain name."""
+        read = super().from_dict(config_dict, **kwargs)
+        if "backbone" not in kwargs:
+            check_plain_name((read[0] if isinstance(read, tuple) else read).backbone)
+        return read
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """As of `PreTrainedConfig`; `backbone` must be a plain name."""
+        config = super().from_json_file(json_file)
+        check_plain_name(config.backbone)
+        return config
 
 
 @dataclass
@@ -132,6 +161,7 @@ class PyramidDetector(PreTrainedModel):
             config.pad_windows,
             config.backbone_last_channels,
         )
+        config.backbone, config.backbone_arguments = self.backbone.name, self.backbone.given_arguments
         self.neck = FPN(
             self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
         )
@@ -146,6 +176,9 @@ class PyramidDetector(PreTrainedModel):
 
     def post_init(self) -> None:
         """Initialise what is not a timm net; called by children when all their modules are there."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        if self.device.type == "meta" and count > MAX_WEIGHTS:  # as `from_pretrained` builds it, before any allocation
+            raise ValueError(f"This configuration is that of {count:.3g} weights; {MAX_WEIGHTS:.3g} is the limit.")
         for module in self.backbone.modules():
             # timm has initialised its net already; without this mark `post_init` would do it again, and worse.
             vars(module)["_is_hf_initialized"] = next(module.parameters(), torch.empty(0)).device.type != "meta"

@@ -38,6 +38,13 @@ class RetinaNetConfig(DenseDetectorConfig):
     positive_iou: float = 0.5
     negative_iou: float = 0.4
 
+    ranges = {
+        "anchor_scale": (0.01, 1024),
+        "scales_per_octave": (1, 64),
+        "aspect_ratios": (1e-3, 1e3),
+        "positive_iou": (0, 1),
+        "negative_iou": (0, 1),
+    }
     # With distributions the box loss is GIoU with weight 2 (localization distillation's configuration).
     default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 1.0}
 
@@ -46,10 +53,8 @@ class RetinaNetConfig(DenseDetectorConfig):
         super().__post_init__(**kwargs)
         if self.reg_max is not None and "loss_bbox" not in given:
             self.loss_weights = {**self.default_loss_weights, **given, "loss_bbox": 2.0}
-        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
-            raise ValueError(
-                f"negative_iou={self.negative_iou} must not be above positive_iou={self.positive_iou}, both in [0, 1]."
-            )
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(f"negative_iou={self.negative_iou} must not be above positive_iou={self.positive_iou}.")
 
 
 class RetinaNetHead(DenseHead):

@@ -310,10 +310,10 @@ class TestRefusals:
             ({"strides": (8, 16, 32, 65)}, "must double"),
             ({"backbone_strides": (4, 8)}, "must be the first of strides"),
             ({"norm_groups": 5}, "choose a divisor"),
-            ({"prior_probability": 1.0}, "between 0 and 1"),
+            ({"prior_probability": 1.0}, "prior_probability=1.0 must lie in"),
             ({"loss_weights": {"loss_mask": 1.0}}, r"\['loss_mask'\]"),
             ({"reg_max": None}, "reg_max must be a number"),
-            ({"reg_max": 0}, "at least 1"),
+            ({"reg_max": 0}, "must lie in"),
         ],
     )
     def test_configuration(self, changes: dict[str, Any], message: str) -> None:

@@ -96,8 +96,8 @@ class TestContract:
         ("settings", "message"),
         [
             ({"rpn_negative_iou": 0.8}, "must not be above"),
-            ({"roi_samples": 0}, "roi_samples=0 must be at least 1"),
-            ({"proposal_nms": 1.5}, r"proposal_nms=1.5 must be in \[0, 1\]"),
+            ({"roi_samples": 0}, r"roi_samples=0 must lie in \[1, "),
+            ({"proposal_nms": 1.5}, r"proposal_nms=1.5 must lie in \[0, 1\]"),
             ({"strides": (4, 8, 32)}, "must be the first of"),
             ({"loss_weights": {"loss_dfl": 1.0}}, "this detector has"),
         ],
