@@ -27,8 +27,8 @@ class Backbone(nn.Module):
     """Multi-scale features of a timm net.
 
     Args:
-        name: timm model name without weights tag, e.g. "resnet50". "hf-hub:OWNER/NAME" reads name and arguments from the
-            Hub, "local-dir:FOLDER" from a folder in timm's format; then `load_weights()` reads the weights there.
+        name: timm model name without weights tag, e.g. "resnet50". "hf-hub:OWNER/NAME" reads name and arguments from
+            the Hub, "local-dir:FOLDER" from a folder in timm's format; `load_weights()` reads the weights there too.
         strides: Strides of the features to return, finest first.
         arguments: Further arguments of the net's constructor.
         out_indices: timm's feature indices, instead of choosing features by their stride.
