@@ -18,6 +18,7 @@ from ..distillation import DistillationConfig, Distiller, make_distiller
 from ..distillation.classes import match_classes, normal_name
 from ..distillation.pixels import PixelAdapter, PixelFormat
 from ..inference.coco_evaluator import CocoEvaluator
+from ..inference.precision import widened
 from ..models.losses import divide
 
 PROBE_EDGE = 256  # pixels; the step is measured on one such square and scaled by area
@@ -216,12 +217,13 @@ def _renamed(result: Mapping[str, Tensor], to_data: Tensor) -> dict[str, Tensor]
 
 @contextmanager
 def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
-    """Run in evaluation mode, and give back modes and the choice of trained parameters afterwards."""
+    """Run in evaluation mode and float32; give back modes, types and the choice of trained parameters afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     try:
-        yield
+        with widened(model):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -19,6 +19,7 @@ from ..data.transforms import TrainTransform
 from ..distillation import make_distiller
 from ..inference.coco_evaluator import SUMMARY
 from ..inference.drawing import draw_objects
+from ..inference.precision import widened
 from ..training.config import CrossKDConfig
 from ..training.loading import load_teacher
 from ..training.trainer import CrossKDTrainer
@@ -147,10 +148,11 @@ def detect(
     """Detections of images: `scores` (n,), `labels` (n,) and `boxes` (n, 4), xyxy pixels of the image."""
     model.eval()
     results = []
-    for image in images:
-        inputs = processor(images=[image], return_tensors="pt").to(model.device)
-        sizes = torch.tensor([[image.height, image.width]])
-        results += processor.post_process_object_detection(model(**inputs), threshold, sizes)
+    with widened(model):
+        for image in images:
+            inputs = processor(images=[image], return_tensors="pt").to(model.device)
+            sizes = torch.tensor([[image.height, image.width]])
+            results += processor.post_process_object_detection(model(**inputs), threshold, sizes)
     return results
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
+_STEEP = 1e-6  # smaller differences of scores are rounding, and their powers below 1 steep beyond use
+
 
 class LossPart(NamedTuple):
     """One term of a loss before its division.
@@ -73,6 +75,8 @@ def quality_focal(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
 
     Args:
         logits, target: Same shape; `target` in [0, 1]. Gradient flows through the modulating factor too.
+        beta: At least 0. Below 1 the power has an infinite slope where the scores agree: there it is continued by a
+            straight line (differences below 1e-6), so that loss and gradient of equal scores are 0.
 
     Returns:
         The loss of every element, same shape.
@@ -81,7 +85,11 @@ def quality_focal(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     if beta == 0:
         return loss
-    return loss * (target - logits.sigmoid()).abs().pow(beta)
+    difference = (target - logits.sigmoid()).abs()
+    if beta >= 1:
+        return loss * difference.pow(beta)
+    line = difference * _STEEP ** (beta - 1)
+    return loss * torch.where(difference < _STEEP, line, difference.clamp(min=_STEEP).pow(beta))
 
 
 def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from ..inference.precision import as_stored, widen
 from . import checkpoints, provenance, saving
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
 from .loading import load_student
 from .model_card import CardContent, model_card
-from .saving import TRAINING_WEIGHTS
+from .saving import AVERAGED_WEIGHTS, TRAINING_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,12 @@ class CheckpointingTrainer(CocoTrainer):
     """Every checkpoint and the final folder hold a plain model that `from_pretrained` loads, and no pickle of classes.
 
     With `ema_decay` that model, and the one that is evaluated, has the averaged weights; the trained ones lie beside
-    it. A subclass adds its own files by `_save_beside` and `_load_beside`, and `_provenance` for the card.
+    it. A student stored in half precision is trained in float32 and saved in its own type; a checkpoint holds the
+    float32 weights too. A subclass adds its own files by `_save_beside`, and `_provenance` for the card.
     """
 
     ema: WeightAverage | None = None
+    _stored_types: Mapping[str, torch.dtype] = MappingProxyType({})
 
     # ---- Run ----
 
@@ -74,10 +79,11 @@ class CheckpointingTrainer(CocoTrainer):
     # ---- Averaged weights ----
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self._stored_types = widen(self.model) or self._stored_types
+        saving.load_if_there(self.model, resume_from_checkpoint, AVERAGED_WEIGHTS)
         if self.args.ema_decay is not None:
             self.ema = WeightAverage(self.model, self.args.ema_decay, self.state.global_step)
-            if resume_from_checkpoint is not None:
-                load_model(self.model, Path(resume_from_checkpoint) / TRAINING_WEIGHTS, strict=True)
+        saving.load_if_there(self.model, resume_from_checkpoint, TRAINING_WEIGHTS)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
@@ -108,7 +114,8 @@ class CheckpointingTrainer(CocoTrainer):
             return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder, state_dict=state_dict)
+        with as_stored(self.model, self._stored_types):
+            self.model.save_pretrained(folder, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
@@ -157,11 +164,19 @@ class CheckpointingTrainer(CocoTrainer):
             self._save(str(staging))
         if self.args.save_only_model:
             return
-        if self.ema is not None and self.args.should_save:
-            save_model(self.model, str(staging / TRAINING_WEIGHTS))
+        if self.args.should_save:
+            self._save_exact_weights(staging)
         self._save_optimizer_and_scheduler(str(staging))
         self._save_scaler(str(staging))
         self._save_rng_state(str(staging))
+
+    def _save_exact_weights(self, folder: Path) -> None:
+        """What `model.safetensors` doesn't hold of the trained weights and their average."""
+        if self.ema is not None and self._stored_types:
+            with self._as_student():
+                save_model(self.model, str(folder / AVERAGED_WEIGHTS))
+        if self.ema is not None or self._stored_types:
+            save_model(self.model, str(folder / TRAINING_WEIGHTS))
 
     def _end_checkpoint(self, staging: Path, folder: Path) -> None:
         if not self.args.should_save:

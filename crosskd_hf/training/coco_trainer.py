@@ -18,6 +18,7 @@ from ..data.dataset import DetectionCollator
 from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
+from ..inference.precision import in_type_of, widen_outputs, widened
 from .config import CrossKDConfig
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
@@ -180,7 +181,8 @@ class CocoTrainer(Trainer):
         """COCO AP: `<prefix>_map`, `_map_50`, `_map_75`, `_map_small`, `_map_medium`, `_map_large`, `_map_<class>`."""
         evaluator = self._detections = self._evaluator(dataloader.dataset)
         evaluator.reset()
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        with widened(self.model):
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         for rows in gather_object([evaluator.rows]):
             evaluator.merge(rows)
         metrics = [evaluator.compute() if self.args.process_index == 0 else None]
@@ -202,8 +204,9 @@ class CocoTrainer(Trainer):
             raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
+        inputs["pixel_values"] = in_type_of(self.model, inputs["pixel_values"])  # bf16_full_eval, fp16_full_eval
         with torch.no_grad():
-            outputs = model(**inputs)
+            outputs = widen_outputs(model(**inputs))
         sizes = torch.stack([label["orig_size"] for label in labels])
         results = self.processing_class.post_process_object_detection(outputs, self.args.eval_threshold, sizes)
         self._detections.update([int(label["image_id"]) for label in labels], results)

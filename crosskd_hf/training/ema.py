@@ -8,9 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..inference.precision import HALF
+
 
 class WeightAverage:
     """Running average of the parameters and floating-point buffers of `model`; other buffers are copied.
+
+    The average is float32 at least: in half precision most of its small steps would be lost.
 
     Args:
         model: Its present weights are where the average starts.
@@ -27,7 +31,7 @@ class WeightAverage:
             raise ValueError(f"ema_decay is {decay}; it must lie between 0 and 1, such as 0.999.")
         self.decay = decay
         self.updates = updates
-        self._average = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
+        self._average = {name: _wide(tensor.detach().clone()) for name, tensor in _tensors(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -36,7 +40,7 @@ class WeightAverage:
         self.updates += 1
         for name, tensor in _tensors(model):
             if tensor.is_floating_point():
-                self._average[name].lerp_(tensor, 1 - decay)
+                self._average[name].lerp_(_wide(tensor), 1 - decay)
             else:
                 self._average[name].copy_(tensor)
 
@@ -49,18 +53,18 @@ class WeightAverage:
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """Inside the context `model` has the averaged weights; after it, its own ones again, bit by bit."""
-        self._swap(model)
+        own = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
+        self.copy_to(model)
         try:
             yield
         finally:
-            self._swap(model)
+            with torch.no_grad():
+                for name, tensor in _tensors(model):
+                    tensor.copy_(own[name])
 
-    @torch.no_grad()
-    def _swap(self, model: nn.Module) -> None:
-        for name, tensor in _tensors(model):
-            own = tensor.clone()
-            tensor.copy_(self._average[name])
-            self._average[name].copy_(own)
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from huggingface_hub import HfApi
+from safetensors.torch import load_model
+from torch import nn
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
@@ -16,8 +19,10 @@ from transformers.trainer_utils import HubStrategy
 from . import checkpoints
 from .config import CrossKDConfig
 
-TRAINING_WEIGHTS = "training_weights.safetensors"
-_NOT_THE_STUDENT = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json", TRAINING_WEIGHTS]
+TRAINING_WEIGHTS = "training_weights.safetensors"  # float32, where the student itself is an average or stored in half
+AVERAGED_WEIGHTS = "averaged_weights.safetensors"  # float32, of a student that is stored in half
+_STATE = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json"]
+_NOT_THE_STUDENT = [*_STATE, TRAINING_WEIGHTS, AVERAGED_WEIGHTS]
 
 
 def together(step: Callable[[], None], update: int, staging: Path | None) -> None:
@@ -79,15 +84,20 @@ def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
         api.upload_folder(**options, path_in_repo="last-checkpoint" if last else folder.name)
 
 
+def load_if_there(model: nn.Module, folder: str | None, name: str) -> None:
+    """Load the float32 weights `name` of a checkpoint, if this is a resumed run and the checkpoint has such."""
+    if folder is not None and Path(folder, name).is_file():
+        load_model(model, Path(folder, name), strict=True)
+
+
 def check_average(folder: Path, decay: float | None) -> None:
     """A checkpoint's `model.safetensors` is the average in a run with `ema_decay`, and the trained weights without."""
-    averaged = (folder / TRAINING_WEIGHTS).is_file()
+    averaged = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))["ema_decay"] is not None
     if averaged and decay is None:
         raise ValueError(f"{folder} belongs to a run with ema_decay: give it again to resume.")
     if not averaged and decay is not None:
         raise ValueError(
-            f"{folder} has no {TRAINING_WEIGHTS}: it belongs to a run without ema_decay, or with "
-            "save_only_model. Resume without ema_decay, or start a new run from its weights."
+            f"{folder} belongs to a run without ema_decay: resume without it, or start a new run from its weights."
         )
 
 

@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
 from ..data.transforms import Record
 from ..distillation import Distiller, make_distiller
+from ..inference.precision import widen
 from ..models.losses import LossPart, divide
 from . import adapters, provenance, supervision
 from .checkpointing_trainer import CheckpointingTrainer
@@ -98,6 +99,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         if not isinstance(teacher, PreTrainedModel):
             teacher, found = load_teacher(teacher, self.args.teacher_revision, self.args.teacher_trust_remote_code)
             processor = processor or found
+        widen(teacher)  # its head sees the student's float32 features, with or without autocast
         config = self.args.distillation_config()
         distiller = make_distiller(self.model, teacher, config, self.processing_class, processor)
         teacher.requires_grad_(False).eval().to(self.args.device)

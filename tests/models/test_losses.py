@@ -18,7 +18,10 @@ LOGITS = torch.tensor([[-2.0, 0.0, 1.5], [3.0, -0.5, 0.25]])
 TARGET = torch.tensor([[0.1, 0.5, 0.9], [0.0, 1.0, 0.3]])
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+BETAS = [0.0, 0.1, 0.5, 0.9, 1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize("beta", BETAS)
 def test_quality_focal_is_its_closed_form(beta: float) -> None:
     score = 1 / (1 + torch.exp(-LOGITS.double()))
     entropy = -(TARGET * score.log() + (1 - TARGET) * (1 - score).log())
@@ -26,19 +29,33 @@ def test_quality_focal_is_its_closed_form(beta: float) -> None:
     torch.testing.assert_close(quality_focal(LOGITS, TARGET, beta).double(), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beta", BETAS)
 def test_quality_focal_is_at_rest_where_scores_agree(beta: float) -> None:
-    logits = LOGITS.clone().requires_grad_()
-    loss = quality_focal(logits, LOGITS.sigmoid(), beta)
+    logits = torch.cat([LOGITS, torch.tensor([[-200.0, 200.0, -100.0]])]).requires_grad_()
+    target = logits.detach().sigmoid()
+    loss = quality_focal(logits, target, beta)
     loss.sum().backward()
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-6)
-    entropy = torch.distributions.Bernoulli(LOGITS.sigmoid()).entropy()
-    torch.testing.assert_close(loss.detach(), entropy if beta == 0 else torch.zeros_like(LOGITS), rtol=1e-5, atol=1e-6)
+    entropy = F.binary_cross_entropy_with_logits(logits.detach(), target, reduction="none")
+    torch.testing.assert_close(loss.detach(), entropy if beta == 0 else torch.zeros_like(target), rtol=1e-5, atol=1e-6)
 
 
-def test_quality_focal_derives_its_modulating_factor() -> None:
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_quality_focal_stays_finite_near_equal_scores(beta: float) -> None:
+    """Differences of one rounding, and those too small for a normal float32."""
+    target = torch.tensor([0.5, 0.25, 5e-44, 1e-38, 0.0])
+    logits = torch.tensor([1e-7, -1.0986122, -100.0, -87.5, -200.0], requires_grad=True)
+    loss = quality_focal(logits, target, beta)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logits.grad.isfinite().all()
+    assert loss.detach().max() < 0.7 * 1e-6**beta
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+def test_quality_focal_derives_its_modulating_factor(beta: float) -> None:
     logits = LOGITS.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: quality_focal(x, TARGET, 1.0), logits, eps=1e-3, atol=1e-3)
+    assert torch.autograd.gradcheck(lambda x: quality_focal(x, TARGET, beta), logits, eps=1e-3, atol=1e-3)
 
 
 def test_distribution_focal_is_a_weighted_cross_entropy() -> None:
