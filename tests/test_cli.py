@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -74,6 +75,26 @@ def test_evaluate(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: O
     assert run(*words) == 0
     assert 0 <= json.loads((tmp_path / "ap.json").read_text())["map"] <= 1
     assert capsys.readouterr().out.split()[:3] == ["AP", "AP50", "AP75"]
+
+
+@pytest.mark.parametrize("spelling", [str.upper, lambda name: f" {name} ", lambda name: name])
+def test_evaluate_finds_classes_by_name(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, spelling: Callable[[str], str]
+) -> None:
+    """Other ids, another order, another spelling, and a class that nothing uses: the same AP."""
+    content = json.loads(shapes.val_annotations.read_text())
+    for category in content["categories"]:
+        category["id"], category["name"] = 100 - category["id"], spelling(category["name"])
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 100 - annotation["category_id"]
+    content["categories"].append({"id": 5, "name": "zebra", "supercategory": "none"})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    metrics = []
+    for number, annotations in enumerate((shapes.val_annotations, tmp_path / "val.json")):
+        path = tmp_path / f"{number}.json"
+        assert run("evaluate", detector, annotations, shapes.val_images, "--json", path) == 0
+        metrics.append(json.loads(path.read_text()))
+    assert metrics[0] == pytest.approx(metrics[1], nan_ok=True)
 
 
 def test_predict(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output) -> None:
@@ -240,6 +261,22 @@ class TestMatchCategories:
     def test_unknown_class(self) -> None:
         with pytest.raises(ValueError, match=r"classes that the model doesn't know: \['zeppelin'\]"):
             match_categories(GFLConfig(id2label={0: "cat"}), CategoryMap((1, 2), ("cat", "zeppelin")))
+
+    def test_a_class_that_nothing_uses_may_be_unknown(self) -> None:
+        config = GFLConfig(id2label={0: "cat", 1: "dog"})
+        listed = CategoryMap((1, 2, 7), ("cat", "zeppelin", "DOG"))
+        assert match_categories(config, listed, used={1}) == CategoryMap((1, 7), ("cat", "dog"))
+
+    def test_names_of_several_classes(self) -> None:
+        config = GFLConfig(id2label={0: "Helmet", 1: "helmet"})
+        exact = match_categories(config, CategoryMap((1, 2), ("helmet", "Helmet")))
+        assert exact == CategoryMap((2, 1), ("Helmet", "helmet"))
+        with pytest.raises(ValueError, match=r"may be several of the model's: {'HELMET': \['Helmet', 'helmet'\]}"):
+            match_categories(config, CategoryMap((1,), ("HELMET",)))
+
+    def test_of_a_checkpoint_of_coco_with_91_outputs(self) -> None:
+        config = GFLConfig(id2label={0: "N/A", 1: "person", 2: "N/A", 3: "car"})
+        assert match_categories(config, CategoryMap((3, 9), ("car", "person"))).raw_ids == (10, 9, 12, 3)
 
     def test_table(self) -> None:
         metrics = dict.fromkeys(("map", "map_50", "map_75", "map_small", "map_medium", "map_large"), 0.25)

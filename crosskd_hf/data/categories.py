@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
+from .class_names import class_names, listing, match_names, normal_name
 from .coco_json import is_integer
 from .report import DataError, Finding, Place, found
 
@@ -71,17 +72,20 @@ class CategoryMap:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> CategoryMap:
-        """Read the map that a model was saved with: `id2label`, and `category_ids` (absent or None: ids 0..K-1)."""
-        names = tuple(config.id2label[index] for index in range(len(config.id2label)))
-        raw_ids = config.to_dict().get("category_ids")
-        return cls(tuple(range(len(names))) if raw_ids is None else tuple(raw_ids), names)
+        """Read the map that a model was saved with: `id2label`, and `category_ids`.
+
+        The raw ids are 0..K-1 if there are no `category_ids`, or as many as a former head had classes.
+        """
+        names = class_names(config)
+        raw_ids = config.to_dict().get("category_ids") or ()
+        return cls(tuple(raw_ids) if len(raw_ids) == len(names) else tuple(range(len(names))), names)
 
     @classmethod
     def from_coco(cls, categories: Sequence[Mapping[str, Any]], used: Collection[int]) -> CategoryMap:
         """Read the `categories` of a COCO json, in the order of raw ids.
 
-        A category which no annotation uses and which is the `supercategory` of another one is left out: exports of
-        Roboflow list such parents. Every other listed category is kept.
+        A category which no annotation uses and which is the `supercategory` of others, but not its own, is left out:
+        exports of Roboflow list such parents. Every other listed category is kept.
 
         Args:
             categories: dicts with `id` (int), `name` (str) and maybe `supercategory` (str).
@@ -90,17 +94,85 @@ class CategoryMap:
         Raises:
             DataError: categories without an integer id or a name, or ids or names that occur twice.
         """
-        faults = category_faults(categories)
-        if faults:
-            raise DataError(faults)
-        parents = [c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]]
-        kept = [c for c in categories if c["id"] in used or c["name"] not in parents]
-        ordered = sorted(kept or categories, key=lambda c: int(c["id"]))
-        return cls(tuple(int(c["id"]) for c in ordered), tuple(c["name"] for c in ordered))
+        sifted = sift_categories(categories, used)
+        if sifted.faults:
+            raise DataError(sifted.faults)
+        return sifted.listed
 
 
-def category_faults(categories: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What is wrong with the `categories` of a COCO json: entries without id or name, ids or names that occur twice."""
+class SiftedCategories(NamedTuple):
+    """The `categories` of a COCO json, judged.
+
+    Args:
+        listed: the classes; if no entry is sound, those that annotations use, named by their ids.
+        left_out: names of unused parents.
+        faults: entries without id or name, and ids or names that occur twice; the first of these counts.
+    """
+
+    listed: CategoryMap
+    left_out: tuple[str, ...]
+    faults: list[Finding]
+
+
+def sift_categories(categories: Sequence[Mapping[str, Any]], used: Collection[int]) -> SiftedCategories:
+    """Tell classes from unused parents and faulty entries; arguments as of `CategoryMap.from_coco`."""
+    whole = [category for category in categories if _is_whole(category)]
+    children = _children(whole)
+    parents = [
+        c for c in whole if c["id"] not in used and c["id"] not in children.get(normal_name(c["name"]), {c["id"]})
+    ]
+    kept = [category for category in whole if category not in parents] or whole
+    names_of = {int(category["id"]): category["name"] for category in reversed(kept)}
+    ids = {name: raw for raw, name in names_of.items()} or {str(raw): int(raw) for raw in sorted(used) or [0]}
+    raw_ids = sorted(ids.values())
+    names = {raw: name for name, raw in ids.items()}
+    listed = CategoryMap(tuple(raw_ids), tuple(names[raw] for raw in raw_ids))
+    left_out = tuple(category["name"] for category in parents if category not in kept)
+    return SiftedCategories(listed, left_out, _faults(categories, kept))
+
+
+def match_categories(config: PreTrainedConfig, listed: CategoryMap, used: Collection[int] | None = None) -> CategoryMap:
+    """The map between a model's classes and a data set's raw ids, by name (see `match_names`).
+
+    Classes that the data set doesn't have get raw ids that nothing in it uses.
+
+    Args:
+        config: Of the model; its order of classes is kept.
+        listed: The data set's own map.
+        used: Raw ids that annotations use; others may be unknown to the model. None: all of `listed`.
+
+    Raises:
+        ValueError: The data set uses a class that the model doesn't know, or that may be one of several of its classes.
+    """
+    names = class_names(config)
+    matches = match_names(listed.names, names)
+    rows = list(zip(listed.names, listed.raw_ids, matches.indices, strict=True))
+    unknown = [name for name, raw, index in rows if index < 0 and (used is None or raw in used)]
+    choices = {name: matches.ambiguous[name] for name in unknown if name in matches.ambiguous}
+    if choices:
+        raise ValueError(
+            f"The data set has classes that may be several of the model's: {choices}. Spell them as the model does."
+        )
+    if unknown:
+        raise ValueError(
+            f"The data set has classes that the model doesn't know: {unknown[:5]}. The model's are {listing(names)}. "
+            f"Are they the same under other names? Then rename one of both."
+        )
+    raw_ids = {index: raw for _, raw, index in rows}
+    free = max(listed.raw_ids) + 1
+    return CategoryMap(tuple(raw_ids.get(index, free + index) for index in range(len(names))), names)
+
+
+def _children(whole: Sequence[Mapping[str, Any]]) -> dict[str, set[int]]:
+    """Supercategory, as a normal name -> ids of the categories that have it."""
+    ids: dict[str, set[int]] = {}
+    for category in whole:
+        if isinstance(category.get("supercategory"), str):
+            ids.setdefault(normal_name(category["supercategory"]), set()).add(category["id"])
+    return ids
+
+
+def _faults(categories: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]]) -> list[Finding]:
     nameless = [
         Place(f"categories[{number}]", detail=reprlib.repr(dict(category)))
         for number, category in enumerate(categories)
@@ -109,19 +181,12 @@ def category_faults(categories: Sequence[Mapping[str, Any]]) -> list[Finding]:
     message = "a category needs an integer 'id' and a string 'name'"
     findings = found("error", "category", message, "correct these entries of 'categories'", nameless)
     for key in ("id", "name"):
-        counts = Counter(category[key] for category in categories if _is_whole(category))
+        counts = Counter(category[key] for category in kept)
         places = [Place("categories", detail=f"{key} {value!r}") for value, count in counts.items() if count > 1]
         message = f"a category {key} is listed more than once"
         fix = "keep one entry and point the annotations of the others to its id"
         findings += found("error", f"duplicate-category-{key}", message, fix, places)
     return findings
-
-
-def distinct_categories(categories: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries that have id and name, the first one of each id and of each name."""
-    whole = [category for category in categories if _is_whole(category)]
-    of_id = {int(category["id"]): category for category in reversed(whole)}
-    return list({category["name"]: category for category in of_id.values()}.values())
 
 
 def _is_whole(category: Mapping[str, Any]) -> bool:

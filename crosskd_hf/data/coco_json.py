@@ -217,7 +217,7 @@ _NEEDED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "category_id": _INTEGER,
         "iscrowd": (_is_flag, "0 or 1"),
     },
-    "categories": {},  # judged by `category_faults`
+    "categories": {},  # judged by `sift_categories`
 }
 
 

@@ -20,11 +20,13 @@ from transformers import BaseImageProcessor
 
 from .categories import CategoryMap
 from .check_images import check_files
+from .class_names import are_placeholders, match_names
 from .coco_json import CocoTable, Floats, Ints, box_array, float_array
 from .framed_image import FramedImage
 from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
 from .report import DataError, DataReport, Finding, Place, found
+from .schema import class_label, features_of
 from .transforms import Record, TrainTransform, clean_objects, select_objects
 
 
@@ -35,12 +37,38 @@ class DetectionData:
     An example of `dataset` is `{"image": PIL RGB, "image_id": int, "width": int, "height": int, "objects": {"id":
     [int], "bbox": [[x, y, w, h] px], "category": [contiguous int], "area": [px], "iscrowd": [0 or 1]}}`. Images are
     decoded when an example is asked for. Boxes are those of the file: those partly outside of their image are clipped
-    in training labels only; degenerate ones are gone, and listed in `report.dropped`.
+    in training labels only; degenerate ones are gone, and listed in `report.dropped`. The names of the classes travel
+    with `dataset`: its `category` is a `ClassLabel`.
     """
 
     dataset: datasets.Dataset
     categories: CategoryMap
     report: DataReport
+
+    def with_classes(self, categories: CategoryMap) -> DetectionData:
+        """The same images and objects, labelled by the classes of another map, which are found by name.
+
+        Args:
+            categories: Such as `match_categories(model.config, data.categories)`: the data in a model's order.
+
+        Raises:
+            ValueError: The data has objects of a class that `categories` doesn't hold.
+        """
+        if categories.names == self.categories.names:
+            return replace(self, categories=categories)
+        objects = self.dataset.with_format("arrow").select_columns("objects")[:]["objects"].combine_chunks()
+        fields = dict(zip((field.name for field in objects.type), objects.flatten(), strict=True))
+        labels = fields["category"].values.to_numpy()
+        index_of = np.array(match_names(self.categories.names, categories.names).indices)
+        missing = sorted({self.categories.names[label] for label in labels[index_of[labels] < 0]})
+        if missing:
+            raise ValueError(f"The data has objects of classes that the other map doesn't hold: {missing[:5]}.")
+        fields["category"] = pa.ListArray.from_arrays(fields["category"].offsets, pa.array(index_of[labels]))
+        column = {"objects": pa.StructArray.from_arrays(list(fields.values()), list(fields))}
+        features = datasets.Features({"objects": features_of(categories)["objects"]})
+        relabelled = datasets.Dataset.from_dict(column, features=features)
+        others = self.dataset.remove_columns("objects")
+        return replace(self, dataset=datasets.concatenate_datasets([others, relabelled], axis=1), categories=categories)
 
 
 def load_coco(
@@ -174,24 +202,6 @@ def _labels(record: Record, example: Mapping[str, Any], scale: float) -> dict[st
     }
 
 
-_INT = datasets.Value("int64")
-_FLOAT = datasets.Value("float64")
-_FEATURES = datasets.Features(
-    {
-        "image_id": _INT,
-        "width": _INT,
-        "height": _INT,
-        "objects": {
-            "id": datasets.List(_INT),
-            "bbox": datasets.List(datasets.List(_FLOAT, length=4)),
-            "category": datasets.List(_INT),
-            "area": datasets.List(_FLOAT),
-            "iscrowd": datasets.List(_INT),
-        },
-    }
-)
-
-
 def _detection_data(images: datasets.Dataset, inspection: Inspection) -> DetectionData:
     """Put the image column and the inspected columns together, with a row per image."""
     table, rows = inspection.table, np.flatnonzero(inspection.keep)
@@ -213,7 +223,7 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
         "height": pa.array(inspection.sizes[:, 1]),
         "objects": pa.StructArray.from_arrays(lists, list(fields)),
     }
-    annotations = datasets.Dataset.from_dict(columns, features=_FEATURES)
+    annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories))
     dataset = datasets.concatenate_datasets([images, annotations], axis=1)
     return DetectionData(dataset, inspection.categories, inspection.report())
 
@@ -223,12 +233,12 @@ def _table_of_objects(
 ) -> CocoTable:
     """The columns of a data set with `objects` in the form of a COCO json's."""
     columns = set(dataset.column_names)
-    names = _category_names(dataset.features["objects"])
+    label = _class_label(dataset.features["objects"])
     rows = [_by_field(objects) for objects in dataset.select_columns("objects")["objects"]]
     _demand_one_length(rows)
     counts = [len(row["bbox"]) for row in rows]
     values = [value for row in rows for value in row["category"]]
-    listed = _listed(names, values, categories)
+    listed = _listed(None if label is None else label.names, values, categories)
     raw = [value if isinstance(value, int) else listed.get(value, -1) for value in values]
     image_ids = _column(dataset, "image_id") if "image_id" in columns else np.empty(0, dtype=object)
     if image_ids.dtype != np.int64:
@@ -263,12 +273,16 @@ def _refused_frame(finding: Finding) -> Finding:
 
 
 def _listed(names: Sequence[str] | None, values: Sequence[Any], categories: CategoryMap | None) -> dict[str, int]:
-    """The classes of a data set, name to raw id: its ClassLabel's, else the given ones, else the values that occur."""
-    if names is not None:
+    """The classes of a data set, name to raw id: its ClassLabel's, or the values that occur.
+
+    Numbers without names are raw ids of the given classes.
+    """
+    if names is not None and (categories is None or not are_placeholders(names)):
         return {name: index for index, name in enumerate(names)}
-    if categories is not None:
+    found = {*values} - {None}
+    if categories is not None and all(isinstance(value, int) for value in found):
         return dict(zip(categories.names, categories.raw_ids, strict=True))
-    return {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted({*values} - {None}))}
+    return {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted(found))}
 
 
 def _by_field(objects: Any) -> dict[str, list[Any]]:
@@ -292,14 +306,12 @@ def _demand_one_length(rows: Sequence[Mapping[str, list[Any]]]) -> None:
         raise DataError(found("error", "objects-length", message, fix, places))
 
 
-def _category_names(objects: Any) -> list[str] | None:
-    """The names of a ClassLabel `category`, whether `objects` is a struct of lists or a list of structs."""
+def _class_label(objects: Any) -> datasets.ClassLabel | None:
+    """The feature that names the classes, if there is one."""
     inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
     if "bbox" not in inner or "category" not in inner:
         raise ValueError(f"'objects' needs 'bbox' and 'category', it has {sorted(inner)}; rename its fields")
-    category = inner["category"]
-    label = category.feature if isinstance(category, datasets.List | datasets.LargeList) else category
-    return list(label.names) if isinstance(label, datasets.ClassLabel) else None
+    return class_label(objects)
 
 
 def _column(dataset: datasets.Dataset, name: str) -> Ints:

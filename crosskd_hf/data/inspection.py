@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .categories import CategoryMap, category_faults, distinct_categories
+from .categories import CategoryMap
 from .check_boxes import JudgedBoxes, annotation_places
+from .check_categories import check_categories
 from .check_images import check_files, check_names
 from .coco_json import Bools, CocoTable, Floats, Ints, parse_coco, positions
 from .report import DataError, DataReport, Finding, Place, by_severity, found
@@ -103,11 +104,10 @@ def inspect_table(
     Without `categories` it is judged as a training split, which needs objects.
     """
     image_rows = positions(table.image_ids, table.annotation_images)
-    category_map, category_findings = _check_categories(table, categories)
-    labels = positions(np.array(category_map.raw_ids, dtype=np.int64), table.annotation_categories)
+    judged = check_categories(table, image_rows, categories)
     boxes = JudgedBoxes.of(table, sizes, image_rows)
-    every = [*findings, *_check_ids(table, image_rows), *category_findings, *boxes.findings(categories is None)]
-    return Inspection(table, category_map, image_rows, labels, boxes.keep, boxes.areas, sizes, tuple(every))
+    every = [*findings, *_check_ids(table, image_rows), *judged.findings, *boxes.findings(categories is None)]
+    return Inspection(table, judged.categories, image_rows, judged.labels, boxes.keep, boxes.areas, sizes, tuple(every))
 
 
 def _check_ids(table: CocoTable, image_rows: Ints) -> list[Finding]:
@@ -145,45 +145,3 @@ def _check_ids(table: CocoTable, image_rows: Ints) -> list[Finding]:
 def _repeated(ids: Ints) -> Ints:
     _, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     return np.flatnonzero(counts[inverse] > 1)
-
-
-def _check_categories(table: CocoTable, categories: CategoryMap | None) -> tuple[CategoryMap, list[Finding]]:
-    used = {int(raw) for raw in np.unique(table.annotation_categories)}
-    findings = category_faults(table.categories)
-    sound = distinct_categories(table.categories)
-    if not sound:  # an error by now; so that the rest can be judged, take what the annotations use
-        sound = [{"id": raw, "name": str(raw)} for raw in sorted(used) or [0]]
-    listed = CategoryMap.from_coco(sound, used)
-    if categories is None:
-        categories = listed
-    else:
-        names = dict(zip(categories.raw_ids, categories.names, strict=True))
-        other = [
-            Place("categories", detail=f"id {raw} is {name!r} here and {names[raw]!r} in the given map")
-            for raw, name in zip(listed.raw_ids, listed.names, strict=True)
-            if names.get(raw, name) != name
-        ]
-        fix = "use the same ids and names in both splits"
-        findings += found("error", "category-name", "a category id has another name than in the given map", fix, other)
-    unknown = np.flatnonzero(positions(np.array(categories.raw_ids, dtype=np.int64), table.annotation_categories) < 0)
-    fix = f"list the category in 'categories' of the training json (known: {list(categories.raw_ids[:20])})"
-    image_rows = positions(table.image_ids, table.annotation_images)
-    places = [
-        place._replace(detail=f"category_id {table.annotation_categories[row]}")
-        for place, row in zip(annotation_places(table, image_rows, unknown), unknown, strict=True)
-    ]
-    findings += found("error", "unknown-category", "the annotation's category is not known", fix, places)
-    return categories, [*findings, *_category_notes(table, categories, used)]
-
-
-def _category_notes(table: CocoTable, categories: CategoryMap, used: set[int]) -> list[Finding]:
-    unused = [Place(n) for raw, n in zip(categories.raw_ids, categories.names, strict=True) if raw not in used]
-    kept = {*categories.raw_ids, *used}
-    parents = [Place(c["name"]) for c in distinct_categories(table.categories) if c["id"] not in kept]
-    gaps = [Place("categories", detail=f"ids {list(categories.raw_ids[:20])}")]
-    mapped = categories.raw_ids != tuple(range(1, len(categories) + 1))
-    return [
-        *found("note", "category-ids", "ids are not 1..K; they are mapped to 0..K-1", "", gaps if mapped else ()),
-        *found("note", "category-unused", "no annotation has this category", "", unused),
-        *found("note", "category-left-out", "the category has no annotation and is not in the map", "", parents),
-    ]

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
+from ..data.class_names import class_names, listing, match_names
+
 
 class ClassMap(NamedTuple):
     """Classes that both models know.
@@ -23,33 +25,26 @@ class ClassMap(NamedTuple):
 
 
 def match_classes(student: PreTrainedConfig, teacher: PreTrainedConfig) -> ClassMap:
-    """Match the classes of two models by name, ignoring case and outer spaces.
+    """Match the classes of two models by name: exact names first, then without case and spaces (see `match_names`).
 
     Raises:
-        ValueError: No class name is shared.
+        ValueError: No class name is shared, or one of the student may be several of the teacher.
     """
-    teacher_index = {normal_name(name): int(index) for index, name in teacher.id2label.items()}
-    pairs = [
-        (int(index), name, teacher_index.get(normal_name(name))) for index, name in sorted(student.id2label.items())
-    ]
-    shared = [(index, match) for index, _, match in pairs if match is not None]
+    names, known = class_names(student), class_names(teacher)
+    matches = match_names(names, known)
+    if matches.ambiguous:
+        raise ValueError(
+            f"Classes of the student may be several of the teacher's: {matches.ambiguous}. Set "
+            f"`teacher.config.id2label` to the student's spelling."
+        )
+    shared = [(index, match) for index, match in enumerate(matches.indices) if match >= 0]
     if not shared:
         raise ValueError(
-            f"Teacher and student share no class name. Teacher: {_some(teacher)}. Student: {_some(student)}. "
+            f"Teacher and student share no class name. Teacher: {listing(known, 5)}. Student: {listing(names, 5)}. "
             f"If the classes are the same under other names, set `teacher.config.id2label` to the student's names."
         )
     return ClassMap(
         teacher=[match for _, match in shared],
         student=[index for index, _ in shared],
-        unknown=[name for _, name, match in pairs if match is None],
+        unknown=[name for name, match in zip(names, matches.indices, strict=True) if match < 0],
     )
-
-
-def normal_name(name: str) -> str:
-    """What two spellings of one class name have in common."""
-    return name.strip().lower()
-
-
-def _some(config: PreTrainedConfig) -> str:
-    names = list(config.id2label.values())
-    return f"{len(names)} classes, {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}"

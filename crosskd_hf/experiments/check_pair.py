@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.categories import CategoryMap
+from ..data.class_names import are_placeholders, class_names, match_names
 from ..data.dataset import DetectionCollator, DetectionData
 from ..distillation import DistillationConfig, Distiller, make_distiller
-from ..distillation.classes import match_classes, normal_name
+from ..distillation.classes import match_classes
 from ..distillation.pixels import PixelAdapter, PixelFormat
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import widened
@@ -183,9 +183,7 @@ def teacher_ap(
     if teacher_processor is not None:
         adapter = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
     collator, evaluator = DetectionCollator(processor), CocoEvaluator(data.dataset, data.categories)
-    known = {normal_name(name): index for index, name in enumerate(data.categories.names)}
-    names = CategoryMap.from_config(teacher.config).names
-    to_data = torch.tensor([known.get(normal_name(name), -1) for name in names])
+    to_data = torch.tensor(match_names(class_names(teacher.config), data.categories.names).indices)
     teacher.eval()
     for start in range(0, len(data.dataset), batch_size):
         rows = range(start, min(start + batch_size, len(data.dataset)))
@@ -330,7 +328,7 @@ def _warnings(
             yield f"the teacher will see images of size {sizes[0]}, its own processor makes {sizes[1]}"
     elif student_processor is not None or teacher_processor is not None:
         yield "only one image processor is known: the teacher will see pixels normalised for the student"
-    if all(name.startswith("LABEL_") for name in student.config.id2label.values()):
+    if are_placeholders(class_names(student.config)):
         yield "the classes have placeholder names (LABEL_0, ...) and are matched by these: set id2label in both models"
     if average_precision is not None and not average_precision >= LOW_AP:
         yield "the teacher hardly detects anything on these images: check its weights, class names and image size"

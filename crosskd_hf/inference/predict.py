@@ -11,43 +11,19 @@ from typing import Any
 
 import PIL.Image
 import torch
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.categories import CategoryMap
+from ..data.categories import CategoryMap, match_categories
+from ..data.class_names import class_names
 from ..data.coco_json import read_coco
 from ..data.dataset import load_coco
 from ..data.images import open_image
-from ..distillation.classes import normal_name
 from ..experiments.comparison import HEAD, TITLES, ap_metrics, ap_row, detect
 from ..training.config import CrossKDConfig
 from ..training.trainer import CrossKDTrainer
 from .drawing import draw_objects
 
 SUFFIXES = frozenset(suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN)
-
-
-def match_categories(config: PreTrainedConfig, listed: CategoryMap) -> CategoryMap:
-    """The map between a model's classes and a data set's raw ids, by name, ignoring case and outer spaces.
-
-    Classes that the data set doesn't have get raw ids that nothing in it uses.
-
-    Args:
-        config: Of the model; its order of classes is kept.
-        listed: The data set's own map.
-
-    Raises:
-        ValueError: The data set has a class that the model doesn't know.
-    """
-    raw_ids = {normal_name(name): raw for name, raw in zip(listed.names, listed.raw_ids, strict=True)}
-    names = [config.id2label[index] for index in range(len(config.id2label))]
-    strangers = sorted(raw_ids.keys() - {normal_name(name) for name in names})
-    if strangers:
-        raise ValueError(
-            f"The data set has classes that the model doesn't know: {strangers[:5]}. The model's are {names[:10]}"
-            f"{', ...' if len(names) > 10 else ''}. Are they the same under other names? Then rename one of both."
-        )
-    free = max(listed.raw_ids) + 1
-    return CategoryMap(tuple(raw_ids.get(normal_name(name), free + i) for i, name in enumerate(names)), tuple(names))
 
 
 def evaluate(
@@ -67,11 +43,11 @@ def evaluate(
         workers: Processes that read images.
 
     Raises:
-        DataError: The data set is faulty. ValueError: It has classes that the model doesn't know.
+        DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know.
     """
     table = read_coco(annotations)
-    listed = CategoryMap.from_coco(table.categories, {int(raw) for raw in table.annotation_categories})
-    categories = match_categories(model.config, listed)
+    used = {int(raw) for raw in table.annotation_categories}
+    categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
     data = load_coco(annotations, images, categories)
     model.config.category_ids = list(categories.raw_ids)
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +111,7 @@ def predict(
             yield Prediction(file, None, {"file": str(file), "error": str(error)})
             continue
         result = {key: value.cpu() for key, value in result.items()}
-        names = model.config.id2label
+        names = dict(enumerate(class_names(model.config)))
         rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
         found = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
         record = {"file": str(file), "width": image.width, "height": image.height, "detections": found}

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from crosskd_hf.data import DataError, DetectionCollator, load_coco
+from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.coco_json import read_coco
 from crosskd_hf.data.inspection import check_data
 from crosskd_hf.models import DetectionImageProcessor
@@ -303,6 +304,28 @@ class TestAnnotations:
         findings = folder.findings()
         assert [place.file for place in findings["category-left-out"].places] == ["pets"]
         assert load_coco(*folder.paths()).categories.raw_ids == (1, 2)
+
+    def test_a_parent_named_like_its_class_is_left_out(self, folder):
+        folder.categories = [
+            {"id": 0, "name": "cat", "supercategory": "none"},
+            {"id": 1, "name": "cat", "supercategory": "cat"},
+            {"id": 2, "name": "dog", "supercategory": "cat"},
+        ]
+        assert check_data(*folder.paths()).ok
+        assert [place.file for place in folder.findings()["category-left-out"].places] == ["cat"]
+        assert load_coco(*folder.paths()).categories == CategoryMap((1, 2), ("cat", "dog"))
+
+    def test_names_that_differ_in_case_and_spaces_only(self, folder):
+        folder.categories = [{"id": 1, "name": "Helmet"}, {"id": 2, "name": " helmet"}, {"id": 3, "name": "head"}]
+        finding = folder.findings()["category-alike"]
+        assert finding.severity == "warning"
+        assert [place.detail for place in finding.places] == ["'Helmet', ' helmet'"]
+        assert load_coco(*folder.paths()).categories.names == ("Helmet", " helmet", "head")
+        given = load_coco(*folder.paths()).categories
+        assert check_data(*folder.paths(), given).ok
+        folder.categories[0]["name"] = "HELMET"
+        report = check_data(*folder.paths(), given)
+        assert [finding.kind for finding in report.findings][:2] == ["category-ambiguous", "unknown-category"]
 
     @pytest.mark.parametrize(
         ("categories", "kind"),

@@ -1,6 +1,7 @@
 """Reading data sets, and batches made of them."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -86,6 +87,20 @@ class TestCategoryMap:
     def test_of_a_config_that_knows_no_raw_ids(self):
         assert CategoryMap.from_config(PreTrainedConfig(id2label={0: "x", 1: "y"})).raw_ids == (0, 1)
 
+    def test_of_a_config_with_ids_of_a_former_head(self):
+        config = PreTrainedConfig(id2label={0: "x", 1: "y"}, category_ids=[3, 8, 9])
+        assert CategoryMap.from_config(config) == CategoryMap((0, 1), ("x", "y"))
+
+    def test_a_parent_named_like_its_class_is_dropped(self):
+        fish = {"id": 1, "name": "fish", "supercategory": "fish"}
+        for name in ("fish", "Fish"):
+            parent = {"id": 0, "name": name, "supercategory": "none"}
+            assert CategoryMap.from_coco([parent, fish], used={1}) == CategoryMap((1,), ("fish",))
+            trap = {"id": 2, "name": "trap", "supercategory": name}
+            assert CategoryMap.from_coco([parent, fish, trap], used={2}) == CategoryMap((1, 2), ("fish", "trap"))
+        with pytest.raises(DataError, match="duplicate-category-name"):
+            CategoryMap.from_coco([parent | {"name": "fish"}, fish], used={0, 1})
+
     def test_order_is_that_of_raw_ids_and_unused_parents_are_dropped(self):
         listed = [
             {"id": 9, "name": "rbc", "supercategory": "cells"},
@@ -136,6 +151,46 @@ class TestLoadCoco:
         paths = write_coco(tmp_path, [annotation(1, category=listed[0][0])], listed)
         with pytest.raises(DataError, match=message):
             load_coco(*paths, CategoryMap((1,), ("cat",)))
+
+    def test_the_names_travel_with_the_data_set(self, shapes, tmp_path):
+        part = shapes.dataset.shuffle(seed=0).select(range(5)).filter(lambda objects: True, input_columns="objects")
+        part.save_to_disk(tmp_path / "saved")
+        for dataset in (part, datasets.load_from_disk(tmp_path / "saved"), part.to_iterable_dataset()):
+            assert dataset.features["objects"]["category"].feature.names == ["circle", "square", "triangle", "star"]
+
+    def test_another_split_is_read_by_name_whatever_its_ids_are(self, tmp_path):
+        categories = CategoryMap((1, 2), ("cat", "Dog"))
+        listed = [(1, "dog "), (2, "zebra"), (7, "cat")]
+        annotations = [annotation(1, category=1), annotation(2, category=7)]
+        data = load_coco(*write_coco(tmp_path, annotations, listed), categories)
+        assert data.dataset["objects"][0]["category"] == [1, 0]
+        findings = {finding.kind: finding for finding in data.report.findings}
+        assert [place.detail for place in findings["category-moved"].places] == [
+            "id 1 is 'dog ' here and 'cat' in the given map"
+        ]
+        assert [place.detail for place in findings["category-spelling"].places] == ["'dog ' is 'Dog' in the given map"]
+        assert [place.file for place in findings["category-left-out"].places] == ["zebra"]
+
+    def test_a_class_that_may_be_several_is_refused(self, tmp_path):
+        paths = write_coco(tmp_path, [annotation(1, category=3)], [(3, "HELMET")])
+        with pytest.raises(DataError, match="category-ambiguous.*\n.*'HELMET' may be 'Helmet' or 'helmet'"):
+            load_coco(*paths, CategoryMap((1, 2), ("Helmet", "helmet")))
+
+    def test_labels_follow_another_order_of_the_classes(self, shapes):
+        order = CategoryMap((1, 2, 3, 4, 5), ("star", "zebra", "triangle", "Square", "circle"))
+        other = shapes.with_classes(order)
+        assert other.categories == order
+        assert other.dataset.column_names == shapes.dataset.column_names
+        assert other.dataset.features["objects"]["category"].feature.names == list(order.names)
+        for before, after in zip(shapes.dataset, other.dataset, strict=True):
+            names = [shapes.categories.names[label].lower() for label in before["objects"]["category"]]
+            assert [order.names[label].lower() for label in after["objects"]["category"]] == names
+            assert before["objects"] | {"category": 0} == after["objects"] | {"category": 0}
+        part = replace(shapes, dataset=shapes.dataset.select([5, 2])).with_classes(order)
+        assert part.dataset["objects"][:] == [other.dataset[5]["objects"], other.dataset[2]["objects"]]
+        assert part.with_classes(shapes.categories).dataset[1]["objects"] == shapes.dataset[2]["objects"]
+        with pytest.raises(ValueError, match="that the other map doesn't hold: ..circle., .square., .triangle.."):
+            shapes.with_classes(CategoryMap((1,), ("star",)))
 
     def test_degenerate_boxes_are_dropped_and_named(self, tmp_path):
         bad = {
@@ -372,6 +427,16 @@ class TestLoadObjects:
         data = load_objects(self.hub([{"bbox": [[1, 2, 3, 4]], "category": [4]}]), categories)
         assert data.dataset[0]["objects"]["category"] == [1]
 
+    def test_the_second_split_has_its_names_in_another_order(self):
+        categories = CategoryMap((0, 1), ("mask", "glove"))
+        label = datasets.ClassLabel(names=["Glove", "mask"])
+        data = load_objects(self.hub([{"bbox": [[1, 2, 3, 4]] * 2, "category": [0, 1]}], label), categories)
+        assert data.dataset[0]["objects"]["category"] == [1, 0]
+        text = self.hub([{"bbox": [[1, 2, 3, 4]], "category": ["MASK"]}], datasets.Value("string"))
+        assert load_objects(text, categories).dataset[0]["objects"]["category"] == [0]
+        numbers = self.hub([{"bbox": [[1, 2, 3, 4]], "category": [1]}], datasets.ClassLabel(num_classes=2))
+        assert load_objects(numbers, categories).dataset[0]["objects"]["category"] == [1]
+
     @pytest.mark.parametrize(
         ("boxes", "more"),
         [(1, {"category": [0, 0]}), (2, {"category": [0]}), (1, {"category": [0], "iscrowd": [0, 1]})],
@@ -408,7 +473,8 @@ class TestLoadObjects:
 
     def test_equals_load_coco_of_the_same_data(self, shapes):
         plain = shapes.dataset.cast_column("image", datasets.Image())
-        data = load_objects(plain, CategoryMap((0, 1, 2, 3), tuple("abcd")))
+        data = load_objects(plain)
+        assert data.categories.names == shapes.categories.names
         assert data.dataset["objects"][:] == shapes.dataset["objects"][:]
         assert np.array_equal(data.dataset[2]["image"], shapes.dataset[2]["image"])
 

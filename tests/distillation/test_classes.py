@@ -22,6 +22,23 @@ def test_case_and_outer_spaces_do_not_matter() -> None:
     assert match_classes(config("Traffic Light ", "dog"), config("traffic light")).teacher == [0]
 
 
+def test_exact_names_come_first() -> None:
+    assert match_classes(config("Helmet", "helmet"), config("helmet", "Helmet")).teacher == [1, 0]
+    classes = match_classes(config("Helmet", "helmet"), config("helmet"))
+    assert (classes.student, classes.teacher, classes.unknown) == ([1], [0], ["Helmet"])
+
+
+def test_a_class_that_may_be_several_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"may be several of the teacher's: {'HELMET': \['helmet', 'Helmet'\]}"):
+        match_classes(config("HELMET", "dog"), config("helmet", "Helmet", "dog"))
+
+
+def test_names_that_a_checkpoint_repeats_are_matched_by_their_index() -> None:
+    coco = GFLConfig(id2label={0: "N/A", 1: "person", 2: "N/A", 3: "car"})
+    assert match_classes(coco, coco).teacher == [0, 1, 2, 3]
+    assert match_classes(config("car", "person"), coco).teacher == [3, 1]
+
+
 def test_partly_shared() -> None:
     classes = match_classes(config("dog", "unicorn", "cow"), config("cow", "cat", "dog"))
     assert (classes.student, classes.teacher, classes.unknown) == ([0, 2], [2, 0], ["unicorn"])
