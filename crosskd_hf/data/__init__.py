@@ -5,7 +5,7 @@ from .dataset import DetectionCollator, DetectionData, load_coco, load_objects
 from .inspection import check_data
 from .report import DataError, DataReport, Finding, Place
 from .sampling import AspectRatioSampler
-from .transforms import TrainTransform
+from .transforms import KeepSize, TrainTransform
 
 __all__ = [
     "AspectRatioSampler",
@@ -15,6 +15,7 @@ __all__ = [
     "DetectionCollator",
     "DetectionData",
     "Finding",
+    "KeepSize",
     "Place",
     "TrainTransform",
     "check_data",

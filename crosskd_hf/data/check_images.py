@@ -19,6 +19,8 @@ from .report import Finding, Place, Severity, found
 
 _MOST_THREADS = 8
 _AT_ONCE = 64  # images; a data set may hold the files themselves
+_SIXTEEN_BIT = 65535
+_FEW_LEVELS = 128  # grey levels of 256
 _MOST_ELONGATED = 100  # longer side over shorter side
 
 _SUFFIXES = {
@@ -84,6 +86,7 @@ def check_files(
     sizes = sizes.copy()
     absurd = (sizes < 0).any(1) | (sizes.astype(np.float64).prod(1) > image_files.MAX_PIXELS)
     places: dict[str, list[Place]] = {kind: [] for kind in _FILE_FINDINGS}
+    ranges: list[tuple[Place, ImageHeader]] = []
     for row, (name, header) in enumerate(zip(names, _probed(sources, decode), strict=True)):
         width, height = (int(value) for value in sizes[row])
         if absurd[row]:
@@ -97,12 +100,52 @@ def check_files(
             sizes[row] = header.upright_size
         for kind, detail in _header_faults(name, header, (width, height)):
             places[kind].append(Place(name, detail=detail))
+        if header.values is not None:
+            ranges.append((Place(name, detail="{:g} to {:g}".format(*header.values)), header))
     findings = [
         finding
         for kind, (severity, message, fix) in _FILE_FINDINGS.items()
         for finding in found(severity, kind, message, fix, places[kind])
     ]
-    return sizes, findings
+    return sizes, [*findings, *_check_ranges(ranges)]
+
+
+def _check_ranges(ranges: Sequence[tuple[Place, ImageHeader]]) -> list[Finding]:
+    """Whether the values of images with more than 8 bits, (place, header) each, suit the scale that they are put on."""
+    floats = [(place, header.values) for place, header in ranges if header.mode == "F" and header.values]
+    integers = [(place, header.values) for place, header in ranges if header.mode != "F" and header.values]
+    findings = []
+    low, high = _ends([values for _, values in floats])
+    if low < high:
+        message = (
+            f"float values ({low:g} to {high:g}) have no scale of their own: each image is stretched to its own range"
+        )
+        fix = f"give the image processor pixel_range=({low:g}, {high:g}), for one scale of all images"
+        findings += found("warning", "float-pixels", message, fix, [place for place, _ in floats])
+    low, high = _ends([values for _, values in integers])
+    if low < high:
+        inside = low >= 0 and high <= _SIXTEEN_BIT
+        most = ""
+        if inside and _levels(low, high) >= _FEW_LEVELS:  # a few dead pixels or a caption may hide a narrow range
+            low, high = _ends([values[2:] for _, values in integers])
+            most = " but for a thousandth"
+        if not inside or _levels(low, high) < _FEW_LEVELS:
+            message = (
+                f"values lie between {low:g} and {high:g}{most}; the scale is 0 to {_SIXTEEN_BIT}, of which that is "
+                f"{_levels(low, high)} of 256 grey levels"
+            )
+            fix = f"give the image processor pixel_range=({low:g}, {high:g})"
+            findings += found("warning", "pixel-range", message, fix, [place for place, _ in integers])
+    return findings
+
+
+def _ends(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    return min((value[0] for value in values), default=0.0), max((value[1] for value in values), default=0.0)
+
+
+def _levels(low: float, high: float) -> int:
+    """So many grey levels of 8 bits are left between two values of 16 bits."""
+    return int(min(high, _SIXTEEN_BIT)) // 256 - int(max(low, 0)) // 256 + 1
 
 
 def _probed(sources: Iterable[ImageSource | None], decode: bool) -> Iterator[ImageHeader | str | None]:
@@ -154,7 +197,7 @@ _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "if the boxes look wrong, swap width and height in the json",
     ),
     "exif-rotated": ("note", "the image is turned by its EXIF orientation, which the annotations agree with", ""),
-    "sixteen-bit": ("note", "16-bit (or float) values are scaled to 8 bits", ""),
+    "sixteen-bit": ("note", "more than 8 bits a channel are scaled to 8", ""),
     "animated": ("note", "the file holds several frames; the first one is used", ""),
     "cmyk": ("note", "CMYK is converted to RGB", ""),
 }
@@ -175,7 +218,7 @@ def _header_faults(name: str, header: ImageHeader, size: tuple[int, int]) -> lis
         faults.append(("exif-ignored" if size == header.size else "exif-rotated", ""))
     if max(header.size) > _MOST_ELONGATED * min(header.size):
         faults.append(("elongated", f"{header.size[0]}x{header.size[1]}"))
-    if header.mode.startswith(("I", "F")):
+    if header.deep:
         faults.append(("sixteen-bit", f"mode {header.mode}"))
     if header.animated:
         faults.append(("animated", header.format))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor
 
+from ..models.pixels import PixelRange
 from .categories import CategoryMap
 from .check_images import check_files
 from .class_names import are_placeholders, match_names
@@ -27,18 +29,21 @@ from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
 from .report import DataError, DataReport, Finding, Place, found
 from .schema import class_label, features_of
-from .transforms import Record, TrainTransform, clean_objects, select_objects
+from .transforms import Record, clean_objects, finish_record, select_objects, undone_resizes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DetectionData:
     """A data set in the schema of this package, its classes, and what was found while it was read.
 
-    An example of `dataset` is `{"image": PIL RGB, "image_id": int, "width": int, "height": int, "objects": {"id":
+    An example of `dataset` is `{"image": PIL image, "image_id": int, "width": int, "height": int, "objects": {"id":
     [int], "bbox": [[x, y, w, h] px], "category": [contiguous int], "area": [px], "iscrowd": [0 or 1]}}`. Images are
-    decoded when an example is asked for. Boxes are those of the file: those partly outside of their image are clipped
-    in training labels only; degenerate ones are gone, and listed in `report.dropped`. The names of the classes travel
-    with `dataset`: its `category` is a `ClassLabel`.
+    decoded when an example is asked for, to upright RGB; those of more than 8 bits keep their values, which the image
+    processor scales. Boxes are those of the file: those partly outside of their image are clipped in training labels
+    only; degenerate ones are gone, and listed in `report.dropped`. The names of the classes travel with `dataset`: its
+    `category` is a `ClassLabel`.
     """
 
     dataset: datasets.Dataset
@@ -138,9 +143,19 @@ class DetectionCollator:
         image_processor: resizes, normalises and pads; it is given images only, so that labels are right with every
             processor: boxes are relative to the unpadded image.
         transform: on a `Record`, e.g. `TrainTransform()` or torchvision's v2 transforms. None for evaluation.
+            `finish_record` tells what it may return. The processor resizes what leaves it, unless a `TrainTransform`
+            with `shortest_edges` or a `KeepSize` in it says that the size is final.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, transform: Callable[[Record], Record] | None = None):
+        undone = undone_resizes(transform)
+        if undone and getattr(image_processor, "do_resize", True):
+            logger.warning(
+                "%s of the transform doesn't set the final size: the image processor resizes once more, to %s. Put "
+                "KeepSize() last if the transform's size is meant.",
+                ", ".join(undone),
+                getattr(image_processor, "size", None),
+            )
         self.image_processor = image_processor
         self.transform = transform
 
@@ -153,7 +168,7 @@ class DetectionCollator:
         """
         records = [self._record(example) for example in examples]
         sizes = [record["image"].shape[-2:] for record in records]
-        options = {"do_resize": False} if isinstance(self.transform, TrainTransform) and self.transform.resizes else {}
+        options = {"do_resize": False} if _are_resized(records) else {}
         images = [record["image"].as_subclass(Tensor) for record in records]
         batch = self.image_processor(images=images, return_tensors="pt", **options)
         mask = batch.get("pixel_mask")
@@ -166,14 +181,25 @@ class DetectionCollator:
         return {"pixel_values": batch["pixel_values"], "pixel_mask": mask, "labels": labels}
 
     def _record(self, example: Mapping[str, Any]) -> Record:
-        record = clean_objects(make_record(example))
+        record = clean_objects(make_record(example, getattr(self.image_processor, "pixel_range", None)))
         record = select_objects(record, record["iscrowd"] == 0)
-        return record if self.transform is None else clean_objects(self.transform(record))
+        return record if self.transform is None else finish_record(self.transform(record))
 
 
-def make_record(example: Mapping[str, Any]) -> Record:
+def _are_resized(records: Sequence[Record]) -> bool:
+    """Whether the images of a batch have their final size."""
+    resized = {record.get("resized", False) for record in records}
+    if len(resized) > 1:
+        raise ValueError(
+            "a transform set the final size of some images of a batch and not of others; let every image take the same "
+            "way through TrainTransform(shortest_edges=...) or KeepSize()"
+        )
+    return resized == {True}
+
+
+def make_record(example: Mapping[str, Any], pixel_range: PixelRange = None) -> Record:
     """Decode an example into the record that transforms work on; all of its objects, boxes as they are."""
-    image = F.pil_to_tensor(open_image(example["image"], (example["width"], example["height"])))
+    image = F.pil_to_tensor(open_image(example["image"], (example["width"], example["height"]), pixel_range))
     objects = example["objects"]
     boxes = torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)
     return Record(

@@ -12,12 +12,14 @@ import PIL.Image
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets.features.features import register_feature
 
-from .images import open_image
+from .images import open_upright
 
 
 @dataclass
 class FramedImage:
-    """Like `datasets.Image`, but decoded by `open_image`: 8-bit RGB as a person sees it, in the annotations' frame.
+    """Like `datasets.Image`, but decoded by `open_upright`: RGB as a person sees it, in the annotations' frame.
+
+    Images of more than 8 bits keep their values: the image processor knows their range.
 
     The storage is `{"bytes", "path", "width", "height"}`, width and height (px) being those of the annotations.
     `dataset.cast_column("image", datasets.Image())` makes a plain image column of it, e.g. to upload the data set.
@@ -44,8 +46,8 @@ class FramedImage:
         return {**datasets.Image().encode_example(value), "width": size[0], "height": size[1]}
 
     def decode_example(self, value: Mapping[str, Any], token_per_repo_id: Any = None) -> PIL.Image.Image:
-        """PIL RGB of a storage; raises as `open_image`."""
-        return open_image(value, None if value["width"] is None else (value["width"], value["height"]))
+        """The PIL image of a storage; raises as `open_image`."""
+        return open_upright(value, None if value["width"] is None else (value["width"], value["height"]))
 
     def cast_storage(self, storage: Any) -> Any:
         """An Arrow array of image storages, framed or plain, as one of this feature."""

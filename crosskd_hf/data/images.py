@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,17 +15,14 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 
+from ..models.pixels import FORMATS, PixelRange, is_deep, strips, to_rgb
+
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded (twice PIL's warning limit, where PIL refuses too).
 To read larger ones raise both this and `PIL.Image.MAX_IMAGE_PIXELS`."""
 
 ImageSource: TypeAlias = PIL.Image.Image | str | Path | Mapping[str, Any]
 """A PIL image, a path, or the `{"path", "bytes"}` of a `datasets.Image(decode=False)` column."""
-
-PIL.Image.init()
-_RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-FORMATS = tuple(name for name in _RASTER if name in PIL.Image.OPEN)
-"""What is read, whatever a file is called. Of PIL's other formats EPS would be run as a program, by Ghostscript."""
 
 _Turn = PIL.Image.Transpose
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright; the last four swap width and height
@@ -43,7 +41,9 @@ _JPEG_END = b"\xff\xd9"
 class ImageHeader:
     """What an image file says of itself: format ("JPEG", ...), PIL mode, stored and upright (width, height) in px.
 
-    `turned`: whether EXIF asks for a rotation or a reflection.
+    `turned`: whether EXIF asks for a rotation or a reflection. `deep`: whether a channel has more than 8 bits.
+    `values`: of a decoded grey image with more than 8 bits its lowest and its highest value, and two more that only a
+    thousandth of the pixels lie below or above.
     """
 
     format: str
@@ -52,10 +52,14 @@ class ImageHeader:
     upright_size: tuple[int, int]
     turned: bool
     animated: bool
+    deep: bool = False
+    values: tuple[float, float, float, float] | None = None
 
 
-def open_image(source: ImageSource, size: tuple[int, int] | None = None) -> PIL.Image.Image:
-    """Decode an image to 8-bit RGB as a person sees it.
+def open_image(
+    source: ImageSource, size: tuple[int, int] | None = None, pixel_range: PixelRange = None
+) -> PIL.Image.Image:
+    """Decode an image to 8-bit RGB as a person sees it: `open_upright`, and then `models.pixels.to_rgb`.
 
     The EXIF orientation is applied, 16-bit values are scaled to 8 bits, transparency is laid on white, of an animation
     the first frame is taken.
@@ -64,18 +68,25 @@ def open_image(source: ImageSource, size: tuple[int, int] | None = None) -> PIL.
         source: PIL image, path, or `{"path", "bytes"}`.
         size: the (width, height) px that annotations were made for. If it fits the stored pixels and not the upright
             image, the annotations ignore the EXIF orientation, and so does the decoding.
+        pixel_range: of images with more than 8 bits, see `models.pixels.PixelRange`; that of the image processor.
 
     Raises:
         PIL.Image.DecompressionBombError: more than `MAX_PIXELS` pixels.
         OSError: the file is missing, not an image or broken.
         ValueError: `size` fits neither the upright nor the stored pixels. Every message names the image.
     """
+    image = open_upright(source, size)
+    return to_rgb(image, pixel_range) if is_deep(image) else image
+
+
+def open_upright(source: ImageSource, size: tuple[int, int] | None = None) -> PIL.Image.Image:
+    """As `open_image`, but images of more than 8 bits (`is_deep`) keep their values, which image processors scale."""
     with _opened(source) as image:
         stored, upright, turn = image.size, _upright_size(image), _turn(image)
-        if size is None or size == upright:
-            return _to_rgb(image) if turn is None else _to_rgb(image).transpose(turn)
-        if size == stored:
-            return _to_rgb(image)
+        if size is None or size in (upright, stored):
+            pixels = image.copy() if is_deep(image) else to_rgb(image)
+            pixels.info.clear()
+            return pixels if turn is None or size not in (None, upright) else pixels.transpose(turn)
     raise ValueError(
         f"image {_name(source)} has {upright[0]}x{upright[1]} pixels (width x height), its annotations are for "
         f"{size}; correct width and height in the annotations, or scale the boxes to the image"
@@ -93,16 +104,79 @@ def probe_image(source: ImageSource, decode: bool = False) -> ImageHeader:
         PIL.Image.DecompressionBombError, OSError: as `open_image`.
     """
     with _opened(source) as image:
-        turned = _turn(image) is not None
-        header = ImageHeader(
-            image.format or "", image.mode, image.size, _upright_size(image), turned, _is_animated(image)
-        )
+        header = _header(image)
         if header.format == "PNG" and not decode:
             image.verify()
         elif decode or header.format not in ("JPEG", "MPO") or not _ends_with(source, _JPEG_END):
-            image.draft(None, (1, 1))  # reads all of a JPEG, but computes an eighth of its width and height only
-            _to_rgb(image)
+            with _DECODING.hold(_decoding_bytes(image)):
+                image.draft(None, (1, 1))  # reads all of a JPEG, but computes an eighth of its width and height only
+                image.load()
+                to_rgb(image.crop((0, 0, 1, 1)))  # this mode can be converted; doing so to all of it would take long
+                return replace(header, values=_values(image)) if is_deep(image) else header
     return header
+
+
+def _header(image: PIL.Image.Image) -> ImageHeader:
+    """What is known before anything is decoded."""
+    stored_as = str(getattr(image, "tile", ""))  # PIL reads the high byte of 16-bit colours, in mode RGB
+    return ImageHeader(
+        format=image.format or "",
+        mode=image.mode,
+        size=image.size,
+        upright_size=_upright_size(image),
+        turned=_turn(image) is not None,
+        animated=_is_animated(image),
+        deep=is_deep(image) or "RGB;16" in stored_as or "RGBA;16" in stored_as,
+    )
+
+
+def _values(image: PIL.Image.Image) -> tuple[float, float, float, float] | None:
+    """Lowest and highest finite value, and the first and last thousandth; None if there is none."""
+    step = max(1, image.width * image.height // _SAMPLED)
+    ends, samples = [], []
+    for _, strip in strips(image):
+        values = np.asarray(strip).ravel()
+        values = values[np.isfinite(values)]
+        if values.size:
+            ends += [values.min(), values.max()]
+            samples.append(values[::step])
+    if not ends:
+        return None
+    low, high = np.percentile(np.concatenate(samples), (0.1, 99.9))
+    return float(min(ends)), float(max(ends)), float(low), float(high)
+
+
+class MemoryBudget:
+    """Lets threads go on while what they hold stays below `limit` bytes; whoever needs more goes on alone."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.held = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes are free, and hold them meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.held == 0 or self.held + size <= self.limit)
+            self.held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.held -= size
+                self._changed.notify_all()
+
+
+_DECODING = MemoryBudget(1 << 30)
+_SAMPLED = 1 << 20  # pixels of an image that its thousandths are taken from
+_DECODERS = {"WEBP": 4, "JPEG2000": 5, "AVIF": 5}  # memory of a decoder in images (measured); of the others 1
+
+
+def _decoding_bytes(image: PIL.Image.Image) -> int:
+    """About so many bytes are in use while the image is decoded."""
+    a_pixel = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    return image.width * image.height * a_pixel * _DECODERS.get(image.format or "", 1)
 
 
 def _name(source: ImageSource) -> str:
@@ -164,23 +238,3 @@ def _ends_with(source: ImageSource, marker: bytes) -> bool:
     with open(path, "rb") as file:
         file.seek(-len(marker), os.SEEK_END)
         return file.read() == marker
-
-
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    rgb = _as_8_bit(image).convert("RGB")
-    rgb.info.clear()  # above all EXIF, which others would apply once more
-    return rgb
-
-
-def _as_8_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
-        return PIL.Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":  # no range is agreed on: stretch to what is there
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        span = max(float(np.ptp(values)), np.finfo(np.float64).tiny)
-        return PIL.Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8))
-    if image.has_transparency_data:
-        canvas = PIL.Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas
-    return image

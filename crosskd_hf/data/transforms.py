@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+_FORMATS = (
+    tv_tensors.BoundingBoxFormat.XYXY,
+    tv_tensors.BoundingBoxFormat.XYWH,
+    tv_tensors.BoundingBoxFormat.CXCYWH,
+)
+_OVERSHOOT = 0.1  # of float pixels beyond [0, 1]: bicubic resizing rings
+_RESIZING = (v2.Resize, v2.RandomResize, v2.RandomShortestSize, v2.ScaleJitter, v2.RandomResizedCrop)
 
-class Record(TypedDict):
-    """One image and its G objects, as torchvision's v2 transforms take them.
 
-    image: (3, H, W) uint8; boxes: (G, 4) xyxy float32 px; labels: (G,) int64 in [0, K); area: (G,) float32 px;
-    iscrowd, id: (G,) int64.
-    """
-
+class _Fields(TypedDict):
     image: tv_tensors.Image
     boxes: tv_tensors.BoundingBoxes
     labels: Tensor
@@ -26,23 +29,90 @@ class Record(TypedDict):
     id: Tensor
 
 
+class Record(_Fields, total=False):
+    """One image and its G objects, as torchvision's v2 transforms take them.
+
+    image: (3, H, W) uint8; boxes: (G, 4) xyxy float32 px; labels: (G,) int64 in [0, K); area: (G,) float32 px, which
+    transforms of torchvision leave as it was (no loss reads it); iscrowd, id: (G,) int64; resized: True if the image
+    has its final size, which the image processor keeps.
+    """
+
+    resized: bool
+
+
 def select_objects(record: Record, keep: Tensor) -> Record:
     """The record with those objects only for which `keep` (G,) is True; no field is left behind."""
     return Record(
-        image=record["image"],
-        boxes=tv_tensors.wrap(record["boxes"][keep], like=record["boxes"]),
-        labels=record["labels"][keep],
-        area=record["area"][keep],
-        iscrowd=record["iscrowd"][keep],
-        id=record["id"][keep],
+        **{
+            **record,
+            "boxes": tv_tensors.wrap(record["boxes"][keep], like=record["boxes"]),
+            "labels": record["labels"][keep],
+            "area": record["area"][keep],
+            "iscrowd": record["iscrowd"][keep],
+            "id": record["id"][keep],
+        }
     )
 
 
-def clean_objects(record: Record) -> Record:
-    """Clip the boxes to the image and drop objects that have no area left, with all their fields.
+def finish_record(record: Record) -> Record:
+    """What a transform returned, in the form of `Record`: pixels uint8, boxes xyxy and inside of the image.
+
+    Read are the box formats XYXY, XYWH and CXCYWH; and one or three channels of uint8, uint16 or floats in [0, 1], as
+    torchvision makes them.
 
     Raises:
-        ValueError: fields of different length: a transform dropped boxes and left other fields behind.
+        ValueError: anything else, or boxes that belong to an image of another size.
+    """
+    image = _as_uint8(record["image"])
+    record = clean_objects(Record(**{**record, "image": image}))
+    height, width = record["boxes"].canvas_size
+    if (height, width) != image.shape[-2:]:
+        raise ValueError(
+            f"a transform returned an image of {image.shape[-1]}x{image.shape[-2]}, but boxes for {width}x{height}; "
+            "give the whole record to torchvision's v2 transforms, so that boxes follow the image"
+        )
+    return record
+
+
+def _as_uint8(image: Any) -> tv_tensors.Image:
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3):
+        what = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"a transform returned the image as {what}; needed is a tensor (3, H, W), as of v2.ToImage()")
+    if image.is_floating_point():
+        low, high = (float(end) for end in image.aminmax())
+        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+            raise ValueError(
+                f"a transform returned float pixels from {low:.3g} to {high:.3g}; floats have to lie in [0, 1], as of "
+                "v2.ToDtype(torch.float32, scale=True), and the image processor normalises: leave v2.Normalize out"
+            )
+        image = F.to_dtype(image.clamp(0, 1), torch.uint8, scale=True)
+    elif image.dtype == torch.uint16:
+        image = F.to_dtype(image, torch.uint8, scale=True)
+    elif image.dtype != torch.uint8:
+        raise ValueError(f"a transform returned {image.dtype} pixels; keep uint8, or floats in [0, 1]")
+    return tv_tensors.Image(image.expand(3, -1, -1))
+
+
+def _as_corners(boxes: Any) -> tv_tensors.BoundingBoxes:
+    if not isinstance(boxes, tv_tensors.BoundingBoxes):
+        raise ValueError(
+            f"a transform returned boxes as {type(boxes).__name__}, which doesn't tell their format; "
+            "wrap them: tv_tensors.wrap(boxes, like=record['boxes'])"
+        )
+    if boxes.format not in _FORMATS:
+        raise ValueError(f"a transform returned rotated boxes ({boxes.format.value}); needed are XYXY, XYWH or CXCYWH")
+    if not bool(boxes.isfinite().all()):
+        raise ValueError(f"a transform returned boxes that are not finite: {boxes.tolist()[:3]}")
+    boxes = tv_tensors.wrap(boxes.float(), like=boxes)
+    return F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
+
+
+def clean_objects(record: Record) -> Record:
+    """Boxes as xyxy, clipped to the image; objects that have no area left are dropped with all their fields.
+
+    Raises:
+        ValueError: fields of different length: a transform dropped boxes and left other fields behind; or boxes of
+            which the format isn't known.
     """
     lengths = {key: len(record[key]) for key in ("boxes", "labels", "area", "iscrowd", "id")}
     if len(set(lengths.values())) > 1:
@@ -50,7 +120,7 @@ def clean_objects(record: Record) -> Record:
             f"a transform left an object's fields at different lengths: {lengths}; with "
             "v2.SanitizeBoundingBoxes give labels_getter=lambda r: (r['labels'], r['area'], r['iscrowd'], r['id'])"
         )
-    boxes = F.clamp_bounding_boxes(record["boxes"])
+    boxes = F.clamp_bounding_boxes(_as_corners(record["boxes"]))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     record = Record(**{**record, "boxes": boxes})
     return record if bool(keep.all()) else select_objects(record, keep)
@@ -64,7 +134,8 @@ class TrainTransform:
     Args:
         flip: probability of the flip, in [0, 1].
         shortest_edges: one of these is drawn for every image as its shorter side in px; empty: no resize here, the
-            image processor's own size stays in force. Otherwise the collator switches the processor's resize off.
+            image processor's own size stays in force. Otherwise that resize is switched off, also if this transform
+            is a part of another one, such as `v2.Compose`.
         longest_edge: limit of the longer side in px, which wins over the shorter side; None: no limit.
     """
 
@@ -98,7 +169,8 @@ class TrainTransform:
         size = self.target_size(height, width, shortest)
         scale = size[0] * size[1] / (height * width)
         image, boxes = (F.resize(record[key], list(size), antialias=True) for key in ("image", "boxes"))
-        return clean_objects(Record(**{**record, "image": image, "boxes": boxes, "area": record["area"] * scale}))
+        resized = {"image": image, "boxes": boxes, "area": record["area"] * scale, "resized": True}
+        return clean_objects(Record(**{**record, **resized}))
 
     def target_size(self, height: int, width: int, shortest: int) -> tuple[int, int]:
         """(height, width) after the resize of an image to `shortest`, its shape kept."""
@@ -106,3 +178,33 @@ class TrainTransform:
         if self.longest_edge is not None:
             scale = min(scale, self.longest_edge / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class KeepSize:
+    """The last of several transforms, if images leave them at their final size: the image processor keeps it.
+
+    Without, the processor resizes what `v2.RandomShortestSize` or the like made:
+    `v2.Compose([v2.RandomShortestSize([480, 640]), KeepSize()])`.
+    """
+
+    def __call__(self, record: Record) -> Record:
+        """Return the record, marked as resized."""
+        return Record(**{**record, "resized": True})
+
+
+def is_multi_scale(transform: Any) -> bool:
+    """Whether a `TrainTransform` with `shortest_edges` is `transform` or a part of it."""
+    return any(isinstance(part, TrainTransform) and part.resizes for part in _parts(transform))
+
+
+def undone_resizes(transform: Callable[[Record], Record] | None) -> list[str]:
+    """Names of torchvision's resizing transforms in `transform`, if nothing in it tells that their size is final."""
+    parts = list(_parts(transform))
+    if is_multi_scale(transform) or any(isinstance(part, KeepSize) for part in parts):
+        return []
+    return [type(part).__name__ for part in parts if isinstance(part, _RESIZING)]
+
+
+def _parts(transform: Any) -> list[Any]:
+    """A transform and those that it is composed of."""
+    return [transform, *(part for inner in getattr(transform, "transforms", ()) for part in _parts(inner))]

@@ -20,6 +20,7 @@ from ..distillation import make_distiller
 from ..inference.coco_evaluator import SUMMARY
 from ..inference.drawing import draw_objects
 from ..inference.precision import widened
+from ..models.pixels import to_rgb
 from ..training.config import CrossKDConfig
 from ..training.loading import load_teacher
 from ..training.trainer import CrossKDTrainer
@@ -150,7 +151,8 @@ def detect(
     results = []
     with widened(model):
         for image in images:
-            inputs = processor(images=[image], return_tensors="pt").to(model.device)
+            pixels = to_rgb(image, getattr(processor, "pixel_range", None))
+            inputs = processor(images=[pixels], return_tensors="pt").to(model.device)
             sizes = torch.tensor([[image.height, image.width]])
             results += processor.post_process_object_detection(model(**inputs), threshold, sizes)
     return results
@@ -176,7 +178,9 @@ def picture(
     columns: dict[str, list[dict[str, Any]]] = {"truth": [_truth(example) for example in examples]}
     for name, (model, processor) in models.items():
         columns[name] = detect(model, processor, images, threshold)
-    names = next(iter(models.values()))[0].config.id2label
+    first, processor = next(iter(models.values()))
+    names = first.config.id2label
+    images = [to_rgb(image, getattr(processor, "pixel_range", None)) for image in images]
     figure = matplotlib.figure.Figure(figsize=(3.2 * len(columns), 3.2 * len(examples)), layout="constrained")
     grid = figure.subplots(len(examples), len(columns), squeeze=False)
     for column, (title, results) in enumerate(columns.items()):

@@ -10,6 +10,7 @@ from ..data.categories import CategoryMap
 from ..data.dataset import load_coco
 from ..data.transforms import TrainTransform
 from ..models import DetectionImageProcessor
+from ..models.pixels import check_pixel_range
 from ..training.config import CrossKDConfig
 from ..training.trainer import CrossKDTrainer
 from .comparison import ap_metrics, load_detector
@@ -36,11 +37,19 @@ class RunArguments:
     width: int = field(default=256, metadata={"help": "Channels of pyramid and towers of a new student."})
     shortest_edge: int = field(default=800, metadata={"help": "New student: images are resized to this shorter side,"})
     longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
+    pixel_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest value of 16-bit or float pixels; check-data tells them. The student's image "
+            "processor keeps them. Default: 0 65535, and of floats what each image has."
+        },
+    )
     multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
 
     def __post_init__(self) -> None:
         if (self.val_annotations is None) != (self.val_images is None):
             raise ValueError("Give both of --val_annotations and --val_images, or neither.")
+        check_pixel_range(self.pixel_range)
 
 
 def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
@@ -57,6 +66,8 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
     if run.val_annotations is not None and run.val_images is not None:
         val = load_coco(run.val_annotations, run.val_images, data.categories)
     model, processor = _student(run, data.categories)
+    if run.pixel_range is not None:
+        processor.pixel_range = run.pixel_range
     trainer = CrossKDTrainer(
         model=model,
         args=args,

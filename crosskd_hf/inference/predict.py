@@ -105,7 +105,7 @@ def predict(
     for path in files:
         file = path.relative_to(root)
         try:
-            image = open_image(path)
+            image = open_image(path, pixel_range=getattr(processor, "pixel_range", None))
             (result,) = detect(model, processor, [image], threshold)
         except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             yield Prediction(file, None, {"file": str(file), "error": str(error)})

@@ -1,10 +1,15 @@
 """Image processor of the detectors: images to a padded batch, and a model's outputs to detections."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
@@ -16,6 +21,8 @@ from transformers.models.deformable_detr.image_processing_deformable_detr import
 )
 from transformers.utils import ModelOutput
 
+from .pixels import FORMATS, array_to_8_bit, check_pixel_range, to_rgb
+
 
 class DetectionImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=False):  # type: ignore[call-arg]
     """Settings of `DetectionImageProcessor` beyond those of `DeformableDetrImageProcessor`; all are saved with it.
@@ -23,6 +30,8 @@ class DetectionImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=Fa
     size_divisor: height and width of a batch are padded to multiples of this many pixels.
     channel_order: "rgb", or "bgr" for weights trained on images as OpenCV reads them. `image_mean` and `image_std` are
         given in this order.
+    pixel_range: (lowest, highest) value of 16-bit, integer and float pixels, which become 0 and 255; None: 0 and 65535
+        of integers, and the lowest and highest value of each float image. Images of 8 bits are left as they are.
     score_threshold: a class of a prior is a candidate if its classification score is above this, in [0, 1].
     candidates_per_level: so many candidates with the highest classification scores are kept per image and level.
     nms_threshold: of two boxes of one class whose IoU is above this, the one with the lower score goes, in [0, 1].
@@ -31,6 +40,7 @@ class DetectionImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=Fa
 
     size_divisor: int
     channel_order: Literal["rgb", "bgr"]
+    pixel_range: list[float] | tuple[float, float] | None
     score_threshold: float
     candidates_per_level: int
     nms_threshold: float
@@ -50,7 +60,8 @@ class Candidates:
 class DetectionImageProcessor(DeformableDetrImageProcessor):
     """Resize, normalise and pad images; turn the outputs of a dense detector into detections.
 
-    Takes PIL images, NumPy arrays or uint8 tensors, and COCO annotations as the DETR processors do. Images are resized
+    Takes PIL images of every mode, NumPy arrays and tensors on the scale 0 to 255 (uint16: see `pixel_range`), and COCO
+    annotations as the DETR processors do; `area` and `iscrowd` may be missing. Images are resized
     (bilinear, antialiased) to `size`, {"shortest_edge", "longest_edge"} or {"height", "width"}, and padded on the right
     and at the bottom. Boxes of the labels, and `size` beside them, refer to the resized image without its padding.
 
@@ -64,6 +75,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
     do_convert_rgb = True
     size_divisor = 32
     channel_order = "rgb"
+    pixel_range = None
     score_threshold = 0.05
     candidates_per_level = 1000
     nms_threshold = 0.6
@@ -79,9 +91,38 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         for name in ("score_threshold", "nms_threshold"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {value}; give a number in [0, 1]")
+        check_pixel_range(self.pixel_range)
 
-    def process_image(self, image: ImageInput, channel_order: str = "rgb", **kwargs: Any) -> Tensor:
+    def open_image(self, path: str | Path) -> PIL.Image.Image:
+        """An image file as the model was trained on it: upright 8-bit RGB.
+
+        `pipeline` given a path, or a PIL image of another mode, converts by other rules before this processor is asked:
+        16-bit and float values are clipped at 255, and of transparent images the colour beneath is seen.
+        """
+        with PIL.Image.open(path, formats=FORMATS) as image:
+            return to_rgb(PIL.ImageOps.exif_transpose(image), self.pixel_range)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images of paths and addresses; what is an image already stays as it is."""
+        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+            return self.open_image(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        channel_order: str = "rgb",
+        pixel_range: Sequence[float] | None = None,
+        do_rescale: bool | None = True,
+        **kwargs: Any,
+    ) -> Tensor:
         """One image as a (3, H, W) tensor in the order of channels that the weights were trained with."""
+        if isinstance(image, PIL.Image.Image) and kwargs.get("do_convert_rgb") is not False:
+            image = to_rgb(image, pixel_range)
+        elif do_rescale and isinstance(image, Tensor) and image.dtype != torch.uint8:
+            image = torch.from_numpy(array_to_8_bit(image.cpu().numpy(), pixel_range)).to(image.device)
+        elif do_rescale and isinstance(image, np.ndarray):
+            image = array_to_8_bit(image, pixel_range)
         pixels = super().process_image(image, **kwargs)
         return pixels.flip(0) if channel_order == "bgr" else pixels
 
@@ -119,6 +160,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
 
     def _label(self, image: Tensor, annotation: Any, pixels: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
         """The label of one image: boxes in the frame of `pixels`, the resized and still unpadded image."""
+        annotation = _complete(annotation)
         label = self.prepare_annotation(image, annotation, AnnotationFormat(settings["format"]))
         label = self.resize_annotation(label, orig_size=image.shape[-2:], target_size=pixels.shape[-2:])
         return self.normalize_annotation(label, pixels.shape[-2:]) if settings["do_convert_annotations"] else label
@@ -205,6 +247,34 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         if centerness is not None:
             score = score * centerness[image, prior].float().sigmoid()
         return Candidates(image, pair % classes, score, outputs["pred_boxes"][image, prior].float())
+
+
+def _complete(annotation: dict[str, Any]) -> dict[str, Any]:
+    """The annotations of an image with width x height where an object has no `area`.
+
+    Raises:
+        ValueError: an object without box or class, or an image id that is no integer.
+    """
+    if not isinstance(annotation["image_id"], int | np.integer):
+        raise ValueError(f"image_id is {annotation['image_id']!r}; give an integer")
+    objects = []
+    for entry in annotation["annotations"]:
+        box, label = entry.get("bbox"), entry.get("category_id")
+        if not (_is_box(box) and isinstance(label, int | np.integer)):
+            raise ValueError(
+                f"An object of image {annotation['image_id']} has bbox={box!r} and category_id={label!r}; "
+                "give bbox=[left, top, width, height] in pixels and an integer category_id"
+            )
+        area = entry.get("area")
+        objects.append({**entry, "area": box[2] * box[3] if area is None else area})
+    return {**annotation, "annotations": objects}
+
+
+def _is_box(box: Any) -> bool:
+    try:
+        return len(box) == 4 and all(math.isfinite(value) for value in box)
+    except TypeError:  # None, a text, ...
+        return False
 
 
 def _pad_and_stack(images: list[Tensor], pad_size: SizeDict | None, divisor: int | None) -> dict[str, Tensor]:

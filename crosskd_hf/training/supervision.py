@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..data.transforms import TrainTransform
+from ..data.transforms import is_multi_scale
 from ..distillation.detr_families import FAMILIES
 from ..distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
 from ..models.boxes import image_sizes
@@ -73,7 +73,7 @@ def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor, transf
         return
     landscape, portrait = (np.zeros(shape, np.uint8) for shape in ((48, 64, 3), (64, 48, 3)))
     shapes = {processor(images=image, return_tensors="pt")["pixel_values"].shape for image in (landscape, portrait)}
-    resized = isinstance(transform, TrainTransform) and transform.resizes  # then the processor doesn't
+    resized = is_multi_scale(transform)  # then the processor doesn't
     if resized or len(shapes) > 1:
         culprit = "a TrainTransform with shortest_edges" if resized else type(processor).__name__
         raise ValueError(

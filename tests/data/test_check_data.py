@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from crosskd_hf.data import DataError, DetectionCollator, load_coco
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.coco_json import read_coco
+from crosskd_hf.data.images import open_image
 from crosskd_hf.data.inspection import check_data
 from crosskd_hf.models import DetectionImageProcessor
 
@@ -163,7 +165,44 @@ class TestImages:
         findings = folder.findings()
         assert set(findings) == {kind}
         assert findings[kind].severity == "note"
-        assert load_coco(*folder.paths()).dataset[1]["image"].mode == "RGB"
+        picture = load_coco(*folder.paths()).dataset[1]["image"]
+        assert picture.mode == (image.mode if kind == "sixteen-bit" else "RGB")
+        assert open_image(picture).mode == "RGB"
+
+    @pytest.mark.parametrize(
+        ("low", "high", "dead_pixel", "kind"),
+        [(28000, 31000, None, "pixel-range"), (28000, 31000, 65535, "pixel-range"), (0, 4095, None, "pixel-range"),
+         (0, 65535, None, None), (500, 500, None, None)],
+    )  # fmt: skip
+    def test_a_narrow_range_of_16_bit_values(self, folder, low, high, dead_pixel, kind):
+        """The range is that of all images; a dead pixel doesn't hide it."""
+        values = np.linspace(low, high, 2 * SIZE[0] * SIZE[1]).astype(np.uint16).reshape(2, *SIZE[::-1])
+        if dead_pixel is not None:
+            values[0, 0, :2] = dead_pixel
+        for number, part in enumerate(values):
+            folder.add(f"{number}.png", PIL.Image.fromarray(part))
+        findings = folder.findings()
+        assert set(findings) == {"sixteen-bit", kind} - {None}
+        if kind is not None:
+            finding = findings[kind]
+            assert finding.severity == "warning"
+            assert [place.file for place in finding.places] == ["0.png", "1.png"]
+            given = [float(number) for number in re.search(r"pixel_range=\((.*), (.*)\)", finding.fix).groups()]
+            assert np.abs(np.array(given) - [low, high]).max() <= 0.002 * (high - low)
+            assert ("but for a thousandth" in finding.message) == (dead_pixel is not None)
+
+    def test_float_values_have_no_scale(self, folder):
+        folder.add("a.tif", PIL.Image.fromarray(np.linspace(-2, 3, 2400, dtype=np.float32).reshape(40, 60)))
+        finding = folder.findings()["float-pixels"]
+        assert (finding.severity, finding.places[0].file) == ("warning", "a.tif")
+        assert "pixel_range=(-2, 3)" in finding.fix
+
+    def test_16_bit_colours_are_noted(self, folder):
+        row = b"\0" + bytes(6 * SIZE[0])
+        header = struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row * SIZE[1])), (b"IEND", b"")]
+        folder.add("a.png", content=b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+        assert set(folder.findings()) == {"sixteen-bit"}
 
     @pytest.mark.parametrize(("size", "kind"), [((40, 60), "exif-rotated"), ((60, 40), "exif-ignored")])
     def test_exif_rotation(self, folder, size, kind):

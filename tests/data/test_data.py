@@ -307,7 +307,9 @@ class TestLoadCoco:
     def test_examples_are_decoded_one_at_a_time(self, tmp_path, monkeypatch):
         data = load_coco(*write_coco(tmp_path, [annotation(1)], files=("a.png", "b.png")))
         opened = []
-        monkeypatch.setattr("crosskd_hf.data.framed_image.open_image", lambda image, size: opened.append(image["path"]))
+        monkeypatch.setattr(
+            "crosskd_hf.data.framed_image.open_upright", lambda image, size: opened.append(image["path"])
+        )
         assert data.dataset["objects"][0]["id"] == [1]
         assert not opened
         data.dataset[1]

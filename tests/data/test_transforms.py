@@ -1,9 +1,12 @@
+import PIL.Image
 import pytest
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from crosskd_hf.data.transforms import Record, TrainTransform, clean_objects
+from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.transforms import KeepSize, Record, TrainTransform, clean_objects, finish_record
+from crosskd_hf.models import DetectionImageProcessor
 
 FIELDS = ("boxes", "labels", "area", "iscrowd", "id")
 
@@ -96,6 +99,135 @@ class TestTrainTransform:
     def test_refuses(self, options, message):
         with pytest.raises(ValueError, match=message):
             TrainTransform(**options)
+
+
+def through(transform, record=None):
+    """What a batch is made of after a transform."""
+    return finish_record(transform(clean_objects(record or make_record())))
+
+
+def rotated(record):
+    boxes = torch.cat([record["boxes"].as_subclass(torch.Tensor), torch.zeros(len(record["id"]), 1)], dim=1)
+    return {**record, "boxes": tv_tensors.BoundingBoxes(boxes, format="CXCYWHR", canvas_size=(60, 80))}
+
+
+def assert_same(first, second, tolerance=1e-3):
+    for key in FIELDS:
+        torch.testing.assert_close(
+            torch.Tensor(first[key].float()), torch.Tensor(second[key].float()), atol=tolerance, rtol=0
+        )
+    assert torch.equal(first["image"], second["image"])
+    assert first["boxes"].format == tv_tensors.BoundingBoxFormat.XYXY
+
+
+class TestFinishRecord:
+    """What torchvision's recipes end with: read rightly or refused."""
+
+    @pytest.mark.parametrize("format", ["XYXY", "XYWH", "CXCYWH"])
+    def test_the_format_of_boxes_is_read(self, format):
+        assert_same(through(v2.ConvertBoundingBoxFormat(format)), clean_objects(make_record()))
+        flipped = through(v2.Compose([v2.ConvertBoundingBoxFormat(format), TrainTransform(1.0)]))
+        assert_same(flipped, through(TrainTransform(1.0)))
+
+    @pytest.mark.parametrize(
+        "transform",
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.ToDtype(torch.float64, scale=True),
+            v2.ToDtype(torch.uint16, scale=True),
+            v2.ConvertImageDtype(torch.float32),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+        ],
+    )
+    def test_scaled_pixels_are_the_same_pixels(self, transform):
+        assert_same(through(transform), clean_objects(make_record()))
+
+    def test_one_channel_becomes_three(self):
+        image = through(v2.Grayscale())["image"]
+        assert torch.equal(image, through(v2.Grayscale(3))["image"])
+
+    def test_what_bicubic_resizing_overshoots_is_clipped(self):
+        resize = v2.Resize((90, 120), interpolation=v2.InterpolationMode.BICUBIC)
+        image = through(v2.Compose([v2.ToDtype(torch.float32, scale=True), resize]))["image"]
+        assert image.dtype == torch.uint8
+        assert image.shape == (3, 90, 120)
+
+    @pytest.mark.parametrize(
+        ("transform", "message"),
+        [
+            (v2.ToDtype(torch.float32), r"float pixels from .* to 254; floats have to lie in \[0, 1\]"),
+            (
+                v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]),
+                "leave v2.Normalize out",
+            ),
+            (v2.ToDtype(torch.int64), "int64 pixels; keep uint8"),
+            (v2.Lambda(lambda part: part[None], tv_tensors.Image), r"shape \(1, 3, 60, 80\)"),
+            (v2.ToPILImage(), "the image as Image; .* v2.ToImage"),
+            (lambda record: {**record, "boxes": record["boxes"] + 1}, "boxes as Tensor.*tv_tensors.wrap"),
+            (lambda record: {**record, "image": record["image"][:, :30]}, "image of 80x30, but boxes for 80x60"),
+            (
+                lambda record: {
+                    **record,
+                    "boxes": tv_tensors.wrap(record["boxes"] * float("nan"), like=record["boxes"]),
+                },
+                "boxes that are not finite",
+            ),
+            (rotated, r"rotated boxes \(CXCYWHR\)"),
+        ],
+    )
+    def test_refuses(self, transform, message):
+        with pytest.raises(ValueError, match=message):
+            through(transform)
+
+
+class TestFinalSize:
+    """A size that a transform set isn't undone by the processor, wherever in the transform it was set."""
+
+    resize = TrainTransform(0, shortest_edges=(32,), longest_edge=100)
+
+    @pytest.mark.parametrize(
+        ("transform", "resized"),
+        [
+            (resize, True),
+            (v2.Compose([resize, v2.RandomGrayscale(p=0.5)]), True),
+            (v2.Compose([v2.RandomChoice([resize]), v2.RandomHorizontalFlip()]), True),
+            (lambda record: TestFinalSize.resize(record), True),
+            (v2.Compose([v2.RandomShortestSize([32]), KeepSize()]), True),
+            (TrainTransform(), False),
+            (v2.RandomHorizontalFlip(), False),
+            (v2.Resize(32), False),
+        ],
+    )  # fmt: skip
+    def test_is_told_by_the_record(self, transform, resized):
+        record = through(transform)
+        assert record.get("resized", False) is resized
+        assert not resized or min(record["image"].shape[-2:]) == 32
+
+    def test_a_resize_that_the_processor_undoes_is_told(self, caplog):
+        undone = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomApply([v2.RandomShortestSize([32])])])
+        processor = DetectionImageProcessor()
+        DetectionCollator(processor, v2.Compose([undone, KeepSize()]))
+        DetectionCollator(processor, TrainTransform(shortest_edges=[32]))
+        DetectionCollator(DetectionImageProcessor(do_resize=False), undone)
+        DetectionCollator(processor)
+        assert not caplog.messages
+        DetectionCollator(processor, undone)
+        assert len(caplog.messages) == 1
+        assert "RandomShortestSize of the transform doesn't set the final size" in caplog.messages[0]
+        assert "KeepSize() last" in caplog.messages[0]
+
+    def test_one_batch_one_way(self):
+        images = iter([KeepSize(), lambda record: record])
+        objects = {"id": [1], "bbox": [[1.0, 2, 3, 4]], "category": [0], "area": [12.0], "iscrowd": [0]}
+        example = {
+            "image": PIL.Image.new("RGB", (60, 40)),
+            "image_id": 1,
+            "width": 60,
+            "height": 40,
+            "objects": objects,
+        }
+        with pytest.raises(ValueError, match="final size of some images of a batch"):
+            DetectionCollator(DetectionImageProcessor(), lambda record: next(images)(record))([example, example])
 
 
 class TestCleanObjects:
