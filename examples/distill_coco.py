@@ -84,6 +84,8 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     common = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 20}
     common |= {"report_to": "none", "dataloader_num_workers": 1} | (MADE_DATA if made else COCO)
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
+    if any(word.split("=")[0] == "--schedule" for word in argv):
+        common.pop("lr_scheduler_type", None)  # a schedule has its own
     parser.set_defaults(**common | ({} if name is None else published_defaults(preset(name))))
     arguments, config = parser.parse_args_into_dataclasses(argv)
     return arguments, config

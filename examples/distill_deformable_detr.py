@@ -112,7 +112,10 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     """Command line over the defaults of the made or of the real job."""
     parser = HfArgumentParser((Arguments, CrossKDConfig))
     real = any(word.split("=")[0] in ("--train_annotations", "--dataset") for word in argv)
-    parser.set_defaults(**COMMON | (PUBLISHED if real else MADE_DATA))
+    defaults = COMMON | (PUBLISHED if real else MADE_DATA)
+    if any(word.split("=")[0] == "--schedule" for word in argv):
+        del defaults["lr_scheduler_type"]  # a schedule has its own
+    parser.set_defaults(**defaults)
     arguments, config = parser.parse_args_into_dataclasses(argv)
     return arguments, config
 

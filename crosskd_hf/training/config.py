@@ -9,9 +9,11 @@ import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..distillation.config import DistillationConfig
+from . import ineffective
 from .schedules import SCHEDULES, Schedule, default_warmup
 
 logger = logging.getLogger(__name__)
@@ -28,11 +30,15 @@ class CrossKDConfig(TrainingArguments):
     """Arguments of `CrossKDTrainer`. Everything of `TrainingArguments` holds, with these differences:
 
     - `learning_rate`, `weight_decay`, `max_grad_norm`, `num_train_epochs` and `warmup_steps` are None unless given:
-      then the `schedule` sets them, or without a schedule Hugging Face's defaults do.
+      then the `schedule` sets them, or without a schedule Hugging Face's defaults do. `optim` and `lr_scheduler_type`
+      stay None with a schedule.
+    - Options that could have no effect are refused: see `crosskd_hf.training.ineffective`.
+    - `restore_callback_states_from_checkpoint=True`: a resumed run remembers the patience of early stopping.
     - `remove_unused_columns=False` (the collator needs the raw columns), `label_names=["labels"]`,
       `logging_nan_inf_filter=False` (the guard does better), `accelerator_config.dispatch_batches=False`
       (dispatching merges the label lists of different images), `dataloader_pin_memory` is off on a CPU.
-    - With `load_best_model_at_end` or `save_strategy="best"`, `metric_for_best_model` is `eval_map`.
+    - Wherever the best evaluation counts (`load_best_model_at_end`, `save_strategy="best"`, a learning rate that falls
+      on a plateau), `metric_for_best_model` is `eval_map`.
     - Several visible devices without a launcher are not used by `nn.DataParallel`, which can't carry detection labels:
       one device is used, and the `accelerate launch` line for all of them is logged.
 
@@ -68,7 +74,7 @@ class CrossKDConfig(TrainingArguments):
         teacher_trust_remote_code: Whether a teacher given by its Hub id or folder may run code that lies beside it.
 
     Raises:
-        ValueError: A value out of range, or several processes that don't form one run.
+        ValueError: A value out of range or without effect, or several processes that don't form one run.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights", "mapping"]
@@ -79,8 +85,17 @@ class CrossKDConfig(TrainingArguments):
     max_grad_norm: float = _option(None, "Clip the gradient norm. Default: 35 with a schedule, or 1.")
     num_train_epochs: float = _option(None, "Epochs. Default: the schedule's 12 or 24, or 3.")
     warmup_steps: float | None = _option(None, "Updates of warm-up, or their share. Default: the schedule's 500, or 0.")
+    optim: OptimizerNames | str = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Optimiser. Default: the schedule's SGD, or AdamW."},
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Learning rate schedule. Default: the schedule's steps, or linear."},
+    )
+    restore_callback_states_from_checkpoint: bool = _option(True, "Resume callbacks too, such as early stopping.")
     remove_unused_columns: bool = _option(False, "Must be False: the collator needs the raw columns.")
-    logging_nan_inf_filter: bool = _option(False, "Hide NaN losses; see nonfinite instead.")
+    logging_nan_inf_filter: bool = _option(False, "Must be False: nonfinite does better.")
     dataloader_pin_memory: bool | None = _option(None, "Pin batches in memory. Default: if training is not on a CPU.")
 
     schedule: str | None = _option(None, "'1x' or '2x': the detectors' usual SGD schedule.")
@@ -122,11 +137,14 @@ class CrossKDConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._fill_in()
         self._check()
-        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+        of_schedule = {name: None for name in ("optim", "lr_scheduler_type", "warmup_steps") if self._is_none(name)}
+        for name in of_schedule:
+            setattr(self, name, ineffective.DEFAULTS[name])
+        if self.metric_for_best_model is None and self._needs_best():
             self.metric_for_best_model = "eval_map"
-        warmup_steps, self.warmup_steps = self.warmup_steps, self.warmup_steps or 0
         super().__post_init__()
-        self.warmup_steps = warmup_steps
+        for name in of_schedule if self.schedule else ():
+            setattr(self, name, None)
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
         if self.dataloader_pin_memory is None:
@@ -148,6 +166,13 @@ class CrossKDConfig(TrainingArguments):
             return default_warmup(num_training_steps)
         return int(super().get_warmup_steps(num_training_steps))
 
+    def _is_none(self, name: str) -> bool:
+        return getattr(self, name) is None
+
+    def _needs_best(self) -> bool:
+        plateau = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        return self.load_best_model_at_end or self.save_strategy == "best" or plateau
+
     def _fill_in(self) -> None:
         if self.schedule is not None and self.schedule.lower() == "none":  # how a command line says None
             self.schedule = None
@@ -161,8 +186,6 @@ class CrossKDConfig(TrainingArguments):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if chosen is None:
-            self.warmup_steps = self.warmup_steps or 0
 
     def _check(self) -> None:
         if self.schedule is not None and self.schedule not in SCHEDULES:
@@ -178,6 +201,14 @@ class CrossKDConfig(TrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, such as 0.9998, or be None.")
         if not 0 <= self.eval_threshold <= 1:
             raise ValueError(f"eval_threshold={self.eval_threshold} must lie in [0, 1].")
+        if self.group_by_aspect_ratio and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} would have no effect beside "
+                "group_by_aspect_ratio=True, which draws batches at random: leave out one of the two."
+            )
+        ineffective.refuse(
+            self, self.schedule, [name for name in ("optim", "lr_scheduler_type") if not self._is_none(name)]
+        )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the image and its boxes; leave it False.")
 

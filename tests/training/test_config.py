@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from crosskd_hf.distillation import DistillationConfig
 from crosskd_hf.distillation.config import MapperOptions
+from crosskd_hf.training import ineffective
 from crosskd_hf.training.config import CrossKDConfig
 
 
@@ -83,9 +86,78 @@ def test_the_best_model_is_the_one_of_highest_ap(tmp_path: Path) -> None:
     assert config(tmp_path).metric_for_best_model is None
 
 
+@pytest.mark.parametrize("plateau", ["reduce_lr_on_plateau", "greedy"])
+def test_a_plateau_is_one_of_ap(tmp_path: Path, plateau: str) -> None:
+    """Evaluation computes no loss, which would be transformers' default."""
+    args = config(tmp_path, lr_scheduler_type=plateau, eval_strategy="epoch")
+    assert (args.metric_for_best_model, args.greater_is_better) == ("eval_map", True)
+
+
+WITHOUT_EFFECT: dict[str, Any] = {
+    "label_smoothing_factor": 0.1,
+    "average_tokens_across_devices": False,
+    "include_num_input_tokens_seen": "all",
+    "use_liger_kernel": True,
+    "liger_kernel_config": {"rope": True},
+    "use_cache": True,
+    "neftune_noise_alpha": 5.0,
+    "logging_nan_inf_filter": True,
+    "prediction_loss_only": True,
+    "eval_do_concat_batches": False,
+    "eval_use_gather_object": True,
+    "eval_accumulation_steps": 2,
+    "length_column_name": "width",
+    "parallelism_config": {"tp_size": 2},
+    "train_sampling_strategy": "group_by_length",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), WITHOUT_EFFECT.items())
+def test_an_option_without_effect_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))} (would have no effect|has nothing)"):
+        config(tmp_path, **{name: value})
+
+
+def test_every_option_without_effect_is_tried() -> None:
+    assert set(WITHOUT_EFFECT) == {*ineffective.REASONS, "train_sampling_strategy"}
+
+
+BESIDE_A_SCHEDULE: dict[str, Any] = {
+    "optim": "sgd",
+    "optim_args": "momentum=0.5",
+    "optim_target_modules": ["head"],
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.99,
+    "adam_epsilon": 1e-6,
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), BESIDE_A_SCHEDULE.items())
+def test_a_schedule_takes_no_other_optimiser(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} would have no effect beside schedule='1x'"):
+        config(tmp_path, schedule="1x", **{name: value})
+    assert getattr(config(tmp_path, **{name: value}), name) == value
+
+
+def test_even_their_defaults_are_not_taken_where_they_are_given(tmp_path: Path) -> None:
+    given = {"optim": "adamw_torch_fused", "lr_scheduler_type": "linear"}
+    with pytest.raises(ValueError, match="^optim, lr_scheduler_type would have no effect"):
+        config(tmp_path, schedule="1x", **given)
+
+
+def test_a_copy_of_the_arguments_is_equal(tmp_path: Path) -> None:
+    for schedule in (None, "1x"):
+        args = config(tmp_path, schedule=schedule)
+        assert dataclasses.replace(args).to_dict() == args.to_dict()
+        assert CrossKDConfig(**json.loads(args.to_json_string())).to_dict() == args.to_dict()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"group_by_aspect_ratio": True, "train_sampling_strategy": "sequential"}, "beside group_by_aspect_ratio"),
         ({"schedule": "3x"}, "schedule='3x': choose one of 1x, 2x"),
         ({"bias_lr_factor": 2.0}, "belong to a schedule"),
         ({"nonfinite": "ignore"}, "choose 'stop' or 'skip'"),
