@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..inference.precision import as_stored, widen
-from . import checkpoints, provenance, saving
+from . import checkpoints, provenance, run_folder, saving
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
 from .loading import load_student
@@ -53,18 +53,20 @@ class CheckpointingTrainer(CocoTrainer):
             trial, ignore_keys_for_eval: As of `Trainer`.
 
         Raises:
-            ValueError: There is no such checkpoint, or it was distilled from another teacher.
+            ValueError: There is no such checkpoint, it is damaged, or it was distilled from another teacher.
+            RunFolderError: `output_dir` can't be written, or another run writes into it.
             NonFiniteLossError: A loss part became NaN or infinite.
         """
-        run = Path(self.args.output_dir)
-        if self.args.should_save and run.is_dir():
-            checkpoints.recover(run)
-        self.accelerator.wait_for_everyone()
-        folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
-        if folder is not None:
-            self._check_resume(folder)
-        self._forget_preparation()
-        return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+        run, args = Path(self.args.output_dir), self.args
+        with run_folder.held(Path(self._get_output_dir(trial)), args.should_save, args.save_strategy != "no"):
+            if args.should_save:
+                checkpoints.recover(run)
+            self.accelerator.wait_for_everyone()
+            folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
+            if folder is not None:
+                self._check_resume(folder)
+            self._forget_preparation()
+            return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 
     def _check_resume(self, folder: Path) -> None:
         """Raise `ValueError` if this run can't go on from the complete checkpoint `folder`."""
@@ -191,8 +193,14 @@ class CheckpointingTrainer(CocoTrainer):
         load_student(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        logger.info("Best model: %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
-        load_student(self.model, self.state.best_model_checkpoint)
+        best = Path(str(self.state.best_model_checkpoint))
+        logger.info("Best model: %s (%s)", best, self.state.best_metric)
+        if (found := checkpoints.fault(best)) is not None:
+            raise RuntimeError(
+                f"The best checkpoint {best} is damaged: {found}. The student of the last update is not lost: "
+                f"it lies in {checkpoints.last_checkpoint(best.parent, contents=True)}."
+            )
+        load_student(self.model, best)
 
     # ---- Hub ----
 

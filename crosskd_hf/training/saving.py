@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import HfApi
 from safetensors.torch import load_model
 from torch import nn
@@ -78,7 +79,7 @@ def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
     options = {"repo_id": repository, "folder_path": str(folder), "token": args.hub_token}
     options |= {"commit_message": f"Update {number}", "revision": args.hub_revision}
     api = HfApi()
-    api.upload_folder(**options, ignore_patterns=_NOT_THE_STUDENT)
+    api.upload_folder(**options, ignore_patterns=[*_NOT_THE_STUDENT, checkpoints.MANIFEST])
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         last = args.hub_strategy == HubStrategy.CHECKPOINT
         api.upload_folder(**options, path_in_repo="last-checkpoint" if last else folder.name)
@@ -102,17 +103,38 @@ def check_average(folder: Path, decay: float | None) -> None:
 
 
 def checkpoint_to_resume(run: Path, resume: str | bool | None) -> Path | None:
-    """The folder to resume from, complete, or None for a new run; command lines write True as a word."""
+    """The folder to resume from, or None for a new run; command lines write True as a word.
+
+    The first process reads the checkpoint and compares it with its manifest; the others take its answer.
+
+    Raises:
+        ValueError: In all processes: there is no such checkpoint, or its files are not those that were written.
+    """
     if not resume or resume == "False":
         return None
+    answer: list[Any] = [None, ""]
+    if PartialState().is_main_process:
+        try:
+            answer[0] = _whole_checkpoint(run, resume)
+        except ValueError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1]:
+        raise ValueError(answer[1])
+    return Path(answer[0])
+
+
+def _whole_checkpoint(run: Path, resume: str | bool) -> str:
     if resume is True or resume == "True":
-        last = checkpoints.last_checkpoint(run)
+        last = checkpoints.last_checkpoint(run, contents=True)
         if last is None:
             raise ValueError(f"There is no complete checkpoint in {run}: call train() without resume_from_checkpoint.")
-        return Path(last)
-    if not checkpoints.is_complete(Path(resume)):
+        return last
+    found = checkpoints.fault(Path(resume))
+    if found is not None:
         raise ValueError(
-            f"{resume} is no complete checkpoint of CrossKDTrainer: files that {checkpoints.MANIFEST} lists "
-            "are missing or cut short. Resume from an earlier one, or with resume_from_checkpoint=True."
+            f"{resume} is no complete checkpoint of CrossKDTrainer: {found}. Resume from an earlier one, or with "
+            "resume_from_checkpoint=True, which takes the newest that is whole. If you changed the file on purpose, "
+            f"remove its entry from {checkpoints.MANIFEST}."
         )
-    return Path(resume)
+    return str(resume)

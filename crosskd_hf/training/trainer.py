@@ -16,7 +16,7 @@ from ..data.transforms import Record
 from ..distillation import Distiller, make_distiller
 from ..inference.precision import widen
 from ..models.losses import LossPart, divide
-from . import adapters, provenance, supervision
+from . import adapters, provenance, run_folder, supervision
 from .checkpointing_trainer import CheckpointingTrainer
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
@@ -66,6 +66,8 @@ class CrossKDTrainer(CheckpointingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = CrossKDConfig() if args is None else args
+        if args.should_save:
+            run_folder.make(Path(args.output_dir))
         supervision.prepare(model, processing_class, train_transform)
         super().__init__(
             model,

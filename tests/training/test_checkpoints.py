@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from crosskd_hf.training.checkpoints import (
     MANIFEST,
     checkpoints,
+    fault,
     is_complete,
     last_checkpoint,
     publish,
@@ -18,6 +20,7 @@ from crosskd_hf.training.checkpoints import (
     write_manifest,
 )
 from crosskd_hf.training.saving import checkpoint_to_resume
+from tests.tiny_run import make_trainer
 
 
 def make(run: Path, name: str, content: str = "weights") -> Path:
@@ -37,13 +40,70 @@ def test_a_folder_is_complete_with_all_its_files(tmp_path: Path) -> None:
     assert not is_complete(folder)
 
 
-@pytest.mark.parametrize("manifest", [None, "", "{", "[]", '{"files": 3}', '{"files": {}}'])
+@pytest.mark.parametrize(
+    "manifest", [None, "", "{", "[]", "\0" * 80, '{"files": 3}', '{"files": {}}', '{"files": {"inner/model": {}}}']
+)
 def test_a_broken_manifest(tmp_path: Path, manifest: str | None) -> None:
     folder = make(tmp_path, "checkpoint-1")
     (folder / MANIFEST).unlink()
     if manifest is not None:
         (folder / MANIFEST).write_text(manifest)
     assert not is_complete(folder)
+    assert MANIFEST in str(fault(folder))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) * 2 // 3
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {"flipped": flipped, "zeros": lambda content: bytes(len(content)), "short": lambda content: content[: len(content) // 2]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two checkpoints of all kinds of files."""
+    folder = tmp_path_factory.mktemp("run")
+    make_trainer(folder, max_steps=2, save_strategy="steps", save_steps=1, ema_decay=0.9).train()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_recognised_and_the_earlier_checkpoint_taken(
+    run: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run / "checkpoint-2"
+    names = sorted(path.name for path in folder.iterdir())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(names)
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(DAMAGES[damage](content))
+        caplog.clear()
+        assert checkpoint_to_resume(run, True) == run / "checkpoint-1", name
+        assert name in caplog.text
+        with pytest.raises(ValueError, match=f"is no complete checkpoint of CrossKDTrainer: .*{name}"):
+            checkpoint_to_resume(run, str(folder))
+        (folder / name).write_bytes(content)
+    assert fault(folder) is None
+    assert checkpoint_to_resume(run, True) == folder
+
+
+def test_a_manifest_that_leads_out_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = make(tmp_path, "checkpoint-1")
+    (tmp_path / "other").write_text("other")
+    for name in ("../other", str(tmp_path / "other"), "/dev/zero"):
+        (folder / MANIFEST).write_text(json.dumps({"files": {name: {"size": 5, "sha256": "0"}}}))
+        assert fault(folder) == f"{name} lies outside of the checkpoint"
+    (folder / MANIFEST).write_text(json.dumps({"files": {"inner": {"size": 0, "sha256": "0"}}}))
+    assert fault(folder) == "inner is missing"
+
+
+def test_the_first_manifests_had_sizes_alone(tmp_path: Path) -> None:
+    folder = make(tmp_path, "checkpoint-1")
+    (folder / MANIFEST).write_text(json.dumps({"files": {"inner/model": 7}}))
+    assert fault(folder) is None
+    (folder / MANIFEST).write_text(json.dumps({"files": {"inner/model": 8}}))
+    assert fault(folder) == "inner/model has 7 bytes, not 8"
 
 
 def test_the_newest_complete_one_is_the_last(tmp_path: Path) -> None:
