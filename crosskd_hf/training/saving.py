@@ -130,7 +130,7 @@ def _whole_checkpoint(run: Path, resume: str | bool) -> str:
         if last is None:
             raise ValueError(f"There is no complete checkpoint in {run}: call train() without resume_from_checkpoint.")
         return last
-    found = checkpoints.fault(Path(resume))
+    found = checkpoints.fault(Path(str(resume)))
     if found is not None:
         raise ValueError(
             f"{resume} is no complete checkpoint of CrossKDTrainer: {found}. Resume from an earlier one, or with "
