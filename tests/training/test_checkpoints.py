@@ -57,13 +57,6 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-
-    "flipped": flipped,
-    "zeros": lambda content: bytes(len(content)),
-    "short": lambda content: content[: len(content) // 2],
-}
-
-
 def halved(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
