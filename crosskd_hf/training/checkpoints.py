@@ -93,11 +93,11 @@ def _file_fault(folder: Path, name: str, size: int, checksum: str | None) -> str
         return "lies outside of the checkpoint"
     path = folder / name
     if not path.is_file():
-        return "is missing"
+        return f"is missing, though {MANIFEST} lists it"
     if path.stat().st_size != size:
-        return f"has {path.stat().st_size} bytes, not {size}"
+        return f"has {path.stat().st_size} bytes, {MANIFEST} says {size}"
     if checksum is not None and _checksum(path) != checksum:
-        return "is not what was written (another SHA-256)"
+        return f"is not what was written: {MANIFEST} has another SHA-256"
     return None
 
 

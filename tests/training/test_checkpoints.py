@@ -99,7 +99,7 @@ def test_a_manifest_that_leads_out_of_the_checkpoint(tmp_path: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps({"files": {name: {"size": 5, "sha256": "0"}}}))
         assert fault(folder) == f"{name} lies outside of the checkpoint"
     (folder / MANIFEST).write_text(json.dumps({"files": {"inner": {"size": 0, "sha256": "0"}}}))
-    assert fault(folder) == "inner is missing"
+    assert fault(folder) == "inner is missing, though manifest.json lists it"
 
 
 def test_the_first_manifests_had_sizes_alone(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_first_manifests_had_sizes_alone(tmp_path: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": {"inner/model": 7}}))
     assert fault(folder) is None
     (folder / MANIFEST).write_text(json.dumps({"files": {"inner/model": 8}}))
-    assert fault(folder) == "inner/model has 7 bytes, not 8"
+    assert fault(folder) == "inner/model has 7 bytes, manifest.json says 8"
 
 
 def test_the_newest_complete_one_is_the_last(tmp_path: Path) -> None:
