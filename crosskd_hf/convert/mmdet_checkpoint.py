@@ -16,12 +16,14 @@ from transformers import (
 from crosskd_hf.models import (
     DETECTORS,
     ATSSConfig,
+    DenseDetector,
     DetectionImageProcessor,
     FasterRCNNConfig,
     FCOSConfig,
     GFLConfig,
     RetinaNetConfig,
 )
+from crosskd_hf.models.box_coders import DeltaCoder
 
 from .checkpoint import Checkpoint, CheckpointError, Conversion, load_exactly, read_checkpoint
 from .class_names import choose_names, set_classes
@@ -129,10 +131,11 @@ def _convert_pyramid(state: State, settings: MMDetSettings) -> Converted:
 
 def _apply(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
     """Write the options of the config file into ours; those that ours doesn't have must be what is built in."""
-    head = DETECTORS[type(config)].head_class if type(config) is not FasterRCNNConfig else None
     built_in = {**BUILT_IN, "anchor_strides": list(config.strides)}
-    if head is not None:
-        built_in["delta_std"] = list(head.delta_std)
+    detector = DETECTORS[type(config)]
+    coder = detector.head_class.box_coder(config) if issubclass(detector, DenseDetector) else None
+    if isinstance(coder, DeltaCoder):
+        built_in["delta_std"] = list(coder.std)
     known = config.to_dict()
     for name, given in fields.items():
         value = list(given) if isinstance(given, tuple) else given

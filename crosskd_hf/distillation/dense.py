@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crosskd_hf.models.assigners import Assignment, Priors, Targets
 from crosskd_hf.models.boxes import image_sizes
@@ -41,15 +41,17 @@ class Pass(NamedTuple):
     """What the losses need of one model's pass over a batch; the teacher's has no targets of its own."""
 
     predictions: Predictions
+    boxes: Tensor
     taps: Taps
     priors: Priors
 
     @classmethod
     def of(cls, outputs: DenseDetectorOutput) -> "Pass":
         """Raises ValueError if the outputs were made without `cut`."""
-        if outputs.predictions is None or outputs.taps is None or outputs.priors is None:
+        predictions, boxes, taps, priors = outputs.predictions, outputs.boxes, outputs.taps, outputs.priors
+        if predictions is None or boxes is None or taps is None or priors is None:
             raise ValueError("The outputs hold no taps: call the student with distiller.student_request.")
-        return cls(outputs.predictions, outputs.taps, outputs.priors)
+        return cls(predictions, boxes, taps, priors)
 
 
 class DenseDistiller(Distiller):
@@ -140,7 +142,7 @@ class DenseDistiller(Distiller):
         own = self._select(student.predictions, self.classes.student)
         if self.mapper is not None:
             return self._mapped(self.mapper, own, goal, (student.priors, target.priors), outputs.assignment)
-        assignment = self._teacher_assignment(outputs.assignment, outputs.targets, target.priors, inputs)
+        assignment = self._teacher_assignment(outputs.assignment, outputs.targets, target, inputs)
         if self.config.normalizer == "teacher":
             normalizer = head.normalizer(target.priors, assignment)
         elif self.config.normalizer == "student":
@@ -166,13 +168,13 @@ class DenseDistiller(Distiller):
         return self.teacher(pixel_values, pixel_mask, cut=cut, output_features=self.pearson is not None)
 
     def _teacher_assignment(
-        self, assignment: Assignment, targets: Targets, priors: Priors, inputs: Mapping[str, Any]
+        self, assignment: Assignment, targets: Targets, target: Pass, inputs: Mapping[str, Any]
     ) -> Assignment:
         """What the teacher's priors would be trained on: the student's assignment, where both assign alike."""
         if self.same_rule:
             return assignment
-        valid = priors.inside(image_sizes(inputs["pixel_values"], inputs.get("pixel_mask")))
-        return self.teacher.head.assign(priors, valid, targets)
+        valid = target.priors.inside(image_sizes(inputs["pixel_values"], inputs.get("pixel_mask")))
+        return self.teacher.head.assign(target.priors, valid, targets, target.predictions, target.boxes)
 
     def _mapped(
         self,

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crosskd_hf.models.assigners import Assignment, Priors
+from crosskd_hf.models.box_coders import RegressionKind
 from crosskd_hf.models.boxes import aligned_iou
-from crosskd_hf.models.dense import DenseHead, Predictions, RegressionKind
+from crosskd_hf.models.dense import DenseHead, Predictions
 from crosskd_hf.models.losses import LossPart, distribution_kl, quality_focal
 
 # Published weights by what the teacher's head regresses (the authors' configurations of GFL, ATSS and RetinaNet, FCOS).

@@ -99,16 +99,24 @@ class Assignment(NamedTuple):
         weight: (B, N) float, 1 where the prior takes part in classification, 0 in padding and in an ignore band.
         boxes: (B, N, 4) xyxy pixels of the matched box; meaningless where not positive.
         labels: (B, N) class of the matched box; meaningless where not positive.
+        scores: (B, N) in [0, 1], the class score that each prior has to reach, of assigners that say so; 0 where not
+            positive.
     """
 
     positive: Tensor
     weight: Tensor
     boxes: Tensor
     labels: Tensor
+    scores: Tensor | None = None
 
     def count_positives(self) -> Tensor:
         """Number of positives, where an image without any counts as one."""
         return self.positive.sum(1).clamp(min=1).sum()
+
+    def class_scores(self, scores: Tensor, num_labels: int) -> Tensor:
+        """Scores (B, N) for the matched classes as a target for all, (B, N, K); the other classes get zero."""
+        target = scores.new_zeros(*scores.shape, num_labels)
+        return target.scatter_(2, self.labels[..., None], scores[..., None])
 
 
 def _matched(index: Tensor, positive: Tensor, weight: Tensor, targets: Targets) -> Assignment:

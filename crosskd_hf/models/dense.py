@@ -1,7 +1,7 @@
-"""The one dense detector: backbone, pyramid, a head of two towers. Children define priors, assignment and loss."""
+"""The one dense detector: backbone, pyramid and a head. Children are told apart by their head."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,25 +9,22 @@ from transformers import PreTrainedConfig
 
 from .assigners import Assignment, Priors, Targets
 from .bounds import Range
-from .boxes import decode_delta, decode_distance, image_sizes, to_relative
-from .layers import Conv, Scale, Tower, prior_bias
-from .losses import LossPart, integral
+from .box_coders import BoxCoder, RegressionKind
+from .boxes import image_sizes, to_relative
+from .layers import Scale
+from .losses import LossPart
 from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig
-
-RegressionKind = Literal["distribution", "delta", "distance"]
 
 
 class DenseDetectorConfig(PyramidDetectorConfig):
     """Configuration shared by the dense detectors; see :class:`PyramidDetectorConfig` for backbone and pyramid.
 
     Args:
-        head_channels: Width of the towers.
-        num_convs: Convolutions of each tower.
-        norm_groups: Groups of the towers' GroupNorm, `None` for no norm.
-        conv_bias: Whether the towers' convolutions have a bias; `None` = only without a norm.
+        head_channels: Width of the head.
+        num_convs: Convolutions in a row in front of the predictors.
+        norm_groups: Groups of the head's GroupNorm, `None` for no norm.
         stretch_cells: Cells divide the padded image evenly in whole pixels, as in torchvision's detectors, instead of
             lying a stride apart. The same where the image is a multiple of the coarsest stride.
-        reg_max: Largest bin of a distance distribution; `None` for a head that regresses numbers.
         prior_probability: Initial score of every class.
 
     Raises:
@@ -37,16 +34,13 @@ class DenseDetectorConfig(PyramidDetectorConfig):
     head_channels: int = 256
     num_convs: int = 4
     norm_groups: int | None = 32
-    conv_bias: bool | None = None
     stretch_cells: bool = False
-    reg_max: int | None = None
     prior_probability: float = 0.01
 
     ranges: ClassVar[dict[str, Range]] = {
         "head_channels": (1, 8192),
         "num_convs": (0, 64),
         "norm_groups": (1, 8192),
-        "reg_max": (1, 1024),
         "prior_probability": (1e-6, 1 - 1e-6),
     }
 
@@ -60,7 +54,10 @@ class DenseDetectorConfig(PyramidDetectorConfig):
 
 
 class Taps(NamedTuple):
-    """Features of both towers at a cut, one (B, C, H_l, W_l) map per level."""
+    """Features at a cut, one (B, C, H_l, W_l) map per level, of each task: classes and boxes.
+
+    In a head whose convolutions serve both tasks the two lists hold the same maps.
+    """
 
     cls: list[Tensor]
     reg: list[Tensor]
@@ -70,8 +67,8 @@ class Predictions(NamedTuple):
     """Raw output of a head as rows, level after level, row by row, prior by prior.
 
     Args:
-        logits: (B, N, K).
-        regression: (B, N, 4) or (B, N, 4 * M), after the level's scale.
+        logits: (B, N, K); their sigmoid is the score.
+        regression: (B, N, 4) or wider: numbers that the head's coder makes boxes of.
         centerness: (B, N) logits, or None.
     """
 
@@ -80,74 +77,32 @@ class Predictions(NamedTuple):
     centerness: Tensor | None = None
 
 
-def maps_to_rows(maps: list[Tensor], width: int) -> Tensor:
-    """One (B, A * width, H_l, W_l) map per level to (B, N, width) in float32."""
-    batch = maps[0].shape[0]
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(batch, -1, width) for m in maps], 1).float()
-
-
 class DenseHead(nn.Module):
-    """Two towers of convolutions and their predictors, shared by all levels.
+    """A head that predicts classes and a box for each prior of a pyramid.
 
     `forward(x)` is `finish(tap(x, cut), cut)` for every cut: the student's own path and the path of a student's
-    features through a teacher's head are the same code.
-    """
+    features through a teacher's head are the same code. A child defines this path (:meth:`tap`, :meth:`finish`,
+    :meth:`tap_width`, :meth:`modules_before`), where its priors lie (:attr:`priors_per_location`, :meth:`prior_boxes`),
+    what its rows mean (:meth:`box_coder`) and how it is trained (:meth:`assign`, :attr:`assignment_rule`,
+    :meth:`loss`). :class:`TwoTowerHead` has the path of most detectors.
 
-    has_scales: ClassVar[bool] = True
-    has_centerness: ClassVar[bool] = False
-    delta_std: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0)
-    numbers_kind: ClassVar[RegressionKind] = "delta"  # of the regression rows, where they aren't distributions
+    Attributes:
+        coder: Turns regression rows into boxes.
+        centerness: The predictor of the centerness, where the head has one.
+    """
 
     def __init__(self, config: DenseDetectorConfig):
         super().__init__()
+        self.centerness: nn.Module | None = None
         self.config = config
         self.weights: dict[str, float] = dict(config.loss_weights or {})
         self.num_labels, self.num_convs = config.num_labels, config.num_convs
-        width, anchors = config.head_channels, self.priors_per_location
-        tower = config.fpn_channels, width, config.num_convs, config.norm_groups, config.conv_bias
-        self.cls_tower, self.reg_tower = Tower(*tower), Tower(*tower)
-        feature_width = width if config.num_convs else config.fpn_channels
-        bias = prior_bias(config.prior_probability)
-        self.regression_width = 4 if config.reg_max is None else 4 * (config.reg_max + 1)
-        self.classifier = Conv(feature_width, anchors * self.num_labels, 3, bias_value=bias)
-        self.regressor = Conv(feature_width, anchors * self.regression_width, 3)
-        self.centerness = Conv(feature_width, anchors, 3) if self.has_centerness else None
-        self.scales = nn.ModuleList(Scale() for _ in config.strides) if self.has_scales else None
+        self.coder = self.box_coder(config)
 
-    # What a child defines.
-
-    @property
-    def priors_per_location(self) -> int:
-        """Priors at each location of a map, A."""
-        return 1
-
-    @property
-    def regression_kind(self) -> RegressionKind:
-        """What the regression rows mean, by which a distance between two of them is chosen."""
-        return self.numbers_kind if self.config.reg_max is None else "distribution"
-
-    def prior_boxes(self, stride: int) -> Tensor:
-        """(A, 4) boxes of the location at the origin, xyxy pixels."""
+    @classmethod
+    def box_coder(cls, config: Any) -> BoxCoder:
+        """The coder of a head of this configuration."""
         raise NotImplementedError
-
-    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
-        """Ground truth of each prior; `valid` (B, N) leaves the padding out."""
-        raise NotImplementedError
-
-    def loss(
-        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
-    ) -> dict[str, LossPart]:
-        """Weighted parts of the supervised loss; `boxes` (B, N, 4) are the decoded predictions in pixels."""
-        raise NotImplementedError
-
-    @property
-    def assignment_rule(self) -> tuple[object, ...]:
-        """Equal for two heads exactly if they assign the same ground truth to the same priors."""
-        raise NotImplementedError
-
-    def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
-        """What the sums over the head's rows are divided by: positives, where an image without any counts as one."""
-        return assignment.count_positives()
 
     # The path from features to predictions, whole or in two halves.
 
@@ -156,34 +111,19 @@ class DenseHead(nn.Module):
         return self.finish(self.tap(features, 0), 0)
 
     def tap(self, features: list[Tensor], cut: int) -> Taps:
-        """Run both towers up to convolution `cut` (0 = the pyramid itself, `num_convs` = the predictors' input)."""
-        self.check_cut(cut)
-        return Taps(
-            [self.cls_tower(feature, stop=cut) for feature in features],
-            [self.reg_tower(feature, stop=cut) for feature in features],
-        )
+        """Run the head up to convolution `cut` (0 = the pyramid itself, `num_convs` = the predictors' input).
+
+        Raises:
+            ValueError: The head cannot be cut there.
+        """
+        raise NotImplementedError
 
     def finish(self, taps: Taps, cut: int) -> Predictions:
         """Run the head from convolution `cut` to its predictions."""
-        cls_maps = [self.cls_tower(feature, start=cut) for feature in taps.cls]
-        reg_maps = [self.reg_tower(feature, start=cut) for feature in taps.reg]
-        regression = [self.regressor(feature) for feature in reg_maps]
-        if self.scales is not None:
-            regression = [scale(feature) for scale, feature in zip(self.scales, regression, strict=True)]
-        centerness = None
-        if self.centerness is not None:
-            source = reg_maps if self.centerness_on_reg else cls_maps
-            centerness = maps_to_rows([self.centerness(feature) for feature in source], 1)[..., 0]
-        logits = maps_to_rows([self.classifier(feature) for feature in cls_maps], self.num_labels)
-        return Predictions(logits, maps_to_rows(regression, self.regression_width), centerness)
-
-    @property
-    def centerness_on_reg(self) -> bool:
-        """Whether centerness is predicted from the regression tower."""
-        return True
+        raise NotImplementedError
 
     def check_cut(self, cut: int) -> None:
-        """Raises ValueError if the towers cannot be cut at `cut`."""
+        """Raises ValueError if the head cannot be cut at `cut`."""
         if not 0 <= cut <= self.num_convs:
             raise ValueError(
                 f"cut={cut}, but the towers have {self.num_convs} convolutions: choose 0 to {self.num_convs}."
@@ -191,16 +131,27 @@ class DenseHead(nn.Module):
 
     def tap_width(self, cut: int) -> int:
         """Channels of the taps at `cut`."""
-        return self.config.fpn_channels if cut == 0 else self.config.head_channels
+        raise NotImplementedError
+
+    def modules_before(self, cut: int) -> list[nn.Module]:
+        """The convolutions that run before `cut`."""
+        raise NotImplementedError
 
     def parameters_from(self, cut: int) -> list[nn.Parameter]:
         """Parameters that :meth:`finish` uses from `cut` on."""
-        before = {
-            id(p) for tower in (self.cls_tower, self.reg_tower) for conv in list(tower)[:cut] for p in conv.parameters()
-        }
+        before = {id(p) for module in self.modules_before(cut) for p in module.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in before]
 
     # Geometry.
+
+    @property
+    def priors_per_location(self) -> int:
+        """Priors at each location of a map, A."""
+        return 1
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        """(A, 4) boxes of the location at the origin, xyxy pixels, float32; points are boxes of no size."""
+        raise NotImplementedError
 
     @property
     def grid(self) -> tuple[object, ...]:
@@ -217,16 +168,57 @@ class DenseHead(nn.Module):
         return Priors.on_grid(shapes, strides, steps, [self.prior_boxes(stride).to(device) for stride in strides])
 
     def decode(self, regression: Tensor, priors: Priors) -> Tensor:
-        """Regression rows (B, N, 4 [* M]) to boxes (B, N, 4), xyxy pixels. Differentiable and finite."""
-        if self.regression_kind == "distribution":
-            distances = integral(regression.unflatten(-1, (4, -1)))
-            return decode_distance(priors.centers, distances * priors.strides[:, None])
-        if self.regression_kind == "delta":
-            return decode_delta(priors.boxes, regression, self.delta_std)
-        return decode_distance(priors.centers, self.distances(regression, priors))
+        """Regression rows to boxes (B, N, 4), xyxy pixels. Differentiable and finite."""
+        return self.coder.decode(regression, priors)
 
-    def distances(self, regression: Tensor, priors: Priors) -> Tensor:
-        """Distances in pixels of a head of kind "distance"."""
+    @property
+    def regression_kind(self) -> RegressionKind:
+        """What the regression rows mean, by which a distance between two of them is chosen."""
+        return self.coder.kind
+
+    @property
+    def regression_width(self) -> int:
+        """Numbers in a regression row."""
+        return self.coder.width
+
+    # Training.
+
+    def assign(
+        self, priors: Priors, valid: Tensor, targets: Targets, predictions: Predictions, boxes: Tensor, /
+    ) -> Assignment:
+        """Ground truth of each prior, without gradient.
+
+        Args:
+            priors: Of the maps, N of them.
+            valid: (B, N) bool, False in the padding of an image.
+            targets: The batch's ground truth.
+            predictions: The head's own rows for the batch,
+            boxes: and (B, N, 4) xyxy pixels decoded from them. Heads that assign by geometry take and ignore both.
+        """
+        raise NotImplementedError
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        """Equal for two heads exactly if they assign the same ground truth to the same priors."""
+        raise NotImplementedError
+
+    def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
+        """What sums over the head's rows are divided by: positives, where an image without any counts as one."""
+        return assignment.count_positives()
+
+    def loss(
+        self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
+    ) -> dict[str, LossPart]:
+        """Parts of the supervised loss, each a weighted sum and what it is divided by.
+
+        Args:
+            predictions: Of a batch, with gradient.
+            boxes: (B, N, 4) xyxy pixels, decoded from them.
+            priors, assignment: What :meth:`priors` and :meth:`assign` returned for the batch.
+
+        Returns:
+            The keys of the configuration's `loss_weights`, by which the sums are weighted.
+        """
         raise NotImplementedError
 
 
@@ -237,14 +229,16 @@ class DenseDetectorOutput(DetectorOutput):
     Args:
         centerness: (B, N) logits, where the detector has them.
         level_lengths: (B, L) number of rows of each level.
-        taps: Features of both towers at the cut, on request.
-        predictions, priors, targets, assignment: Raw rows and what they were trained on, with the taps.
+        taps: Features of the head at the cut, on request.
+        predictions, boxes, priors, targets, assignment: With the taps, raw rows, their boxes (B, N, 4) in xyxy pixels,
+            and what they were trained on.
     """
 
     centerness: Tensor | None = None
     level_lengths: Tensor | None = None
     taps: Taps | None = None
     predictions: Predictions | None = None
+    boxes: Tensor | None = None
     priors: Priors | None = None
     targets: Targets | None = None
     assignment: Assignment | None = None
@@ -283,7 +277,7 @@ class DenseDetector(PyramidDetector):
             pixel_values: (B, 3, H, W) normalised pixels, padded on the right and at the bottom.
             pixel_mask: (B, H, W), 1 inside each image, 0 in its padding. Default: no padding.
             labels: Per image `class_labels` (n,) and `boxes` (n, 4), cxcywh relative to the unpadded image.
-            cut: Also return the features of both towers at this cut and everything that belongs to them.
+            cut: Also return the head's features at this cut and everything that belongs to them.
             output_features: Also return the pyramid.
 
         Raises:
@@ -304,10 +298,10 @@ class DenseDetector(PyramidDetector):
         )
         if labels is not None:
             targets = Targets.from_labels(labels, sizes)
-            assignment = self.head.assign(priors, priors.inside(sizes), targets)
+            assignment = self.head.assign(priors, priors.inside(sizes), targets, predictions, boxes)
             output.set_loss(self.head.loss(predictions, boxes, priors, assignment))
         if cut is not None:
-            output["taps"], output["predictions"], output["priors"] = taps, predictions, priors
+            output["taps"], output["predictions"], output["boxes"], output["priors"] = taps, predictions, boxes, priors
             if labels is not None:
                 output["targets"], output["assignment"] = targets, assignment
         return output

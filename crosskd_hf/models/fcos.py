@@ -7,18 +7,16 @@ import torch
 from torch import Tensor
 
 from .assigners import Assignment, Priors, Targets, assign_points
-from .atss import centerness_loss, centerness_targets
+from .box_coders import DistanceCoder
 from .boxes import aligned_iou
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions
-from .losses import LossPart
-from .retinanet import focal_loss
-
-# exp() of a raw distance is clipped here: 160,000 pixels are more than any image, and finite in every precision.
-MAX_LOG_DISTANCE = 12.0
+from .centerness import centerness_loss, centerness_targets
+from .dense import DenseDetector, Predictions
+from .losses import LossPart, focal_loss
+from .two_towers import TwoTowerConfig, TwoTowerHead
 
 
-class FCOSConfig(DenseDetectorConfig):
-    """Configuration of :class:`FCOSForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+class FCOSConfig(TwoTowerConfig):
+    """Configuration of :class:`FCOSForObjectDetection`; see :class:`TwoTowerConfig` for the shared fields.
 
     Args:
         reg_max: With a number, sides are predicted as distributions (localization distillation, CVPR 2022).
@@ -49,12 +47,15 @@ class FCOSConfig(DenseDetectorConfig):
             )
 
 
-class FCOSHead(DenseHead):
+class FCOSHead(TwoTowerHead):
     """One point per location with class scores, distances to the sides of a box, and centerness."""
 
     config: FCOSConfig
     has_centerness = True
-    numbers_kind = "distance"
+
+    @classmethod
+    def number_coder(cls, config: Any) -> DistanceCoder:
+        return DistanceCoder("positive_stride" if config.norm_on_bbox else "log_pixel")
 
     @property
     def centerness_on_reg(self) -> bool:
@@ -66,9 +67,11 @@ class FCOSHead(DenseHead):
         return "points", self.grid, tuple(config.regress_limits), config.center_radius, config.point_offset
 
     def prior_boxes(self, stride: int) -> Tensor:
+        """(1, 4): a point, `point_offset` strides from the corner of the cell, as a box of no size."""
         return torch.full((1, 4), stride * self.config.point_offset)
 
-    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:
+        """By location and size of the box (section 3.2); see :meth:`DenseHead.assign`."""
         limits = [-1.0, *map(float, self.config.regress_limits), torch.inf]
         ranges = torch.tensor(list(itertools.pairwise(limits)), device=valid.device)  # (L, 2)
         lengths = torch.tensor(priors.level_lengths, device=valid.device)
@@ -79,27 +82,23 @@ class FCOSHead(DenseHead):
         """Sum of the centerness targets."""
         return centerness_targets(priors, assignment).sum()
 
-    def distances(self, regression: Tensor, priors: Priors) -> Tensor:
-        if self.config.norm_on_bbox:
-            return regression.clamp(min=0) * priors.strides[:, None]
-        return regression.clamp(max=MAX_LOG_DISTANCE).exp()
-
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
     ) -> dict[str, LossPart]:
+        """Focal loss, -log IoU (GIoU with `reg_max`) and centerness (eq. 2 and 3); see :meth:`DenseHead.loss`."""
+        assert predictions.centerness is not None
         weights = self.weights
         count = assignment.positive.sum()
         centerness = centerness_targets(priors, assignment)
-        iou = aligned_iou(boxes, assignment.boxes)
-        if self.regression_kind == "distance":
-            rows = -iou.clamp(min=1e-6).log()
+        if isinstance(self.coder, DistanceCoder):
+            rows = -aligned_iou(boxes, assignment.boxes).clamp(min=1e-6).log()
         else:
             rows = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
         return {
             "loss_cls": LossPart(weights["loss_cls"] * focal_loss(predictions.logits, assignment), count),
             "loss_bbox": LossPart(weights["loss_bbox"] * (rows * centerness).sum(), centerness.sum(), floor=1e-6),
             "loss_centerness": LossPart(
-                weights["loss_centerness"] * centerness_loss(predictions, centerness, assignment), count
+                weights["loss_centerness"] * centerness_loss(predictions.centerness, centerness, assignment), count
             ),
         }
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .assigners import Assignment, Priors
-from .atss import SquareAnchorConfig, SquareAnchorHead
-from .boxes import aligned_iou, encode_distance
+from .box_coders import DistributionCoder
+from .boxes import aligned_iou
 from .dense import DenseDetector, Predictions
 from .losses import LossPart, distribution_focal, quality_focal
+from .square_anchors import SquareAnchorConfig, SquareAnchorHead
 
 
 class GFLConfig(SquareAnchorConfig):
@@ -38,22 +38,23 @@ class GFLHead(SquareAnchorHead):
     """Joint quality scores and distributions of the distances to the sides of a box."""
 
     config: GFLConfig
+    coder: DistributionCoder
 
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
     ) -> dict[str, LossPart]:
+        """Quality focal, GIoU and distribution focal loss (GFL, eq. 5 and 6); see :meth:`DenseHead.loss`."""
         weights, beta = self.weights, self.config.quality_focal_beta
         positive = assignment.positive.float()
         quality = aligned_iou(boxes.detach(), assignment.boxes) * positive
-        target = torch.zeros_like(predictions.logits).scatter_(2, assignment.labels[..., None], quality[..., None])
+        target = assignment.class_scores(quality, self.num_labels)
         cls = (quality_focal(predictions.logits, target, beta).sum(-1) * assignment.weight).sum()
 
         # Each positive counts by how sure the classifier is of it (GFL's official code; not in the paper).
         confidence = predictions.logits.detach().sigmoid().amax(-1) * positive
         giou = (1 - aligned_iou(boxes, assignment.boxes, generalized=True)) * confidence
-        distances = encode_distance(priors.centers, assignment.boxes) / priors.strides[:, None]
-        distances = distances.clamp(0, self.regression_width // 4 - 1.1)  # below the last bin
-        dfl = distribution_focal(predictions.regression.unflatten(-1, (4, -1)), distances).mean(-1) * confidence
+        distances = self.coder.encode(assignment.boxes, priors)
+        dfl = distribution_focal(self.coder.sides(predictions.regression), distances).mean(-1) * confidence
         return {
             "loss_cls": LossPart(weights["loss_cls"] * cls, assignment.count_positives()),
             "loss_bbox": LossPart(weights["loss_bbox"] * giou.sum(), confidence.sum()),

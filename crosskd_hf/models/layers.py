@@ -1,8 +1,8 @@
-"""Building blocks of dense detectors: initialised convolutions, the feature pyramid and towers that can be cut."""
+"""Building blocks of detectors: initialised convolutions, the feature pyramid, towers that can be cut, rows of maps."""
 
 import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,16 @@ def _at_least_two_wide(x: Tensor) -> Tensor:
     return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
 
 
-class FPN(nn.Module):
+class Neck(nn.Module):
+    """The base of what turns the features of a backbone into a pyramid."""
+
+    @classmethod
+    def from_config(cls, in_channels: list[int], config: Any) -> "Neck":
+        """The neck that a `PyramidDetectorConfig` describes, on backbone features of `in_channels`, finest first."""
+        raise NotImplementedError
+
+
+class FPN(Neck):
     """Feature pyramid network (CVPR 2017) with extra levels.
 
     Args:
@@ -116,6 +125,11 @@ class FPN(nn.Module):
         sources = [in_channels[-1] if extra == "on_input" else channels] + [channels] * num_extra
         self.downsample = nn.ModuleList(Conv(c, channels, 3, stride=2, std=None) for c in sources[:num_extra])
 
+    @classmethod
+    def from_config(cls, in_channels: list[int], config: Any) -> "FPN":
+        """See :meth:`Neck.from_config`."""
+        return cls(in_channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu)
+
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Backbone maps (B, C_l, H_l, W_l) to `num_levels` maps (B, channels, H_l, W_l)."""
         merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
@@ -131,3 +145,9 @@ class FPN(nn.Module):
         while len(outputs) < self.num_levels:  # only "max_pool"
             outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
         return outputs
+
+
+def maps_to_rows(maps: list[Tensor], width: int) -> Tensor:
+    """One (B, A * width, H_l, W_l) map per level to (B, N, width) in float32."""
+    batch = maps[0].shape[0]
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(batch, -1, width) for m in maps], 1).float()

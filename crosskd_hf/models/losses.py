@@ -1,4 +1,4 @@
-"""Loss functions of dense detectors: pure, element-wise, in float32; the caller weighs and sums.
+"""Loss functions of dense detectors: pure and in float32; those of an element leave weighing and summing to the caller.
 
 Every term of a training loss leaves its head as a :class:`LossPart`, a sum and what it is divided by. Keeping the
 two apart until :func:`divide` makes a loss independent of how a batch is spread over processes and micro-batches.
@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
+from torchvision.ops import sigmoid_focal_loss
+
+from .assigners import Assignment
 
 _STEEP = 1e-6  # smaller differences of scores are rounding, and their powers below 1 steep beyond use
 
@@ -66,6 +69,17 @@ def divide(
     )
     scales = (averaged / normalizers.maximum(floors)).split(sizes)
     return {name: (part.total * scale).sum() for (name, part), scale in zip(parts.items(), scales, strict=True)}
+
+
+def focal_loss(logits: Tensor, assignment: Assignment) -> Tensor:
+    """Focal loss with alpha .25 and gamma 2 (RetinaNet, ICCV 2017, eq. 5), summed over classes and weighted rows.
+
+    Args:
+        logits: (B, N, K).
+        assignment: What the rows have to predict, and their weight.
+    """
+    target = assignment.class_scores(assignment.positive.float(), logits.shape[-1])
+    return (sigmoid_focal_loss(logits, target).sum(-1) * assignment.weight).sum()
 
 
 def quality_focal(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from .backbone import Backbone
 from .bounds import MAX_LENGTH, MAX_WEIGHTS, Range, check_fields, check_labels, check_net_arguments, check_plain_name
-from .layers import FPN, Conv, FPNExtra
+from .layers import FPN, Conv, FPNExtra, Neck
 from .losses import LossPart, divide
 
 
@@ -134,10 +134,15 @@ class DetectorOutput(ModelOutput):
 
 
 class PyramidDetector(PreTrainedModel):
-    """Backbone and feature pyramid. Children add their heads, then call `post_init`, and define `forward`."""
+    """Backbone and feature pyramid. Children add their heads, then call `post_init`, and define `forward`.
+
+    `neck_class` makes the pyramid: a child of :class:`Neck` that returns one map of `fpn_channels` for each
+    of the configuration's `strides`.
+    """
 
     config: PyramidDetectorConfig
     config_class: ClassVar[type[PreTrainedConfig]] = PyramidDetectorConfig
+    neck_class: ClassVar[type[Neck]] = FPN
     base_model_prefix = ""
     main_input_name = "pixel_values"
 
@@ -162,9 +167,7 @@ class PyramidDetector(PreTrainedModel):
             config.backbone_last_channels,
         )
         config.backbone, config.backbone_arguments = self.backbone.name, self.backbone.given_arguments
-        self.neck = FPN(
-            self.backbone.channels, config.fpn_channels, len(config.strides), config.fpn_extra, config.fpn_extra_relu
-        )
+        self.neck = self.neck_class.from_config(self.backbone.channels, config)
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **settings: Any) -> Any:

@@ -5,17 +5,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from .assigners import Assignment, Priors, Targets, assign_max_iou
-from .boxes import aligned_iou, anchors_around_origin, encode_delta
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions
+from .box_coders import DeltaCoder
+from .boxes import aligned_iou, anchors_around_origin
+from .dense import DenseDetector, Predictions
 from .layers import FPNExtra
-from .losses import LossPart
+from .losses import LossPart, focal_loss
+from .two_towers import TwoTowerConfig, TwoTowerHead
 
 
-class RetinaNetConfig(DenseDetectorConfig):
-    """Configuration of :class:`RetinaNetForObjectDetection`; see :class:`DenseDetectorConfig` for the shared fields.
+class RetinaNetConfig(TwoTowerConfig):
+    """Configuration of :class:`RetinaNetForObjectDetection`; see :class:`TwoTowerConfig` for the shared fields.
 
     Args:
         norm_groups: RetinaNet's towers have no norm.
@@ -57,11 +58,15 @@ class RetinaNetConfig(DenseDetectorConfig):
             raise ValueError(f"negative_iou={self.negative_iou} must not be above positive_iou={self.positive_iou}.")
 
 
-class RetinaNetHead(DenseHead):
+class RetinaNetHead(TwoTowerHead):
     """Nine anchors per location, each with class scores and box deltas."""
 
     config: RetinaNetConfig
     has_scales = False
+
+    @classmethod
+    def number_coder(cls, config: Any) -> DeltaCoder:
+        return DeltaCoder()
 
     @property
     def priors_per_location(self) -> int:
@@ -74,6 +79,7 @@ class RetinaNetHead(DenseHead):
         return "max_iou", self.grid, anchors, config.positive_iou, config.negative_iou
 
     def prior_boxes(self, stride: int) -> Tensor:
+        """(A, 4) xyxy pixels around the corner of the cell, ratio by ratio and octave by octave (section 4)."""
         octaves = torch.arange(self.config.scales_per_octave) / self.config.scales_per_octave
         sizes = self.config.anchor_scale * stride * 2**octaves
         if self.config.round_anchors:
@@ -81,16 +87,18 @@ class RetinaNetHead(DenseHead):
         boxes = anchors_around_origin(sizes, self.config.aspect_ratios)
         return boxes.round() if self.config.round_anchors else boxes
 
-    def assign(self, priors: Priors, valid: Tensor, targets: Targets) -> Assignment:
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:
+        """By the largest IoU (section 4.1); see :meth:`DenseHead.assign`."""
         return assign_max_iou(priors, valid, targets, self.config.positive_iou, self.config.negative_iou)
 
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
     ) -> dict[str, LossPart]:
+        """Focal loss, and L1 between deltas, or GIoU with `reg_max`; see :meth:`DenseHead.loss`."""
         weights, count = self.weights, assignment.count_positives()
         cls = focal_loss(predictions.logits, assignment)
-        if self.regression_kind == "delta":
-            target = encode_delta(priors.boxes, assignment.boxes, self.delta_std)
+        if isinstance(self.coder, DeltaCoder):
+            target = self.coder.encode(assignment.boxes, priors)
             rows = F.l1_loss(predictions.regression, target, reduction="none").sum(-1)
         else:
             rows = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
@@ -99,13 +107,6 @@ class RetinaNetHead(DenseHead):
             "loss_cls": LossPart(weights["loss_cls"] * cls, count),
             "loss_bbox": LossPart(weights["loss_bbox"] * bbox, count),
         }
-
-
-def focal_loss(logits: Tensor, assignment: Assignment) -> Tensor:
-    """Focal loss with alpha .25 and gamma 2 (RetinaNet, eq. 5), summed over rows (B, N) by their weight and classes."""
-    positive = assignment.positive[..., None].float()
-    target = torch.zeros_like(logits).scatter_(2, assignment.labels[..., None], positive)
-    return (sigmoid_focal_loss(logits, target).sum(-1) * assignment.weight).sum()
 
 
 class RetinaNetForObjectDetection(DenseDetector):

@@ -10,8 +10,7 @@ from torchvision.ops import batched_nms
 
 from .assigners import Priors, Targets, assign_max_iou
 from .boxes import anchors_around_origin, decode_delta, encode_delta
-from .dense import maps_to_rows
-from .layers import Conv
+from .layers import Conv, maps_to_rows
 from .losses import LossPart
 from .sampling import sample
 

@@ -9,7 +9,7 @@ from crosskd_hf.distillation.config import MapperOptions
 from crosskd_hf.distillation.mapper import CrossHeadMapper, reduce_anchors, same_coding, two_bin_kl
 from crosskd_hf.distillation.mimic import WEIGHTS, Rows
 from crosskd_hf.models.assigners import Assignment, Priors
-from crosskd_hf.models.boxes import aligned_iou, encode_delta, encode_distance
+from crosskd_hf.models.boxes import aligned_iou, encode_distance
 from crosskd_hf.models.dense import DenseHead, Predictions
 from crosskd_hf.models.losses import divide, integral
 from tests.tiny_dense import KINDS, make_batch, make_detector
@@ -40,7 +40,7 @@ def rows_of(priors: Priors) -> Rows:
 def regression_of(kind: str, head: DenseHead, priors: Priors, boxes: Tensor) -> Tensor:
     """Regression rows by which a head predicts these boxes."""
     if kind in ("retinanet", "atss"):
-        return encode_delta(priors.boxes, boxes, head.delta_std)
+        return head.coder.encode(boxes, priors)
     distances = encode_distance(priors.centers, boxes)
     if kind == "fcos":
         return distances.log()

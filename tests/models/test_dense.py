@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
-from crosskd_hf.models import DETECTORS, DetectionImageProcessor
+from crosskd_hf.models import DETECTORS, DetectionImageProcessor, GFLConfig, GFLForObjectDetection
 from crosskd_hf.models.boxes import image_sizes, to_absolute
-from crosskd_hf.models.dense import maps_to_rows
+from crosskd_hf.models.layers import Neck, maps_to_rows
 from tests.saved_models import check_remote_code, same_outputs, same_state
 from tests.tiny_dense import CONFIGS, KINDS, make_batch, make_config, make_detector
 
@@ -189,6 +189,53 @@ def test_pipeline(kind: str, tmp_path: Path) -> None:
             box = found["box"]
             assert 0 <= box["xmin"] <= box["xmax"] <= image.width
             assert 0 <= box["ymin"] <= box["ymax"] <= image.height
+
+
+HEAD_FILES = {config.model_type.removeprefix("crosskd_") + ".py" for config in DETECTORS}
+
+
+@each_detector
+def test_the_code_beside_the_weights_holds_no_other_head(kind: str, tmp_path: Path) -> None:
+    make_detector(kind).save_pretrained(tmp_path)
+    shipped = {path.name for path in tmp_path.glob("*.py")}
+    assert shipped & HEAD_FILES == {f"{kind}.py"}
+    assert {"dense.py", "backbone.py", "box_coders.py"} <= shipped
+
+
+class LastLevels(Neck):
+    """The last backbone feature, projected, once a level at half the size."""
+
+    def __init__(self, in_channels: int, channels: int, levels: int):
+        super().__init__()
+        self.levels, self.project = levels, torch.nn.Conv2d(in_channels, channels, 1)
+
+    @classmethod
+    def from_config(cls, in_channels: list[int], config: Any) -> "LastLevels":
+        return cls(in_channels[-1], config.fpn_channels, len(config.strides))
+
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        maps = [self.project(features[-1])]
+        while len(maps) < self.levels:
+            maps.append(torch.nn.functional.max_pool2d(maps[-1], 1, stride=2))
+        return maps
+
+
+class OtherNeckConfig(GFLConfig):
+    model_type = "other_neck"
+
+
+class OtherNeck(GFLForObjectDetection):
+    config_class = OtherNeckConfig
+    neck_class = LastLevels
+
+
+def test_another_neck(tmp_path: Path) -> None:
+    settings = make_config("gfl", backbone_strides=(32,), strides=(32, 64, 128)).to_dict()
+    model, batch = OtherNeck(OtherNeckConfig(**settings)).train(), make_batch()
+    model(**batch).loss.backward()
+    assert model.neck.project.weight.grad.any()
+    model.save_pretrained(tmp_path)
+    assert same_outputs(model, OtherNeck.from_pretrained(tmp_path), batch["pixel_values"])
 
 
 @pytest.mark.parametrize(

@@ -59,4 +59,9 @@ class DenseView(DetectorView):
             return batch.once(head.assignment_rule, lambda: outputs.assignment)  # type: ignore[return-value]
         if not batch.labels:
             raise ValueError("The batch has no labels, which the distillation of predictions needs.")
-        return batch.once(head.assignment_rule, lambda: head.assign(priors, priors.inside(batch.sizes), batch.targets))
+        rows, boxes = outputs.predictions, outputs.boxes
+        assert rows is not None
+        assert boxes is not None
+        return batch.once(
+            head.assignment_rule, lambda: head.assign(priors, priors.inside(batch.sizes), batch.targets, rows, boxes)
+        )

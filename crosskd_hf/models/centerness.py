@@ -1,0 +1,27 @@
+"""Centerness (FCOS, ICCV 2019, section 3.4): how near a prior lies to the middle of its box."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .assigners import Assignment, Priors
+from .boxes import encode_distance
+
+
+def centerness_targets(priors: Priors, assignment: Assignment) -> Tensor:
+    """sqrt of (nearer / farther side) over both axes (FCOS, eq. 3), (B, N) in [0, 1]; 0 where not positive."""
+    left, top, right, bottom = encode_distance(priors.centers, assignment.boxes).clamp(min=0).unbind(-1)
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=1e-6)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=1e-6)
+    return (horizontal * vertical).sqrt() * assignment.positive
+
+
+def centerness_loss(logits: Tensor, centerness: Tensor, assignment: Assignment) -> Tensor:
+    """Binary cross entropy over the positives, summed.
+
+    Args:
+        logits: (B, N), predicted.
+        centerness: (B, N) in [0, 1], the targets.
+    """
+    rows = F.binary_cross_entropy_with_logits(logits, centerness, reduction="none")
+    return (rows * assignment.positive).sum()

@@ -1,0 +1,40 @@
+"""A head of two towers with one square anchor per location, assigned by ATSS: what GFL and ATSS share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .assigners import Assignment, Priors, Targets, assign_atss
+from .boxes import anchors_around_origin
+from .two_towers import TwoTowerConfig, TwoTowerHead
+
+
+class SquareAnchorConfig(TwoTowerConfig):
+    """Configuration of :class:`SquareAnchorHead`; see :class:`TwoTowerConfig` for the shared fields.
+
+    Args:
+        anchor_scale: Side of the square anchor of each location, in strides.
+    """
+
+    anchor_scale: float = 8.0
+
+    ranges = {"anchor_scale": (0.01, 1024)}
+
+
+class SquareAnchorHead(TwoTowerHead):
+    """One square anchor per location, assigned by ATSS."""
+
+    config: SquareAnchorConfig
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        return "atss", self.grid, self.config.anchor_scale
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell."""
+        return anchors_around_origin(torch.tensor([self.config.anchor_scale * stride]), (1.0,))
+
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:
+        """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1); see :meth:`DenseHead.assign`."""
+        return assign_atss(priors, valid, targets)
