@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_model
-from torch import Tensor, nn
+from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..inference.precision import as_stored, widen
-from . import checkpoints, provenance, run_folder, saving
+from . import checkpoints, provenance, run_folder, saving, upstream
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
 from .loading import load_student
@@ -37,6 +37,7 @@ class CheckpointingTrainer(CocoTrainer):
 
     ema: WeightAverage | None = None
     _stored_types: Mapping[str, torch.dtype] = MappingProxyType({})
+    _resumed: Path | None = None  # the checkpoint that this run goes on from
 
     # ---- Run ----
 
@@ -58,13 +59,15 @@ class CheckpointingTrainer(CocoTrainer):
             NonFiniteLossError: A loss part became NaN or infinite.
         """
         run, args = Path(self.args.output_dir), self.args
-        with run_folder.held(Path(self._get_output_dir(trial)), args.should_save, args.save_strategy != "no"):
+        its_folder = Path(upstream.trial_folder(self, trial))
+        with run_folder.held(its_folder, args.should_save, args.save_strategy != "no"):
             if args.should_save:
                 checkpoints.recover(run)
             self.accelerator.wait_for_everyone()
             folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
             if folder is not None:
                 self._check_resume(folder)
+            self._resumed = folder
             self._forget_preparation()
             return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 
@@ -74,25 +77,29 @@ class CheckpointingTrainer(CocoTrainer):
 
     def _forget_preparation(self) -> None:
         """Let a model that `evaluate` prepared be wrapped for training; accelerate would leave it as it is."""
-        if self.model_wrapped is self.model and "_is_accelerate_prepared" in vars(self.model):
+        if self.model_wrapped is self.model and upstream.is_prepared(self.model):
             extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
-            self.model._is_accelerate_prepared = False
+            upstream.forget_preparation(self.model)
 
     # ---- Averaged weights ----
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As of `CocoTrainer`, over float32 weights."""
         self._stored_types = widen(self.model) or self._stored_types
-        saving.load_if_there(self.model, resume_from_checkpoint, AVERAGED_WEIGHTS)
+        return super().create_optimizer(model)
+
+    def _begin_training(self) -> None:
+        super()._begin_training()
+        saving.load_if_there(self.model, self._resumed, AVERAGED_WEIGHTS)
         if self.args.ema_decay is not None:
             self.ema = WeightAverage(self.model, self.args.ema_decay, self.state.global_step)
-        saving.load_if_there(self.model, resume_from_checkpoint, TRAINING_WEIGHTS)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        saving.load_if_there(self.model, self._resumed, TRAINING_WEIGHTS)
 
-    def _finalize_training(self, *args: Any) -> TrainOutput:
+    def _end_training(self) -> None:
+        super()._end_training()
         if self.ema is not None:
             self.ema.copy_to(self.model)
             self.ema = None
-        return super()._finalize_training(*args)
 
     def _after_optimizer_step(self) -> None:
         super()._after_optimizer_step()
@@ -110,14 +117,12 @@ class CheckpointingTrainer(CocoTrainer):
 
     # ---- Saving and loading ----
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def _save_student(self, folder: Path) -> None:
         """Write the student and what lies beside it. Only the process that saves does anything."""
         if not self.args.should_save:
             return
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         with as_stored(self.model, self._stored_types):
-            self.model.save_pretrained(folder, state_dict=state_dict)
+            self.model.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
@@ -131,7 +136,7 @@ class CheckpointingTrainer(CocoTrainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir if output_dir is None else output_dir)
             with checkpoints.replaced(folder) as staging, self._as_student():
-                self._save(str(staging))
+                self._save_student(staging)
                 (staging / "README.md").write_text(str(self._card()), encoding="utf-8")
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -139,7 +144,7 @@ class CheckpointingTrainer(CocoTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write `checkpoint-N` under another name, rename it when it is complete, then drop the oldest ones."""
         self.store_flos()
-        run = Path(self._get_output_dir(trial))
+        run = Path(upstream.trial_folder(self, trial))
         folder = run / f"checkpoint-{self.state.global_step}"
         staging = run / f"{checkpoints.SAVING}{folder.name}"
         steps: tuple[Callable[[], None], ...] = (
@@ -149,8 +154,8 @@ class CheckpointingTrainer(CocoTrainer):
         )
         for step in steps:
             saving.together(step, self.state.global_step, staging if self.args.should_save else None)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
+        if self.args.push_to_hub and self.is_world_process_zero():
+            saving.upload(folder, str(self.hub_model_id), self.args)  # waits: the folder may be rotated away
 
     def _begin_checkpoint(self, staging: Path, folder: Path) -> None:
         best = self.state.best_global_step
@@ -163,14 +168,12 @@ class CheckpointingTrainer(CocoTrainer):
 
     def _write_checkpoint(self, staging: Path) -> None:
         with self._as_student():
-            self._save(str(staging))
+            self._save_student(staging)
         if self.args.save_only_model:
             return
         if self.args.should_save:
             self._save_exact_weights(staging)
-        self._save_optimizer_and_scheduler(str(staging))
-        self._save_scaler(str(staging))
-        self._save_rng_state(str(staging))
+        upstream.save_training_state(self, str(staging))
 
     def _save_exact_weights(self, folder: Path) -> None:
         """What `model.safetensors` doesn't hold of the trained weights and their average."""
@@ -200,6 +203,7 @@ class CheckpointingTrainer(CocoTrainer):
                 f"The best checkpoint {best} is damaged: {found}. The student of the last update is not lost: "
                 f"it lies in {checkpoints.last_checkpoint(best.parent, contents=True)}."
             )
+        self.ema = None  # that checkpoint holds averaged weights already
         load_student(self.model, best)
 
     # ---- Hub ----
@@ -256,8 +260,3 @@ class CheckpointingTrainer(CocoTrainer):
             best = [entry for entry in evaluations if entry["step"] == self.state.best_global_step]
             evaluations = best or evaluations
         return evaluations[-1] if evaluations else {}
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a checkpoint by `hub_strategy`. Waits: the folder may be rotated away."""
-        if self.is_world_process_zero():
-            saving.upload(Path(checkpoint_folder), str(self.hub_model_id), self.args)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -19,6 +20,7 @@ from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import in_type_of, widen_outputs, widened
+from . import upstream
 from .config import CrossKDConfig
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
@@ -38,6 +40,7 @@ class CocoTrainer(Trainer):
     Raises:
         ValueError: Neither an image processor nor a collator is given.
         NotImplementedError: DeepSpeed or FSDP.
+        UpstreamError: transformers is of a release that the trainer doesn't fit.
     """
 
     args: CrossKDConfig
@@ -61,6 +64,7 @@ class CocoTrainer(Trainer):
                 "processing_class is missing: give the student's image processor, such as "
                 "AutoImageProcessor.from_pretrained(...)."
             )
+        upstream.check()
         collators = _collators(processing_class, train_transform, data_collator, args.seed)
         super().__init__(
             model=model,
@@ -69,9 +73,10 @@ class CocoTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*(callbacks or []), _Hooks(self)],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.callback_handler.callbacks.insert(0, _Moments(self))  # other callbacks see the averaged weights
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise NotImplementedError(
                 "DeepSpeed and FSDP are not supported: a detector and its teacher fit on one device. "
@@ -81,15 +86,25 @@ class CocoTrainer(Trainer):
         self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
         self._detections: CocoEvaluator | None = None
         self._train_sampler: Any = None
+        self._step_scheduler: Any = None
 
     # ---- Data ----
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        training_collator = self.data_collator
-        if not is_training:
-            self.data_collator = self._eval_collator
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As of `Trainer`, without augmentation."""
+        with self._evaluation_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As of `Trainer`, without augmentation."""
+        with self._evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluation_collator(self) -> Iterator[None]:
+        training_collator, self.data_collator = self.data_collator, self._eval_collator
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            yield
         finally:
             self.data_collator = training_collator
 
@@ -111,11 +126,22 @@ class CocoTrainer(Trainer):
             if isinstance(part, RandomOrder | AspectRatioSampler | ReproducibleCollator):
                 part.set_epoch(epoch)
 
+    # ---- Moments of a run ----
+
+    def _begin_training(self) -> None:
+        """Model, optimiser and schedule are ready, those of a checkpoint loaded."""
+
+    def _before_optimizer_step(self) -> None:
+        """The gradients are complete and clipped."""
+
     def _after_optimizer_step(self) -> None:
         """The weights have moved; the gradients are still there."""
 
     def _after_update(self) -> None:
         """The update is complete."""
+
+    def _end_training(self) -> None:
+        """The run is over, the best checkpoint loaded if it was asked for."""
 
     def _images_per_update(self) -> int:
         return int(self.get_total_train_batch_size(self.args))
@@ -161,11 +187,12 @@ class CocoTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The step schedule, or `lr_scheduler_type`."""
         schedule = self.args.schedule_settings()
-        if schedule is None or self.lr_scheduler is not None:
+        is_given = self.lr_scheduler is not None and self.lr_scheduler is not self._step_scheduler
+        if schedule is None or is_given:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
         self.lr_scheduler = step_schedule(optimizer or self.optimizer, schedule, num_training_steps, warmup)
-        self._created_lr_scheduler = True
+        self._step_scheduler = self.lr_scheduler  # another call to train() gets a new one
         return self.lr_scheduler
 
     # ---- Evaluation ----
@@ -202,7 +229,7 @@ class CocoTrainer(Trainer):
         assert self._detections is not None
         if self.processing_class is None:
             raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
-        inputs = self._prepare_inputs(inputs)
+        inputs = send_to_device(inputs, self.args.device)
         labels = inputs.pop("labels")
         inputs["pixel_values"] = in_type_of(self.model, inputs["pixel_values"])  # bf16_full_eval, fp16_full_eval
         with torch.no_grad():
@@ -227,20 +254,29 @@ class CocoTrainer(Trainer):
         return evaluator
 
 
-class _Hooks(TrainerCallback):
+class _Moments(TrainerCallback):
     """Calls the trainer at the moments for which `Trainer` has callbacks, but no methods."""
 
     def __init__(self, trainer: CocoTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._begin_training()
+
     def on_epoch_begin(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._before_optimizer_step()
 
     def on_optimizer_step(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._after_optimizer_step()
 
     def on_step_end(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._after_update()
+
+    def on_train_end(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._end_training()
 
 
 def _collators(

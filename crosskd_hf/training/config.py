@@ -13,7 +13,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..distillation.config import DistillationConfig
-from . import ineffective
+from . import ineffective, upstream
 from .schedules import SCHEDULES, Schedule, default_warmup
 
 logger = logging.getLogger(__name__)
@@ -221,7 +221,7 @@ class CrossKDConfig(TrainingArguments):
             )
         devices = self.n_gpu
         if devices > 1:
-            self._n_gpu = 1
+            upstream.use_one_device(self)
             command = shlex.join(sys.argv)
             logger.warning(
                 "%d devices are visible, but this is one process: only one of them is used. For all: "

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from . import upstream
+
 logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
@@ -41,7 +43,7 @@ def describe(teacher: PreTrainedModel, teacher_hash: str, distillation: Mapping[
         "teacher": {
             "class": type(teacher).__name__,
             "name_or_path": teacher.config.name_or_path,
-            "revision": _revision(teacher),
+            "revision": upstream.commit_of(teacher.config),
             "sha256": teacher_hash,
         },
         "distillation": dict(distillation),
@@ -100,11 +102,6 @@ def warn_of_changes(folder: Path, content: Mapping[str, Any] | None) -> None:
     if changed:
         told = "; ".join(f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed)
         logger.warning("The distillation goes on with other settings than %s had: %s", folder, told)
-
-
-def _revision(model: PreTrainedModel) -> str | None:
-    """The commit that a model of the Hub was loaded from; models of local origin have none."""
-    return vars(model.config).get("_commit_hash")
 
 
 def _version(package: str) -> str | None:

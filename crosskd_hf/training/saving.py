@@ -85,10 +85,10 @@ def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
         api.upload_folder(**options, path_in_repo="last-checkpoint" if last else folder.name)
 
 
-def load_if_there(model: nn.Module, folder: str | None, name: str) -> None:
+def load_if_there(model: nn.Module, folder: Path | None, name: str) -> None:
     """Load the float32 weights `name` of a checkpoint, if this is a resumed run and the checkpoint has such."""
-    if folder is not None and Path(folder, name).is_file():
-        load_model(model, Path(folder, name), strict=True)
+    if folder is not None and (folder / name).is_file():
+        load_model(model, folder / name, strict=True)
 
 
 def check_average(folder: Path, decay: float | None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
@@ -16,7 +18,7 @@ from ..data.transforms import Record
 from ..distillation import Distiller, make_distiller
 from ..inference.precision import widen
 from ..models.losses import LossPart, divide
-from . import adapters, provenance, run_folder, supervision
+from . import adapters, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
@@ -80,12 +82,12 @@ class CrossKDTrainer(CheckpointingTrainer):
             callbacks,
             optimizers,
         )
-        self.loss_is_scaled_for_ga = False
         self.distiller: Distiller | None = None
         self._teacher_hash: str | None = None
         if teacher_model is not None:
             self._set_teacher(teacher_model, teacher_processing_class)
         self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
+        self._gradient_norm: Tensor | None = None
         self._own_images = True
         self._update_sums: UpdateSums | None = None
         self._averaged = 1
@@ -155,6 +157,7 @@ class CrossKDTrainer(CheckpointingTrainer):
                 break
             batches.append(self._without_repeats(batch))
         self._guard.clear()
+        self._gradient_norm = None
         self._update_sums, self._averaged = None, self.args.world_size
         if len(batches) > 1 and self.args.exact_accumulation:
             self._update_sums, self._averaged = self._rehearse(batches), self.args.world_size * len(batches)
@@ -169,7 +172,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         rest = self._images_in_last_round()
         if rest == 0 or not self.accelerator.gradient_state.end_of_dataloader:
             return batch
-        size = self._train_batch_size
+        size = upstream.micro_batch_size(self)
         own = min(max(rest - self.args.process_index * size, 0), size)
         self._own_images = own > 0
         return {key: value[: max(own, 1)] for key, value in batch.items()}
@@ -181,14 +184,14 @@ class CrossKDTrainer(CheckpointingTrainer):
             return 0
         if args.train_sampling_strategy == "batch_rebalance" or not isinstance(dataset, Sized):
             return 0
-        return len(dataset) % (self._train_batch_size * args.world_size)
+        return len(dataset) % (upstream.micro_batch_size(self) * args.world_size)
 
     def _rehearse(self, batches: list[dict[str, Any]]) -> UpdateSums:
         self.model.train()
         parts = []
         with rehearsal(self.model):
             for number, batch in enumerate(batches, start=1):
-                _, own, kd = self._forward(self.model, self._prepare_inputs(batch))
+                _, own, kd = self._forward(self.model, send_to_device(batch, self.args.device))
                 parts.append(weighted(own | kd, self._weight(number == len(batches))))
         return add_up(parts)
 
@@ -247,17 +250,20 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _adapters(self) -> list[nn.Parameter]:
         return [] if self.distiller is None else adapters.trainable(self.distiller)
 
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+    def _clip_grad_norm(self, model: nn.Module, bound: float | None = None) -> Tensor:
+        """Clip the gradients of student and adapters together; returns their norm before that."""
         parameters = [*model.parameters(), *self._adapters()]
-        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm if bound is None else bound)
+        self._gradient_norm = norm
+        return norm
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The gradient's norm; the last place before the optimiser moves, so bad updates end here."""
-        if grad_norm is None:
-            grad_norm = self.accelerator.clip_grad_norm_([*model.parameters(), *self._adapters()], float("inf"))
-        judged = None if self.accelerator.scaler is not None else grad_norm
+    def _before_optimizer_step(self) -> None:
+        """The last moment before the weights move, so bad updates end here."""
+        super()._before_optimizer_step()
+        norm = self._clip_grad_norm(self.model, math.inf) if self._gradient_norm is None else self._gradient_norm
+        judged = None if self.accelerator.scaler is not None else norm
         if not self._guard.triggered(judged):
-            return grad_norm
+            return
         message = self._guard.report(self.state.global_step + 1, judged)
         if self.args.nonfinite == "stop":
             raise NonFiniteLossError(
@@ -266,24 +272,26 @@ class CrossKDTrainer(CheckpointingTrainer):
             )
         self._guard.skipped += 1
         logger.warning("%s It is skipped (%d so far).", message, self._guard.skipped)
-        for parameter in [*model.parameters(), *self._adapters()]:
+        for parameter in [*self.model.parameters(), *self._adapters()]:
             parameter.grad = None
-        return torch.zeros_like(torch.as_tensor(grad_norm))
 
     # ---- Run ----
 
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        if self.args.ddp_find_unused_parameters is None and supervision.returns_loss_parts(self.model):
+    def create_accelerator_and_postprocess(self) -> None:
+        """As of `Trainer`; models that hand out parts use all their parameters, so DDP needn't look for unused ones."""
+        given = self.args.ddp_find_unused_parameters
+        if given is None and self.model is not None and supervision.returns_loss_parts(self.model):
             self.args.ddp_find_unused_parameters = False
-        return super()._build_accelerator_args(**kwargs)
+        super().create_accelerator_and_postprocess()
+        self.args.ddp_find_unused_parameters = given
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _begin_training(self) -> None:
+        super()._begin_training()
         self._first_update = self.args.check_first_step
         self._forget_log()
         if self.distiller is not None:
             self.distiller.train()
             adapters.share_weights(self.distiller)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As of `CocoTrainer`; adapters come in a group of their own."""
@@ -323,6 +331,8 @@ class CrossKDTrainer(CheckpointingTrainer):
             logs = {**logs, **dict(zip(names, means.tolist(), strict=True))}
             if self._guard.skipped:
                 logs["skipped_updates"] = self._guard.skipped
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                logs["grad_norm"] = 0.0  # of an update that was skipped
             self._forget_log()
         super().log(logs, start_time)
 

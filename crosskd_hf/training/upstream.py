@@ -1,0 +1,230 @@
+"""The parts of transformers and accelerate that aren't promised to stay: all that are used here, listed and checked.
+
+`Trainer` calls the methods that a subclass overrides by their names, and callbacks likewise. A release that renames one
+goes on without the override, and without an error: checkpoints without a manifest, updates that nobody judged, averaged
+weights that were never averaged. So everything that the trainers override or use stands in a table of this module, with
+its parameters, and :func:`check` compares the tables with the installed release whenever a trainer is built.
+`tests/training/test_upstream.py` holds the tables against the classes and against the source of the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Iterator
+from types import CodeType
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import __version__ as installed
+
+TRIED = ("5.17", "5.24")  # first and last minor release of transformers with which these tables were compared
+
+
+class UpstreamError(RuntimeError):
+    """The installed transformers or accelerate lacks something that this package relies on."""
+
+
+class Hook(NamedTuple):
+    """A method of `Trainer` by its name.
+
+    Args:
+        name: As upstream defines it.
+        parameters: Their names in upstream's order, separated by spaces, without `self`.
+        purpose: What would silently be lost without it.
+    """
+
+    name: str
+    parameters: str
+    purpose: str
+
+
+# What the trainers override. Upstream must call each of them by this name with these parameters.
+OVERRIDDEN = (
+    Hook("_get_train_sampler", "train_dataset", "an order that depends on seed and epoch alone"),
+    Hook("_clip_grad_norm", "model", "clipping of the adapters' gradients"),
+    Hook("_save_checkpoint", "model trial", "checkpoints that are whole or not there"),
+    Hook("_load_from_checkpoint", "resume_from_checkpoint model", "resuming with every weight"),
+    Hook("_load_best_model", "", "the best checkpoint with every weight"),
+    Hook("create_accelerator_and_postprocess", "", "processes that don't search for unused parameters"),
+    Hook("get_eval_dataloader", "eval_dataset", "evaluation without augmentation"),
+    Hook("get_test_dataloader", "test_dataset", "prediction without augmentation"),
+    Hook("create_optimizer", "model", "learning rates of schedule, backbone and adapters"),
+    Hook("create_scheduler", "num_training_steps optimizer", "the step schedule"),
+    Hook("train", "resume_from_checkpoint trial ignore_keys_for_eval", "the choice of a whole checkpoint"),
+    Hook("get_batch_samples", "epoch_iterator num_batches device", "normalizers over micro-batches"),
+    Hook("training_step", "model inputs num_items_in_batch", "gradients of adapters over processes"),
+    Hook("compute_loss", "model inputs return_outputs num_items_in_batch", "the losses"),
+    Hook("floating_point_ops", "inputs", "a count of operations that means nothing here"),
+    Hook("log", "logs start_time", "loss parts in the log"),
+    Hook(
+        "evaluation_loop",
+        "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
+        "COCO AP, and evaluation of the averaged weights",
+    ),
+    Hook("prediction_step", "model inputs prediction_loss_only ignore_keys", "detections"),
+    Hook("save_model", "output_dir _internal_call", "the model card, and averaged weights"),
+    Hook(
+        "create_model_card",
+        "language license tags model_name finetuned_from tasks dataset_tags dataset dataset_args",
+        "the model card",
+    ),
+)
+
+# Moments at which upstream must call every callback. `_Moments` of coco_trainer.py has a method for each.
+MOMENTS = {
+    "on_train_begin": "averaged weights, and adapters that are equal in all processes",
+    "on_epoch_begin": "another order and augmentation in every epoch",
+    "on_pre_optimizer_step": "the stop before an update that is not finite",
+    "on_optimizer_step": "averaged weights",
+    "on_step_end": "the checks of the first update",
+    "on_train_end": "the averaged weights as the result",
+}
+
+# Methods of `Trainer` that the functions below call.
+CALLED = (
+    Hook("_get_output_dir", "trial", "the folder of a trial"),
+    Hook("_save_optimizer_and_scheduler", "output_dir", "the optimiser's state"),
+    Hook("_save_scaler", "output_dir", "the gradient scaler's state"),
+    Hook("_save_rng_state", "output_dir", "random numbers"),
+)
+
+# Attributes that the functions below read or set, by the class whose code must know them.
+ATTRIBUTES: tuple[tuple[type, str], ...] = (
+    (Trainer, "_train_batch_size"),
+    (Trainer, "current_gradient_accumulation_steps"),
+    (Accelerator, "_is_accelerate_prepared"),
+    (TrainingArguments, "_n_gpu"),
+    (PreTrainedConfig, "_commit_hash"),
+)
+
+# What lower layers import from modules of transformers that its documentation doesn't name. They fail on import.
+IMPORTED_BELOW = {
+    "distillation/detr_loss.py": (
+        "transformers.loss.loss_deformable_detr: DeformableDetrHungarianMatcher",
+        "transformers.loss: loss_d_fine loss_deimv2 loss_for_object_detection loss_rt_detr",
+    ),
+    "distillation/detr_families.py": (
+        "transformers.models.d_fine.modeling_d_fine: distance2bbox weighting_function",
+        "transformers.models.lw_detr.modeling_lw_detr: refine_bboxes",
+    ),
+    "models/image_processing.py": (
+        "transformers.models.deformable_detr.image_processing_deformable_detr: "
+        "DeformableDetrImageProcessor DeformableDetrImageProcessorKwargs",
+    ),
+    "models/pyramid.py": ("transformers.models.auto.modeling_auto: MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",),
+}
+
+
+# ---- Check ----
+
+
+@functools.cache
+def check(trainer: type = Trainer, callback: type = TrainerCallback) -> None:
+    """Compare the tables with the installed releases.
+
+    Args:
+        trainer, callback: transformers' own classes.
+
+    Raises:
+        UpstreamError: Something is missing, is called otherwise or by nobody; the message names all of it.
+    """
+    faults = [*_method_faults(trainer), *_moment_faults(trainer, callback), *_attribute_faults(trainer)]
+    if faults:
+        first, last = TRIED
+        following = f"{last.split('.')[0]}.{int(last.split('.')[1]) + 1}"
+        raise UpstreamError(
+            f"transformers {installed} doesn't fit: {'; '.join(faults)}. Going on would lose this in silence. "
+            f"crosskd_hf was tried with transformers {first} to {last}: "
+            f"pip install 'transformers>={first},<{following}', or take a newer crosskd_hf."
+        )
+
+
+def _method_faults(trainer: type) -> Iterator[str]:
+    for hook in (*OVERRIDDEN, *CALLED):
+        method = inspect.getattr_static(trainer, hook.name, None)
+        if method is None:
+            yield f"Trainer has no {hook.name} ({hook.purpose})"
+            continue
+        found = " ".join(list(inspect.signature(method).parameters)[1:])
+        if found != hook.parameters:
+            yield f"Trainer.{hook.name} takes ({found}), not ({hook.parameters}) ({hook.purpose})"
+        if hook.name != "train" and not _is_known(trainer, hook.name):  # which the user calls
+            yield f"Trainer doesn't call {hook.name} any more ({hook.purpose})"
+
+
+def _moment_faults(trainer: type, callback: type) -> Iterator[str]:
+    for moment, purpose in MOMENTS.items():
+        if not hasattr(callback, moment) or not _is_known(trainer, moment):
+            yield f"Trainer doesn't call {moment} of its callbacks ({purpose})"
+
+
+def _attribute_faults(trainer: type) -> Iterator[str]:
+    for owner, name in ATTRIBUTES:
+        if not _is_known(trainer if owner is Trainer else owner, name):
+            yield f"{owner.__name__} doesn't know {name}"
+
+
+def _is_known(owner: type, name: str) -> bool:
+    """Whether some function of a class, other than the one of that name, mentions `name`."""
+    return any(name in names for function, names in _mentioned(owner) if function != name)
+
+
+@functools.cache
+def _mentioned(owner: type) -> list[tuple[str, set[str]]]:
+    """The functions of a class and its bases, and what the code of each mentions."""
+    members = [member for base in owner.__mro__ for member in vars(base).items()]
+    functions = [(name, getattr(value, "__func__", getattr(value, "fget", value))) for name, value in members]
+    codes = [(name, getattr(inspect.unwrap(f), "__code__", None)) for name, f in functions if callable(f)]
+    return [(name, set(_names(code))) for name, code in codes if code is not None]
+
+
+def _names(code: CodeType) -> Iterable[str]:
+    """Attributes, globals and strings of a function's code, inner functions included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+        elif isinstance(constant, str):
+            yield constant
+
+
+# ---- Use ----
+
+
+def micro_batch_size(trainer: Trainer) -> int:
+    """Images of one process's micro-batch; `auto_find_batch_size` may have made it smaller than the arguments say."""
+    return int(trainer._train_batch_size)
+
+
+def trial_folder(trainer: Trainer, trial: Any) -> str:
+    """Where checkpoints go: `output_dir`, or the folder of a hyperparameter search's trial."""
+    return str(trainer._get_output_dir(trial))
+
+
+def save_training_state(trainer: Trainer, folder: str) -> None:
+    """Write optimiser, scheduler, gradient scaler and random numbers into `folder`. Every process must call it."""
+    trainer._save_optimizer_and_scheduler(folder)
+    trainer._save_scaler(folder)
+    trainer._save_rng_state(folder)
+
+
+def is_prepared(model: Any) -> bool:
+    """Whether accelerate takes `model` as prepared and would hand it back as it is."""
+    return "_is_accelerate_prepared" in vars(model)
+
+
+def forget_preparation(model: Any) -> None:
+    """Let accelerate prepare `model` once more."""
+    model._is_accelerate_prepared = False
+
+
+def use_one_device(args: TrainingArguments) -> None:
+    """Keep `Trainer` from `nn.DataParallel`."""
+    args._n_gpu = 1
+
+
+def commit_of(config: PreTrainedConfig) -> str | None:
+    """The commit of the Hub that a configuration was loaded from; None for one of local origin."""
+    return vars(config).get("_commit_hash")
