@@ -46,10 +46,15 @@ def kind_of(name: str) -> str:
     return "gradients" if "grad_norm" in name else name.split(".")[0]
 
 
+def tolerance(name: str) -> float:
+    """The largest error that a figure may have."""
+    return TOLERANCES.get(kind_of(name), OTHERWISE)
+
+
 def report(title: str, pairs: dict[str, Pair], absent: list[str]) -> bool:
     """Print a case's line, and those of figures that differ. Returns whether all agree."""
     errors = {name: figure_error(name, pair) for name, pair in pairs.items()}
-    wrong = [name for name, error in errors.items() if not error <= TOLERANCES.get(kind_of(name), OTHERWISE)]
+    wrong = [name for name, error in errors.items() if not error <= tolerance(name)]
     largest: dict[str, float] = {}
     for name in sorted(errors, key=errors.__getitem__):
         largest[kind_of(name)] = errors[name]
