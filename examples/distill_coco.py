@@ -88,6 +88,7 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
         common.pop("lr_scheduler_type", None)  # a schedule has its own
     parser.set_defaults(**common | ({} if name is None else published_defaults(preset(name))))
     arguments, config = parser.parse_args_into_dataclasses(argv)
+    arguments.check_push(config)
     return arguments, config
 
 

@@ -117,6 +117,7 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
         del defaults["lr_scheduler_type"]  # a schedule has its own
     parser.set_defaults(**defaults)
     arguments, config = parser.parse_args_into_dataclasses(argv)
+    arguments.check_push(config)
     return arguments, config
 
 

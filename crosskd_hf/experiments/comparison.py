@@ -80,7 +80,9 @@ class Comparison:
             changes: Settings of this run that differ, e.g. `num_train_epochs`.
         """
         args = copy.copy(self.args)
-        for key, value in {**changes, "output_dir": str(Path(self.args.output_dir) / name)}.items():
+        changes |= {"output_dir": str(Path(self.args.output_dir) / name)}
+        changes |= {"push_to_hub": self.args.push_to_hub and name == "distilled"}  # all runs share one repository
+        for key, value in changes.items():
             setattr(args, key, value)
         set_seed(args.seed)
         if isinstance(model, DetectorSpec):
@@ -104,7 +106,7 @@ class Comparison:
     def evaluate(self, name: str, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
         """Evaluate a given model, such as a loaded teacher, on the validation data."""
         args = copy.copy(self.args)
-        args.output_dir = str(Path(self.args.output_dir) / name)
+        args.output_dir, args.push_to_hub = str(Path(self.args.output_dir) / name), False
         trainer = CrossKDTrainer(model=model, args=args, eval_dataset=self.val.dataset, processing_class=processor)
         self.results[name] = ap_metrics(trainer.evaluate())
 

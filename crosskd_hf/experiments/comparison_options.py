@@ -47,6 +47,18 @@ class ComparisonOptions:
         if "distilled" in self.steps and "teacher" not in self.steps and self.teacher is None:
             raise ValueError("--steps distilled needs a teacher: add the step 'teacher', or give --teacher.")
 
+    def check_push(self, config: CrossKDConfig) -> None:
+        """What is pushed is the distilled student, and nothing else.
+
+        Raises:
+            ValueError: `--push_to_hub` without the step that makes it.
+        """
+        if config.push_to_hub and "distilled" not in self.steps:
+            raise ValueError(
+                f"--push_to_hub pushes the distilled student, but --steps {' '.join(self.steps)} makes none: add the "
+                "step 'distilled', or leave --push_to_hub out."
+            )
+
     def missing_paths(self) -> list[str]:
         """Names of the paths that were not given."""
         return [name for name in PATHS if getattr(self, name) is None]

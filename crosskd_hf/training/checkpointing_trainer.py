@@ -246,6 +246,7 @@ class CheckpointingTrainer(CocoTrainer):
                 teacher=provenance.hub_id(record),
                 provenance=record,
                 tags=tags,
+                own_code=not type(self.model).__module__.startswith("transformers."),
             )
         )
 

@@ -22,11 +22,16 @@ _TEMPLATE = """---
 ## Use
 
 ```python
+from PIL import Image
 from transformers import pipeline
 
-detector = pipeline("object-detection", model="{{ model_id }}")
-detector("image.jpg")
+detector = pipeline("object-detection", model="{{ model_id }}"{{ options }})
+print(detector(Image.open("image.jpg")))
 ```
+{{ remark }}"""
+_OWN_CODE = """
+`trust_remote_code=True` runs the code of the architecture, which lies beside the weights. After `import crosskd_hf` the
+installed package runs instead, without that argument.
 """
 _METRICS = {
     "eval_map": "box AP",
@@ -52,6 +57,7 @@ class CardContent:
         teacher: Hub id of the teacher, if it has one.
         provenance: Content of `distillation.json`; None for a model trained alone.
         tags: Beside "crosskd" and "object-detection".
+        own_code: Whether the architecture is no part of transformers, and its code is saved beside the weights.
     """
 
     name: str
@@ -63,6 +69,7 @@ class CardContent:
     teacher: str | None = None
     provenance: Mapping[str, Any] | None = None
     tags: Sequence[str] = ()
+    own_code: bool = False
 
 
 def model_card(content: CardContent) -> ModelCard:
@@ -84,6 +91,8 @@ def model_card(content: CardContent) -> ModelCard:
         summary=_summary(content),
         results=_results(content),
         distillation=_distillation(content),
+        options=", trust_remote_code=True" if content.own_code else "",
+        remark=_OWN_CODE if content.own_code else "",
     )
 
 

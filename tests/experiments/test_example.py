@@ -4,11 +4,14 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.fake_hub import FakeHub
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -18,10 +21,15 @@ SMALL = [
 
 
 def example(
-    *arguments: str, launcher: tuple[str, ...] = (sys.executable,), name: str = "distill_coco"
+    *arguments: str,
+    launcher: tuple[str, ...] = (sys.executable,),
+    name: str = "distill_coco",
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     command = [*launcher, str(ROOT / "examples" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, env=environment
+    )
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -30,9 +38,19 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def hub() -> Iterator[FakeHub]:
+    hub = FakeHub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> tuple[Path, str]:
+    """The folder and the output of a run of all steps that pushes its student to the Hub."""
     folder = tmp_path_factory.mktemp("example")
-    process = example(*SMALL, "--output_dir", str(folder))
+    push = ("--push_to_hub", "--hub_model_id", "me/student")
+    environment = hub.environment(tmp_path_factory.mktemp("cache"))
+    process = example(*SMALL, *push, "--output_dir", str(folder), environment=environment)
     assert process.returncode == 0, process.stderr[-3000:]
     return folder, process.stdout
 
@@ -67,6 +85,14 @@ def test_distillation_losses_are_logged_under_their_names(run: tuple[Path, str])
     assert not [key for key in losses(folder / "alone")[-1] if key.endswith("_kd")]
 
 
+def test_the_distilled_student_alone_is_pushed(run: tuple[Path, str], hub: FakeHub) -> None:
+    assert list(hub.files) == ["me/student"]
+    pushed = hub.files["me/student"]
+    assert pushed["model.safetensors"] == (run[0] / "distilled" / "model.safetensors").read_bytes()
+    assert {"README.md", "config.json", "preprocessor_config.json", "gfl.py"} <= pushed.keys()
+    assert not [path for path in pushed if path.endswith((".bin", ".pt", ".pth"))]
+
+
 PIPELINE = """
 import sys
 if {hidden}:
@@ -89,6 +115,22 @@ def test_student_answers_in_a_pipeline_of_a_fresh_process(run: tuple[Path, str],
     code = PIPELINE.format(hidden=hidden, folder=str(run[0] / "distilled"), options=options, classes=classes)
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+    )
+    assert process.stdout.strip().endswith("answered"), process.stderr[-2000:]
+
+
+def test_a_pushed_student_answers_by_its_id_without_the_package(
+    run: tuple[Path, str], hub: FakeHub, tmp_path: Path
+) -> None:
+    classes = ["circle", "square", "triangle", "star"]
+    code = PIPELINE.format(hidden=True, folder="me/student", options="trust_remote_code=True", classes=classes)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        env=hub.environment(tmp_path),
     )
     assert process.stdout.strip().endswith("answered"), process.stderr[-2000:]
 
@@ -131,6 +173,7 @@ def test_a_trained_detr_student_goes_on(tmp_path: Path) -> None:
     [
         (("--train_annotations", "a.json"), "missing: train_images"),
         (("--steps", "distilled"), "needs a teacher"),
+        (("--push_to_hub", "--steps", "teacher", "alone"), "pushes the distilled student"),
         (("--steps", "warm_up"), "choose from teacher, alone, distilled"),
     ],
 )

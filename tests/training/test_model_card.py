@@ -32,6 +32,13 @@ def test_a_distilled_model() -> None:
         assert text in card.text
 
 
+@pytest.mark.parametrize("own_code", [True, False])
+def test_code_beside_the_weights_is_asked_for(own_code: bool) -> None:
+    text = str(model_card(CardContent("student", "X", model_id="org/student", own_code=own_code)))
+    assert ('model="org/student", trust_remote_code=True)' in text) == own_code
+    assert ('model="org/student")' in text) != own_code
+
+
 def test_a_model_trained_alone_and_never_evaluated() -> None:
     card = model_card(CardContent("student", "GFLForObjectDetection"))
     text = str(card)
