@@ -10,7 +10,10 @@ from .coco_json import Bools, CocoTable, Floats, Ints
 from .report import DEGENERATE_BOX, Finding, Place, Severity, found
 
 _LEAST_SIDE = 1e-3  # px; below, a box may vanish in the float32 of training
-_MANY = 20  # so many boxes don't look like corners by chance
+_MANY = 20  # so many boxes don't look like corners, or lie outside of their images, by chance
+_SHARE = 0.2  # of the boxes of a file; more with one fault means that the file is wrong, not some boxes
+_NEARLY_ALL = 0.95
+_COUNTED = 100  # detections of an image and a class that COCO's AP counts, and of an image that processors hand on
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,13 @@ class JudgedBoxes:
 
     def findings(self, training: bool) -> list[Finding]:
         """What is wrong with the boxes and what is done about it; `training`: of a split that is learned from."""
-        return [*self._dropped(), *self._wrong_as_a_whole(training), *self._notes()]
+        return [
+            *self._dropped(),
+            *self._wrong_as_a_whole(training),
+            *self._rotated(),
+            *self._more_than_are_counted(),
+            *self._notes(),
+        ]
 
     def _dropped(self) -> list[Finding]:
         rows = np.flatnonzero(~self.keep)
@@ -63,6 +72,10 @@ class JudgedBoxes:
             place._replace(detail=f"{self._given(row)} {self._reason(row)}")
             for place, row in zip(self._places(~self.keep), rows.tolist(), strict=True)
         ]
+        if len(self.keep) >= _MANY and len(rows) > _SHARE * len(self.keep):
+            message = f"{len(rows):,} of {len(self.keep):,} boxes can't be read, or have no area inside their image"
+            fix = "write boxes as four numbers, [left, top, width, height] in px; remove annotations that have none"
+            return found("error", DEGENERATE_BOX, message, fix, places)
         fix = "correct or remove these annotations; until then they are left out of training and evaluation"
         return found("warning", DEGENERATE_BOX, "the box has no area inside its image", fix, places)
 
@@ -84,12 +97,66 @@ class JudgedBoxes:
             severity: Severity = "error" if training else "warning"
             return [Finding(severity, "no-objects", "not a single box is left to learn or to evaluate", fix)]
         fix = "write boxes as [left, top, width, height] in px"
-        if ((boxes <= 1).all(1) & (limits > 2).all(1)).mean() > 0.5:
+        if ((boxes <= 1).all(1) & (limits > 2).all(1)).mean() > _SHARE:
             return [Finding("error", "relative-boxes", "boxes lie in [0, 1]: fractions, not pixels", fix)]
-        if self.beyond.sum() > 0.2 * len(boxes) and (boxes[:, 2:] > boxes[:, :2]).all():
-            severity = "error" if len(boxes) >= _MANY else "warning"
+        severity, places = self._as_corners(), self._places(self.beyond)
+        if severity is not None:
             return [Finding(severity, "corner-boxes", "boxes look like [x1, y1, x2, y2]", fix)]
+        if len(boxes) >= _MANY and len(places) > _SHARE * len(boxes):
+            message = f"{len(places):,} of {len(boxes):,} boxes leave their image by more than a pixel"
+            again = f"are they for images of another size, or written in another way? {fix}"
+            return found("warning", "boxes-outside", message, again, places)
         return []
+
+    def _as_corners(self) -> Severity | None:
+        """How sure it is that the boxes are [x1, y1, x2, y2]; None: they aren't, or nothing tells.
+
+        Read as sides, corners often leave the image. Where they don't, as of small objects in the upper left, areas
+        that fit corners tell, or that a box is the wider the farther it lies to the right, and the higher the lower it
+        lies. Of sides it is the other way round: big objects begin near the edge.
+        """
+        boxes, limits = self.table.boxes[self.keep], self.limits[self.keep]
+        beyond = (boxes[:, :2] + boxes[:, 2:] > limits + 1).any(1)
+        like_corners = (boxes[:, 2:] >= boxes[:, :2]).all(1)
+        if len(boxes) < _MANY:
+            return "warning" if beyond.mean() > _SHARE and like_corners.all() else None
+        if beyond.mean() > _SHARE and like_corners[beyond].mean() >= _NEARLY_ALL:
+            return "error"
+        if like_corners.mean() < _NEARLY_ALL:
+            return None
+        areas = self.table.areas[self.keep]
+        if _share_near(areas, (boxes[:, 2:] - boxes[:, :2]).prod(1)) > 0.5:
+            return "error"
+        least = min(_correlation(*(boxes[:, [axis, axis + 2]] / limits[:, [axis]]).T) for axis in (0, 1))
+        by_chance = len(boxes) ** -0.5  # standard deviation of a correlation that isn't there
+        sure = least > max(0.3, 3 * by_chance)
+        if _share_near(areas, boxes[:, 2:].prod(1)) > 0.5:  # areas of sides; or computed from wrong boxes
+            return "warning" if sure else None
+        return "error" if sure else "warning" if least > by_chance else None
+
+    def _rotated(self) -> list[Finding]:
+        rows = np.array(sorted(self.table.rotations), dtype=np.int64)
+        places = [
+            place._replace(detail=f"rotation {self.table.rotations[row]:g}")
+            for place, row in zip(annotation_places(self.table, self.image_rows, rows), rows.tolist(), strict=True)
+        ]
+        message = "the box is turned by an angle that training doesn't know: the object isn't where the box is"
+        fix = "write the upright box around the turned one (export polygons and take their bounds), or remove it"
+        return found("warning", "rotated-box", message, fix, places)
+
+    def _more_than_are_counted(self) -> list[Finding]:
+        rows = self.image_rows[self.keep & ~self.table.crowds]
+        counts = np.bincount(rows[rows >= 0], minlength=len(self.table.file_names))
+        places = [
+            Place(self.table.file_names[row], detail=f"{counts[row]} objects")
+            for row in np.flatnonzero(counts > _COUNTED)
+        ]
+        message = (
+            f"more than {_COUNTED} objects in an image: of an image and class COCO's AP counts the {_COUNTED} "
+            f"highest-scoring detections, and an image processor hands on max_detections ({_COUNTED}) of an image"
+        )
+        fix = "raise the image processor's max_detections; of classes with more objects AP stays below 1 all the same"
+        return found("warning", "many-objects", message, fix, places)
 
     def _notes(self) -> list[Finding]:
         outside = "the box leaves its image by more than a pixel; it is clipped for training, not for evaluation"
@@ -103,6 +170,18 @@ class JudgedBoxes:
 
     def _places(self, which: Bools) -> list[Place]:
         return annotation_places(self.table, self.image_rows, np.flatnonzero(which))
+
+
+def _share_near(values: Floats, others: Floats) -> float:
+    """Share of `values` that are within 2 % of `others`."""
+    return float(np.isclose(values, others, rtol=0.02, atol=0).mean())
+
+
+def _correlation(first: Floats, second: Floats) -> float:
+    """Pearson's; 0 where one of the two is constant."""
+    if not (np.ptp(first) > 0 and np.ptp(second) > 0):
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def annotation_places(table: CocoTable, image_rows: Ints, rows: Ints) -> list[Place]:

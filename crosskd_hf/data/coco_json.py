@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ class CocoTable:
         crowds: (G,) True for crowd regions.
         categories: the listed categories as they stand in the file.
         odd_boxes: row of each box that isn't four finite numbers -> what the file has in its place.
+        rotations: row of each box that the file turns by an angle -> that angle, in the file's own unit.
     """
 
     image_ids: Ints
@@ -50,6 +52,7 @@ class CocoTable:
     crowds: Bools
     categories: list[dict[str, Any]]
     odd_boxes: dict[int, str] = field(default_factory=dict)
+    rotations: dict[int, float] = field(default_factory=dict)
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoTable:
@@ -97,6 +100,7 @@ def parse_coco(path: str | os.PathLike[str]) -> tuple[CocoTable, list[Finding]]:
         crowds=np.array([entry.get("iscrowd") == 1 for entry in annotations], dtype=bool),
         categories=categories,
         odd_boxes={row: reprlib.repr(annotations[row].get("bbox")) for row in odd},
+        rotations=rotations_of(annotations),
     )
     return table, findings
 
@@ -125,6 +129,31 @@ def box_array(boxes: Sequence[Any]) -> Floats:
 def float_array(values: Sequence[Any]) -> Floats:
     """Numbers to (G,) float64; None and what isn't a number, like a text of digits, become NaN."""
     return np.array([_number(value) for value in values], dtype=np.float64)
+
+
+def rotations_of(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """The angle of each turned box by its row: from a field such as `rotation`, or from `attributes`, as of CVAT."""
+    rotations = {}
+    for row, entry in enumerate(entries):
+        attributes = entry.get("attributes")
+        if isinstance(attributes, list):  # [{"name": "rotation", "value": "90"}]
+            attributes = {part.get("name"): part.get("value") for part in attributes if isinstance(part, dict)}
+        for fields in (entry, attributes if isinstance(attributes, dict) else {}):
+            for key in _ROTATION.intersection(fields):
+                if _turns(fields[key]):
+                    rotations[row] = float(fields[key])
+    return rotations
+
+
+_ROTATION = frozenset({"rotation", "angle", "theta", "rotation_angle"})
+
+
+def _turns(angle: Any) -> bool:
+    """True for a number, or a text of one, that is no half or whole turn: these leave a box where it is."""
+    try:
+        return not isinstance(angle, bool) and math.isfinite(float(angle)) and float(angle) % 180 != 0
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _number(value: Any) -> float:

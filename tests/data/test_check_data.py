@@ -15,9 +15,9 @@ import pytest
 
 from crosskd_hf.data import DataError, DetectionCollator, load_coco
 from crosskd_hf.data.categories import CategoryMap
-from crosskd_hf.data.coco_json import read_coco
+from crosskd_hf.data.coco_json import CocoTable, read_coco
 from crosskd_hf.data.images import open_image
-from crosskd_hf.data.inspection import check_data
+from crosskd_hf.data.inspection import check_data, inspect_table
 from crosskd_hf.models import DetectionImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -380,7 +380,7 @@ class TestAnnotations:
         assert folder.findings()[kind].severity == "error"
 
     @pytest.mark.parametrize(("count", "severity"), [(5, "warning"), (25, "error")])
-    def test_corners_in_the_place_of_sides(self, folder, count, severity):
+    def test_few_corners_in_the_place_of_sides(self, folder, count, severity):
         folder.annotations.clear()
         for number in range(count):
             folder.box((number % 9 + 20, 10, number % 9 + 50, 35))
@@ -415,6 +415,109 @@ class TestAnnotations:
                 load_coco(*folder.paths())
             assert check_data(*folder.paths(), categories).ok
             assert load_coco(*folder.paths(), categories).report.objects == 0
+
+
+def scattered(count, least, most, reach, seed=0):
+    """Corners (x1, y1, x2, y2) of boxes with sides of `least` to `most` px that begin in [0, reach) px."""
+    rng = np.random.default_rng(seed)
+    starts, sides = rng.uniform(0, reach, (count, 2)), rng.uniform(least, most, (count, 2))
+    return np.concatenate([starts, starts + sides], axis=1)
+
+
+def sides_of(corners):
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+
+
+class TestShares:
+    """A file is judged by the share of its boxes that have a fault: one box more or less changes nothing."""
+
+    def kinds(self, boxes, size=(640, 480), **changes):
+        """Severity by kind of a file with one image."""
+        count = len(boxes)
+        table = CocoTable(
+            image_ids=np.array([1]),
+            file_names=["a.jpg"],
+            sizes=np.array([size]),
+            annotation_ids=np.arange(1, count + 1),
+            annotation_images=np.ones(count, dtype=np.int64),
+            annotation_categories=np.ones(count, dtype=np.int64),
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            areas=changes.pop("areas", np.full(count, np.nan)),
+            crowds=changes.pop("crowds", np.zeros(count, dtype=bool)),
+            categories=[{"id": 1, "name": "cat"}],
+            **changes,
+        )
+        findings = inspect_table(table, table.sizes, None).findings
+        return {finding.kind: finding.severity for finding in findings if finding.severity != "note"}
+
+    @pytest.mark.parametrize("count", [60, 95])
+    @pytest.mark.parametrize("others", [[], [[300, 200, 300, 220]], [[300, 200, 20, 220]] * 2])
+    def test_corners(self, count, others):
+        corners = scattered(count, 10, 90, (540, 390))
+        assert self.kinds([*corners, *others])["corner-boxes"] == "error"
+        assert "corner-boxes" not in self.kinds([*sides_of(corners), *others])
+
+    @pytest.mark.parametrize(("most", "reach"), [(100, (100, 100)), (60, (150, 120)), (20, (300, 220))])
+    def test_corners_in_the_upper_left_leave_no_image(self, most, reach):
+        corners = scattered(95, 10, most, reach)
+        assert self.kinds(corners) == {"corner-boxes": "error"}
+        assert self.kinds(corners, areas=sides_of(corners)[:, 2:].prod(1)) == {"corner-boxes": "error"}
+        assert self.kinds(sides_of(corners)) == {}
+
+    def test_corners_of_half_of_the_boxes(self):
+        corners = scattered(90, 10, 90, (540, 390))
+        assert self.kinds([*corners[:45], *sides_of(corners[45:])])["corner-boxes"] == "error"
+
+    def test_big_objects_are_no_corners(self):
+        rng = np.random.default_rng(0)
+        sides = rng.uniform(0.5, 1, (90, 2)) * (640, 480)
+        starts = (np.array([640, 480]) - sides) * rng.uniform(0, 1, (90, 2))
+        assert self.kinds(np.concatenate([starts, sides], axis=1)) == {}
+        assert self.kinds([[0, 0, 640, 480]] * 90) == {}
+
+    def test_boxes_for_images_of_another_size(self):
+        boxes = sides_of(scattered(90, 10, 60, (1240, 900)))
+        assert self.kinds(boxes) == {"degenerate-box": "error"}
+        assert self.kinds([[500, 10, 300, 40]] * 30 + [[10, 400, 30, 40]] * 60) == {"boxes-outside": "warning"}
+        assert self.kinds([[500, 10, 300, 40]] * 10 + [[10, 400, 30, 40]] * 80) == {}
+
+    @pytest.mark.parametrize("box", [[np.nan] * 4, [700, 10, 5, 5], [10, 10, -5, 5]])
+    @pytest.mark.parametrize(("good", "bad", "severity"), [(1, 99, "error"), (60, 30, "error"), (80, 10, "warning")])
+    def test_boxes_that_cannot_be_learned(self, box, good, bad, severity):
+        assert self.kinds([[10, 400, 30, 40]] * good + [box] * bad) == {"degenerate-box": severity}
+
+    def test_fractions(self):
+        assert self.kinds([[0.1, 0.2, 0.3, 0.4]] * 30 + [[10, 400, 30, 40]] * 60) == {"relative-boxes": "error"}
+
+    @pytest.mark.parametrize(("count", "crowds", "told"), [(100, 0, False), (101, 0, True), (101, 1, False)])
+    def test_more_objects_than_ap_counts(self, count, crowds, told):
+        boxes, crowd = [[10, 400, 30, 40]] * count, np.arange(count) < crowds
+        assert self.kinds(boxes, crowds=crowd) == ({"many-objects": "warning"} if told else {})
+
+
+class TestRotatedBoxes:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"attributes": {"occluded": False, "rotation": 90.0}},  # CVAT
+            {"attributes": [{"name": "rotation", "value": "90.0"}]},
+            {"rotation": 90},  # Label Studio
+            {"angle": 90.0},
+            {"theta": "90"},
+        ],
+    )
+    def test_are_named(self, folder, changes):
+        number = folder.box((10, 20, 40, 4), **changes)
+        finding = folder.findings()["rotated-box"]
+        assert finding.severity == "warning"
+        assert finding.places == (("good.jpg", number, "rotation 90"),)
+        assert load_coco(*folder.paths()).report.ok
+
+    @pytest.mark.parametrize("value", [0, 0.0, 180, -360.0, None, "", "left", True, [90], {}, float("nan"), 10**400])
+    def test_boxes_that_lie_as_they_are_written(self, folder, value):
+        folder.box(rotation=value, attributes={"rotation": value})
+        folder.box(attributes=value)
+        assert "rotated-box" not in folder.findings()
 
 
 class TestReport:
