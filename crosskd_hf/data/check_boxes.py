@@ -93,7 +93,7 @@ class JudgedBoxes:
     def _wrong_as_a_whole(self, training: bool) -> list[Finding]:
         boxes, limits = self.table.boxes[self.keep], self.limits[self.keep]
         if not len(boxes):
-            fix = "give a json with boxes; to evaluate or predict only, give the categories of the training split, too"
+            fix = "give annotations with boxes; to evaluate or predict only, give the training split's categories, too"
             severity: Severity = "error" if training else "warning"
             return [Finding(severity, "no-objects", "not a single box is left to learn or to evaluate", fix)]
         fix = "write boxes as [left, top, width, height] in px"

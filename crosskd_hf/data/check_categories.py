@@ -99,7 +99,7 @@ def _unknown(
         for place, detail in zip(annotation_places(table, image_rows, unknown), described, strict=True)
     ]
     known = ", ".join(f"{raw} {name!r}" for raw, name in zip(categories.raw_ids[:20], categories.names, strict=False))
-    fix = f"list the category in 'categories' of this json and of the training json (known: {known})"
+    fix = f"list the category in 'categories' of this split and of the training split (known: {known})"
     return found("error", "unknown-category", "the annotation's category is not known", fix, places)
 
 

@@ -167,22 +167,22 @@ _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "image-size": (
         "error",
         "the annotations say an impossible width x height",
-        "write the image's own width and height into the json",
+        "write the image's own width and height into the annotations",
     ),
     "broken-image": (
         "error",
         "the image file can't be decoded",
-        "replace the file, or remove the image and its annotations from the json",
+        "replace the file, or remove the image and its annotations",
     ),
     "size-mismatch": (
         "error",
         "width and height of the annotations don't fit the image file",
-        "correct width and height in the json; if the image was resized, scale the boxes too",
+        "correct width and height in the annotations; if the image was resized, scale the boxes too",
     ),
     "elongated": (
         "error",
         f"one side is more than {_MOST_ELONGATED} times the other; resized for training, nothing of it would be left",
-        "cut the image into pieces, or remove it and its annotations from the json",
+        "cut the image into pieces, or remove it and its annotations",
     ),
     "exif-unsure": (
         "warning",
@@ -194,7 +194,7 @@ _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "exif-ignored": (
         "note",
         "the annotations were made for the image without its EXIF rotation; it is read without rotation, too",
-        "if the boxes look wrong, swap width and height in the json",
+        "if the boxes look wrong, swap width and height in the annotations",
     ),
     "exif-rotated": ("note", "the image is turned by its EXIF orientation, which the annotations agree with", ""),
     "sixteen-bit": ("note", "more than 8 bits a channel are scaled to 8", ""),

@@ -139,13 +139,13 @@ def rotations_of(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
         if isinstance(attributes, list):  # [{"name": "rotation", "value": "90"}]
             attributes = {part.get("name"): part.get("value") for part in attributes if isinstance(part, dict)}
         for fields in (entry, attributes if isinstance(attributes, dict) else {}):
-            for key in _ROTATION.intersection(fields):
+            for key in ROTATION.intersection(fields):
                 if _turns(fields[key]):
                     rotations[row] = float(fields[key])
     return rotations
 
 
-_ROTATION = frozenset({"rotation", "angle", "theta", "rotation_angle"})
+ROTATION = frozenset({"rotation", "angle", "theta", "rotation_angle"})
 
 
 def _turns(angle: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,13 +23,13 @@ from transformers import BaseImageProcessor
 from ..models.pixels import PixelRange
 from .categories import CategoryMap
 from .check_images import check_files
-from .class_names import are_placeholders, match_names
-from .coco_json import CocoTable, Floats, Ints, box_array, float_array
+from .class_names import match_names
 from .framed_image import FramedImage
 from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
-from .report import DataError, DataReport, Finding, Place, found
-from .schema import class_label, features_of
+from .objects_column import ROW_FIXES, for_rows, table_of_objects
+from .report import DataReport
+from .schema import features_of
 from .transforms import Record, clean_objects, finish_record, select_objects, undone_resizes
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ def load_coco(
 def load_objects(
     dataset: datasets.Dataset,
     categories: CategoryMap | None = None,
-    bbox_format: Literal["xywh", "xyxy"] = "xywh",
+    bbox_format: str | enum.Enum = "xywh",
+    drop: Collection[str] = (),
 ) -> DetectionData:
     """Bring a data set with an `image` and an `objects` column (as detection sets of the Hub have) to our schema.
 
@@ -119,19 +121,29 @@ def load_objects(
     Args:
         dataset: a map-style data set, e.g. `load_dataset("cppe-5", split="train")`.
         categories: the classes; None: those of the ClassLabel, or all values that occur.
-        bbox_format: what the four numbers of a box are, in px.
+        bbox_format: what the four numbers of a box are, in px: "xywh" or "xyxy", or another name of these (`to_xywh`).
+        drop: kinds of findings whose rows are left out, and counted in the report, instead of being refused: of
+            "size-mismatch" (cppe-5 has such rows), "image-size", "broken-image", "elongated" and "exif-ignored".
 
     Raises:
-        ValueError: no such columns. DataError: as `load_coco`.
+        ValueError: no such columns, or a name that isn't known. DataError: as `load_coco`.
     """
     if not {"image", "objects"} <= set(dataset.column_names or ()):
         raise ValueError(f"the data set needs columns image and objects, it has {dataset.column_names}; rename them")
+    if isinstance(drop, str) or not isinstance(drop, Collection) or set(drop) - set(ROW_FIXES):
+        raise ValueError(f"drop={drop!r}; give a list of kinds of findings, of {sorted(ROW_FIXES)}")
     dataset = dataset.with_format(None)
-    table = _table_of_objects(dataset, categories, bbox_format)
+    table = table_of_objects(dataset, categories, bbox_format)
     stored = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sources = ({"path": None, "bytes": b""} if image is None else image for image in stored["image"])
     sizes, findings = check_files(table.file_names, table.sizes, sources, decode=True)
-    inspection = inspect_table(table, sizes, categories, [_refused_frame(finding) for finding in findings])
+    findings = [for_rows(finding, drop) for finding in findings]
+    dropped = {place.file for finding in findings if finding.kind in drop for place in finding.places}
+    if dropped:
+        kept = [row for row, name in enumerate(table.file_names) if name not in dropped]
+        stored, sizes = stored.select(kept), sizes[kept]
+        table = table_of_objects(dataset.select(kept), categories, bbox_format, kept)
+    inspection = inspect_table(table, sizes, categories, findings)
     inspection.demand_ok()
     return _detection_data(stored.cast_column("image", datasets.Image()), inspection)
 
@@ -252,105 +264,3 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
     annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories))
     dataset = datasets.concatenate_datasets([images, annotations], axis=1)
     return DetectionData(dataset, inspection.categories, inspection.report())
-
-
-def _table_of_objects(
-    dataset: datasets.Dataset, categories: CategoryMap | None, bbox_format: Literal["xywh", "xyxy"]
-) -> CocoTable:
-    """The columns of a data set with `objects` in the form of a COCO json's."""
-    columns = set(dataset.column_names)
-    label = _class_label(dataset.features["objects"])
-    rows = [_by_field(objects) for objects in dataset.select_columns("objects")["objects"]]
-    _demand_one_length(rows)
-    counts = [len(row["bbox"]) for row in rows]
-    values = [value for row in rows for value in row["category"]]
-    listed = _listed(None if label is None else label.names, values, categories)
-    raw = [value if isinstance(value, int) else listed.get(value, -1) for value in values]
-    image_ids = _column(dataset, "image_id") if "image_id" in columns else np.empty(0, dtype=object)
-    if image_ids.dtype != np.int64:
-        image_ids = np.arange(len(dataset))
-    sizes = [
-        np.nan_to_num(float_array(_column(dataset, key).tolist())) if key in columns else np.zeros(len(dataset))
-        for key in ("width", "height")
-    ]
-    boxes = box_array([box for row in rows for box in row["bbox"]])
-    if bbox_format == "xyxy":
-        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    return CocoTable(
-        image_ids=image_ids.astype(np.int64),
-        file_names=[f"row {row}" for row in range(len(dataset))],
-        sizes=np.stack(sizes, axis=1).astype(np.int64),
-        annotation_ids=_ids([value for row in rows for value in row.get("id") or ()], sum(counts)),
-        annotation_images=np.repeat(image_ids, counts).astype(np.int64),
-        annotation_categories=np.array(raw, dtype=np.int64),
-        boxes=boxes,
-        areas=_joined(rows, "area", sum(counts)),
-        crowds=np.nan_to_num(_joined(rows, "iscrowd", sum(counts))) != 0,
-        categories=[{"id": raw, "name": name} for name, raw in listed.items()],
-    )
-
-
-def _refused_frame(finding: Finding) -> Finding:
-    """`datasets.Image` always applies EXIF orientation: images whose annotations ignore it can't be read with it."""
-    if finding.kind != "exif-ignored":
-        return finding
-    message = "width and height are those of the image without its EXIF rotation, which datasets.Image applies"
-    return replace(finding, severity="error", message=message, fix="remove EXIF orientation, or swap width and height")
-
-
-def _listed(names: Sequence[str] | None, values: Sequence[Any], categories: CategoryMap | None) -> dict[str, int]:
-    """The classes of a data set, name to raw id: its ClassLabel's, or the values that occur.
-
-    Numbers without names are raw ids of the given classes.
-    """
-    if names is not None and (categories is None or not are_placeholders(names)):
-        return {name: index for index, name in enumerate(names)}
-    found = {*values} - {None}
-    if categories is not None and all(isinstance(value, int) for value in found):
-        return dict(zip(categories.names, categories.raw_ids, strict=True))
-    return {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted(found))}
-
-
-def _by_field(objects: Any) -> dict[str, list[Any]]:
-    """Objects as a dict of lists, whichever way they are stored; of an image without objects the lists are empty."""
-    if isinstance(objects, dict):
-        return {key: values or [] for key, values in objects.items()}
-    keys = objects[0] if objects else ("bbox", "category")
-    return {key: [entry[key] for entry in objects or ()] for key in keys}
-
-
-def _demand_one_length(rows: Sequence[Mapping[str, list[Any]]]) -> None:
-    """Raise a DataError if an image has more boxes than categories or the like, which would shift all later objects."""
-    places = []
-    for number, row in enumerate(rows):
-        needed = {key: len(row[key]) for key in ("bbox", "category")}
-        optional = {key: len(row[key]) for key in ("area", "iscrowd", "id") if row.get(key)}
-        if len({*needed.values(), *optional.values()}) > 1:
-            places.append(Place(f"row {number}", detail=str(needed | optional)))
-    if places:
-        message, fix = "an image's objects have lists of different lengths", "give every object one entry in each list"
-        raise DataError(found("error", "objects-length", message, fix, places))
-
-
-def _class_label(objects: Any) -> datasets.ClassLabel | None:
-    """The feature that names the classes, if there is one."""
-    inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
-    if "bbox" not in inner or "category" not in inner:
-        raise ValueError(f"'objects' needs 'bbox' and 'category', it has {sorted(inner)}; rename its fields")
-    return class_label(objects)
-
-
-def _column(dataset: datasets.Dataset, name: str) -> Ints:
-    return np.asarray(dataset.select_columns(name)[name][:])
-
-
-def _ids(values: Sequence[Any], count: int) -> Ints:
-    """The objects' ids; 1, 2, 3, ... if they are not `count` different integers."""
-    unique = len(values) == count == len(set(values)) and all(isinstance(value, int) for value in values)
-    return np.array(values, dtype=np.int64) if unique else np.arange(1, count + 1)
-
-
-def _joined(rows: Sequence[Mapping[str, list[Any]]], key: str, count: int) -> Floats:
-    """The numbers of all `count` objects; NaN where the data set has no such field."""
-    values = [value for row in rows for value in row.get(key) or ()]
-    return float_array(values) if len(values) == count else np.full(count, np.nan)

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from torchvision import tv_tensors
 from transformers import DeformableDetrImageProcessor, PreTrainedConfig, RTDetrImageProcessor
 
 from crosskd_hf.data import AspectRatioSampler, DataError, DetectionCollator, TrainTransform, load_coco, load_objects
@@ -465,6 +466,100 @@ class TestLoadObjects:
         objects = [{"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]], "category": [0, None]}]
         with pytest.raises(DataError, match="unknown-category"):
             load_objects(self.hub(objects))
+
+    @pytest.mark.parametrize(
+        "name", ["xyxy", "XYXY", "pascal_voc", "Pascal VOC", " voc", tv_tensors.BoundingBoxFormat.XYXY]
+    )
+    def test_names_of_corners(self, name):
+        dataset = self.hub([{"bbox": [[1, 2, 11, 22]], "category": [0]}])
+        assert load_objects(dataset, bbox_format=name).dataset[0]["objects"]["bbox"] == [[1, 2, 10, 20]]
+
+    @pytest.mark.parametrize("name", ["xywh", "XYWH", "coco", "COCO", tv_tensors.BoundingBoxFormat.XYWH])
+    def test_names_of_sides(self, name):
+        dataset = self.hub([{"bbox": [[1, 2, 11, 22]], "category": [0]}])
+        assert load_objects(dataset, bbox_format=name).dataset[0]["objects"]["bbox"] == [[1, 2, 11, 22]]
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("cxcywh", "bbox_format='cxcywh' is not read.*box_convert"),
+            ("yolo", "fractions"),
+            ("albumentations", "'xyxy'"),
+            ("xyhw", "Did you mean 'xywh'"),
+            ("xyxyxyxy", "Did you mean"),
+            ("pascal", "Did you mean 'pascal_voc'"),
+            (tv_tensors.BoundingBoxFormat.CXCYWH, "'CXCYWH' is not read"),
+            ("", "not read"),
+            (None, "not read"),
+        ],
+    )
+    def test_other_formats_of_boxes_are_refused(self, name, message):
+        with pytest.raises(ValueError, match=message):
+            load_objects(self.hub([{"bbox": [[1, 2, 11, 22]], "category": [0]}]), bbox_format=name)
+
+    def test_rows_with_wrong_sizes_can_be_left_out(self):
+        """As in cppe-5, where width and height of 49 of 1,000 rows are wrong."""
+        objects = [{"bbox": [[1, 2, 3, 4]], "category": [0]}] * 3
+        dataset = self.hub(objects, width=[SIZE[0], 7, SIZE[0]], height=[SIZE[1]] * 3)
+        with pytest.raises(DataError) as refused:
+            load_objects(dataset)
+        assert "row 1: annotations 7x80, file 100x80" in str(refused.value)
+        assert "drop=['size-mismatch']" in str(refused.value)
+        assert "remove the columns width and height" in str(refused.value)
+        data = load_objects(dataset, drop=["size-mismatch"])
+        assert data.dataset["image_id"][:] == [0, 2]
+        assert [row["id"] for row in data.dataset["objects"]] == [[1], [2]]
+        assert data.report.images == 2
+        (finding,) = [finding for finding in data.report.findings if finding.kind == "size-mismatch"]
+        assert finding.severity == "warning"
+        assert finding.places == (("row 1", None, "annotations 7x80, file 100x80"),)
+        assert "left out" in finding.message
+        assert len(load_objects(dataset.remove_columns(["width", "height"])).dataset) == 3
+
+    def test_broken_images_can_be_left_out(self):
+        objects = [{"bbox": [[1, 2, 3, 4]], "category": [0]}] * 3
+        good = self.hub(objects)
+        storage = [*good.cast_column("image", datasets.Image(decode=False))["image"]]
+        content = {"image": [storage[0], {"path": None, "bytes": b"no image"}, None], "objects": objects}
+        dataset = datasets.Dataset.from_dict(content, features=good.features)
+        with pytest.raises(DataError, match="broken-image"):
+            load_objects(dataset)
+        data = load_objects(dataset, drop=["broken-image"])
+        assert data.dataset["image_id"][:] == [0]
+        assert data.dataset[0]["image"].size == SIZE
+
+    def test_nothing_is_left(self):
+        dataset = self.hub([{"bbox": [[1, 2, 3, 4]], "category": [0]}], width=[7], height=[7])
+        with pytest.raises(DataError, match="not a single box"):
+            load_objects(dataset, drop=["size-mismatch"])
+
+    @pytest.mark.parametrize("drop", ["size-mismatch", ["size"], ["degenerate-box"], [None], True, 3])
+    def test_drop_takes_known_kinds(self, drop):
+        with pytest.raises(ValueError, match="list of kinds of findings.*size-mismatch"):
+            load_objects(self.hub([{"bbox": [[1, 2, 3, 4]], "category": [0]}]), drop=drop)
+
+    def test_no_finding_speaks_of_a_json(self):
+        """There is none to correct."""
+        objects = [{"bbox": [[1, 2, 3, 4], [0.5, 0.5, 0.1, 0.1]], "category": [7, 8]}] * 5
+        dataset = self.hub(objects, width=[0, -5, 9, 10**7, SIZE[0]], height=[SIZE[1]] * 5, image_id=[1, 1, 2, 3, 4])
+        for categories in (None, CategoryMap((7,), ("seven",))):
+            with pytest.raises(DataError) as refused:
+                load_objects(dataset, categories)
+            assert {finding.kind for finding in refused.value.findings} >= {"image-size", "size-mismatch"}
+            assert "json" not in str(refused.value)
+
+    @pytest.mark.parametrize("as_list", [False, True])
+    def test_rotated_boxes_are_named(self, as_list):
+        fields = {"bbox": datasets.List(datasets.Value("float32")), "category": datasets.Value("int64")}
+        fields["rotation"] = datasets.Value("float32")
+        entries = [{"bbox": [1, 2, 30, 4], "category": 0, "rotation": value} for value in (0, 30)]
+        objects = entries if as_list else {key: [entry[key] for entry in entries] for key in entries[0]}
+        feature = datasets.List(fields) if as_list else {key: datasets.List(value) for key, value in fields.items()}
+        features = datasets.Features({"image": datasets.Image(), "objects": feature})
+        content = {"image": [PIL.Image.new("RGB", SIZE)], "objects": [objects]}
+        report = load_objects(datasets.Dataset.from_dict(content, features=features)).report
+        (finding,) = [finding for finding in report.findings if finding.kind == "rotated-box"]
+        assert finding.places == (("row 0", 2, "rotation 30"),)
 
     def test_says_which_columns_it_needs(self):
         with pytest.raises(ValueError, match="needs columns image and objects"):
