@@ -52,6 +52,15 @@ def match_names(names: Sequence[str], known: Sequence[str]) -> NameMatches:
     return NameMatches(indices, ambiguous)
 
 
+def are_same(data: Sequence[str], model: Sequence[str]) -> bool:
+    """Whether a data set and a model have the same classes in one order; numbers as names are only counted."""
+    if are_placeholders(data):
+        return len(data) <= len(model)
+    if are_placeholders(model):
+        return len(data) == len(model)
+    return match_names(data, model).indices == list(range(len(model)))
+
+
 def names_alike(names: Sequence[str]) -> list[list[str]]:
     """Groups of names that differ in case and spaces alone."""
     return [[names[row] for row in rows] for rows in _rows_of(names, normal_name).values() if len(rows) > 1]

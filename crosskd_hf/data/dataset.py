@@ -29,7 +29,7 @@ from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
 from .objects_column import ROW_FIXES, for_rows, table_of_objects
 from .report import DataReport
-from .schema import features_of
+from .schema import demand_classes, features_of
 from .transforms import Record, clean_objects, finish_record, select_objects, undone_resizes
 
 logger = logging.getLogger(__name__)
@@ -157,9 +157,15 @@ class DetectionCollator:
         transform: on a `Record`, e.g. `TrainTransform()` or torchvision's v2 transforms. None for evaluation.
             `finish_record` tells what it may return. The processor resizes what leaves it, unless a `TrainTransform`
             with `shortest_edges` or a `KeepSize` in it says that the size is final.
+        num_classes: K of the model that learns from the labels; None: they are not checked.
     """
 
-    def __init__(self, image_processor: BaseImageProcessor, transform: Callable[[Record], Record] | None = None):
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor,
+        transform: Callable[[Record], Record] | None = None,
+        num_classes: int | None = None,
+    ):
         undone = undone_resizes(transform)
         if undone and getattr(image_processor, "do_resize", True):
             logger.warning(
@@ -170,6 +176,7 @@ class DetectionCollator:
             )
         self.image_processor = image_processor
         self.transform = transform
+        self.num_classes = num_classes
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) int64 with 1 for image, and `labels`.
@@ -177,6 +184,9 @@ class DetectionCollator:
         `labels[i]`: `class_labels` (n,) int64, `boxes` (n, 4) cxcywh in [0, 1] of the unpadded image, `area` (n,) px of
         the resized image, `iscrowd` (n,) zeros, `image_id` (1,), `orig_size` (2,) height and width of the example.
         Crowd regions are left out, boxes are clipped, and those left without area dropped.
+
+        Raises:
+            ValueError: a label is none of `num_classes`; the message names its image.
         """
         records = [self._record(example) for example in examples]
         sizes = [record["image"].shape[-2:] for record in records]
@@ -190,6 +200,8 @@ class DetectionCollator:
             _labels(record, example, int(valid.sum()) / (height * width))
             for record, example, valid, (height, width) in zip(records, examples, mask, sizes, strict=True)
         ]
+        if self.num_classes is not None:
+            demand_classes(labels, self.num_classes)
         return {"pixel_values": batch["pixel_values"], "pixel_mask": mask, "labels": labels}
 
     def _record(self, example: Mapping[str, Any]) -> Record:

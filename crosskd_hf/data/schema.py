@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from .categories import CategoryMap
+from .report import Place
 
 
 def features_of(categories: CategoryMap) -> datasets.Features:
@@ -28,3 +33,56 @@ def class_label(objects: Any) -> datasets.ClassLabel | None:
     category = inner.get("category") if isinstance(inner, dict) else None
     label = category.feature if isinstance(category, datasets.List | datasets.LargeList) else category
     return label if isinstance(label, datasets.ClassLabel) else None
+
+
+def names_of(dataset: Any) -> tuple[str, ...] | None:
+    """Names of a data set's classes: those of the `ClassLabel` in its column `objects`; None if it has none."""
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        return None
+    label = class_label((dataset.features or {}).get("objects"))
+    return None if label is None else tuple(label.names)
+
+
+def demand_classes(labels: Iterable[Mapping[str, Any]], num_classes: int) -> None:
+    """Check the labels of a batch.
+
+    Args:
+        labels: Of each image `class_labels` (n,), and maybe `image_id` (1,).
+        num_classes: K.
+
+    Raises:
+        ValueError: A label is outside of [0, K); the message names its image.
+    """
+    for number, label in enumerate(labels):
+        classes = label["class_labels"]
+        outside = classes[(classes < 0) | (classes >= num_classes)]
+        if len(outside):
+            image = f"image_id {int(label['image_id'])}" if "image_id" in label else f"image {number} of the batch"
+            raise ValueError(
+                f"Labels of {image} are {outside.tolist()[:5]}, but the student has classes 0 to {num_classes - 1}. "
+                f"Map the raw category ids of the data to 0..K-1 (load_coco and load_objects do), or give the "
+                f"student as many classes."
+            )
+
+
+def labels_outside(dataset: datasets.Dataset, count: int) -> list[Place]:
+    """Images with labels outside of [0, `count`), as far as the data set is in the schema of `load_coco`."""
+    objects = dataset.features.get("objects")
+    if not isinstance(objects, dict) or "category" not in objects or dataset.format["type"] == "custom":
+        return []
+    plain = dataset.with_format("arrow")
+    category = pc.struct_field(plain.select_columns("objects")[:]["objects"].combine_chunks(), "category")
+    if not pa.types.is_list(category.type) or not pa.types.is_integer(category.type.value_type):
+        return []
+    labels = pc.fill_null(pc.list_flatten(category), -1).to_numpy(zero_copy_only=False)
+    outside = np.flatnonzero((labels < 0) | (labels >= count))
+    rows = pc.list_parent_indices(category).to_numpy()[outside].tolist()
+    return [_place(plain, row, label) for row, label in zip(rows, labels[outside].tolist(), strict=True)]
+
+
+def _place(plain: datasets.Dataset, row: int, label: int) -> Place:
+    columns = [name for name in ("image", "image_id") if name in plain.column_names]
+    example = plain.select_columns(columns)[row].to_pylist()[0] if columns else {}
+    image = example.get("image")
+    path = image.get("path") if isinstance(image, dict) else None
+    return Place(path or f"row {row}", detail=f"label {label}, image_id {example.get('image_id')}")

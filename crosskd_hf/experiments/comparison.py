@@ -23,6 +23,7 @@ from ..inference.precision import widened
 from ..models.pixels import to_rgb
 from ..training.config import CrossKDConfig
 from ..training.loading import load_teacher
+from ..training.processors import check_processor
 from ..training.trainer import CrossKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -136,11 +137,12 @@ def load_detector(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcess
     """A saved detector and its image processor, from a folder or the Hub.
 
     Raises:
-        ValueError: Weights or the image processor are missing.
+        ValueError: Weights or the image processor are missing, or the processor belongs to another family of models.
     """
     model, processor = load_teacher(source)
     if processor is None:
         raise ValueError(f"No image processor lies beside the model in {source}: save one there with save_pretrained.")
+    check_processor(model, processor)
     return model, processor
 
 

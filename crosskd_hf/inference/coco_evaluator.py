@@ -18,6 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ..data.categories import CategoryMap
+from ..data.class_names import are_same, listing
+from ..data.schema import names_of
 
 Rows: TypeAlias = dict[int, NDArray[np.float32]]
 """image id -> (n, 6) detections: x, y, width, height px, score, contiguous class."""
@@ -35,9 +37,18 @@ class CocoEvaluator:
     Args:
         dataset: as made by `load_coco` or `load_objects`; its boxes are the truth, crowd regions included.
         categories: the map of the same data.
+
+    Raises:
+        ValueError: the data set names other classes, or in another order.
     """
 
     def __init__(self, dataset: datasets.Dataset, categories: CategoryMap):
+        names = names_of(dataset)
+        if names is not None and not are_same(names, categories.names):
+            raise ValueError(
+                f"the data set has other classes than the map: {listing(names)}, against {listing(categories.names)}; "
+                f"bring it to the map's order by DetectionData.with_classes"
+            )
         self.categories = categories
         self.truth = _truth(dataset, categories)
         self.image_ids = frozenset(image["id"] for image in self.truth["images"])
@@ -118,7 +129,10 @@ class CocoEvaluator:
             raise ValueError(f"detections of image {image_id} are not finite; has the training diverged?")
         if len(row) and not (labels.min() >= 0 and labels.max() < len(self.categories)):
             classes = f"[{int(labels.min())}, {int(labels.max())}]"
-            raise ValueError(f"labels of image {image_id} are in {classes}, needed is [0, {len(self.categories)})")
+            raise ValueError(
+                f"labels of image {image_id} are in {classes}, needed is [0, {len(self.categories)}); "
+                "does the image processor belong to the model, or to a family with 'no object' as the last class?"
+            )
         return row
 
     def _detections(self) -> list[dict[str, Any]]:

@@ -15,13 +15,16 @@ from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainerCa
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.categories import CategoryMap
+from ..data.class_names import class_names
 from ..data.dataset import DetectionCollator
 from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import in_type_of, widen_outputs, widened
 from . import upstream
+from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
+from .processors import check_processor
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
 
@@ -38,7 +41,8 @@ class CocoTrainer(Trainer):
             optimizers: As of `CrossKDTrainer`.
 
     Raises:
-        ValueError: Neither an image processor nor a collator is given.
+        ValueError: Neither an image processor nor a collator is given, or the processor is of another family than the
+            model, or the student's classes are not those of the data.
         NotImplementedError: DeepSpeed or FSDP.
         UpstreamError: transformers is of a release that the trainer doesn't fit.
     """
@@ -65,7 +69,11 @@ class CocoTrainer(Trainer):
                 "AutoImageProcessor.from_pretrained(...)."
             )
         upstream.check()
-        collators = _collators(processing_class, train_transform, data_collator, args.seed)
+        if processing_class is not None:
+            check_processor(model, processing_class)
+        check_classes(model, train_dataset, eval_dataset, columns=data_collator is None)
+        num_classes = len(class_names(model.config))
+        collators = _collators(processing_class, train_transform, data_collator, args.seed, num_classes)
         super().__init__(
             model=model,
             args=args,
@@ -90,19 +98,27 @@ class CocoTrainer(Trainer):
 
     # ---- Data ----
 
+    def get_train_dataloader(self) -> Any:
+        """As of `Trainer`; labels that are none of the student's classes stop it at their batch."""
+        collator = self.data_collator
+        if not isinstance(collator, DetectionCollator) or collator.num_classes is None:
+            collator = CheckedLabels(collator, len(class_names(self.model.config)))
+        with self._collating(collator):
+            return super().get_train_dataloader()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As of `Trainer`, without augmentation."""
-        with self._evaluation_collator():
+        with self._collating(self._eval_collator):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As of `Trainer`, without augmentation."""
-        with self._evaluation_collator():
+        with self._collating(self._eval_collator):
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
-    def _evaluation_collator(self) -> Iterator[None]:
-        training_collator, self.data_collator = self.data_collator, self._eval_collator
+    def _collating(self, collator: Any) -> Iterator[None]:
+        training_collator, self.data_collator = self.data_collator, collator
         try:
             yield
         finally:
@@ -249,6 +265,9 @@ class CocoTrainer(Trainer):
                 f"The evaluation data must be a datasets.Dataset with the columns {sorted(_COLUMNS)}, as "
                 f"load_coco and load_objects make it; got {type(dataset).__name__}."
             )
+        given = self.eval_dataset
+        if not any(dataset is one for one in (given.values() if isinstance(given, Mapping) else (given,))):
+            check_classes(self.model, None, dataset)
         evaluator = CocoEvaluator(dataset, CategoryMap.from_config(self.model.config))
         self._evaluators[id(dataset)] = (dataset, evaluator)
         return evaluator
@@ -284,12 +303,14 @@ def _collators(
     transform: Callable[[Record], Record] | None,
     given: Callable[[Sequence[Any]], dict[str, Any]] | None,
     seed: int,
+    num_classes: int,
 ) -> tuple[Any, Any]:
     """Collators of training and of evaluation."""
     if given is not None:
         return given, given
-    evaluation = DetectionCollator(processor)
-    return (evaluation if transform is None else ReproducibleCollator(processor, transform, seed)), evaluation
+    if transform is None:
+        return DetectionCollator(processor, num_classes=num_classes), DetectionCollator(processor)
+    return ReproducibleCollator(processor, transform, seed, num_classes), DetectionCollator(processor)
 
 
 def _undecayed(model: nn.Module, decayed: Sequence[str]) -> set[str]:

@@ -45,10 +45,17 @@ class ReproducibleCollator(DetectionCollator):
         image_processor: As of `DetectionCollator`.
         transform: Draws from torch's global generator.
         seed: Of the run.
+        num_classes: As of `DetectionCollator`.
     """
 
-    def __init__(self, image_processor: BaseImageProcessor, transform: Callable[[Record], Record], seed: int) -> None:
-        super().__init__(image_processor, transform)
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor,
+        transform: Callable[[Record], Record],
+        seed: int,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(image_processor, transform, num_classes)
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 

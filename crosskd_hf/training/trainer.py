@@ -20,6 +20,7 @@ from ..inference.precision import widen
 from ..models.losses import LossPart, divide
 from . import adapters, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
+from .classes import check_head
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import load_teacher
@@ -49,7 +50,9 @@ class CrossKDTrainer(CheckpointingTrainer):
         callbacks, optimizers: As of `Trainer`.
 
     Raises:
-        ValueError: The pair can't be distilled, the teacher's weights are incomplete, or something needed is missing.
+        ValueError: The pair can't be distilled, the teacher's weights are incomplete, something needed is missing, the
+            student's classes are not those of the data, or `processing_class` belongs to another family of models.
+        DataError: Labels of a data set are none of the student's classes.
         NotImplementedError: DeepSpeed or FSDP: detectors fit on one device; use plain processes (DDP).
     """
 
@@ -88,7 +91,7 @@ class CrossKDTrainer(CheckpointingTrainer):
             self._set_teacher(teacher_model, teacher_processing_class)
         self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
         self._gradient_norm: Tensor | None = None
-        self._own_images = True
+        self._own_images, self._head_checked = True, False
         self._update_sums: UpdateSums | None = None
         self._averaged = 1
         self._first_update = False
@@ -202,11 +205,13 @@ class CrossKDTrainer(CheckpointingTrainer):
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[Any, dict[str, LossPart], dict[str, LossPart]]:
         """Outputs of the student, the parts of its own loss, and those of the distillation."""
-        if self.distiller is None:
-            outputs = model(**inputs)
-            return outputs, supervision.supervised_parts(self.model, outputs, inputs), {}
-        outputs = model(**inputs, **self.distiller.student_request)
+        outputs = model(**inputs, **({} if self.distiller is None else self.distiller.student_request))
+        if not self._head_checked:
+            check_head(self.model, outputs)
+            self._head_checked = True
         own = supervision.supervised_parts(self.model, outputs, inputs)
+        if self.distiller is None:
+            return outputs, own, {}
         with self.accelerator.autocast():
             return outputs, own, self.distiller(outputs, inputs)
 

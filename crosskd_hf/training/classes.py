@@ -1,0 +1,141 @@
+"""The classes of a student beside those of its data: compared before step 0, and in every batch before its update."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..data.class_names import are_placeholders, are_same, class_names, listing, match_names
+from ..data.report import DataError, found
+from ..data.schema import demand_classes, labels_outside, names_of
+from .processors import has_no_object
+
+logger = logging.getLogger(__name__)
+
+
+def check_classes(model: PreTrainedModel, train: Any, evaluation: Any, columns: bool = True) -> None:
+    """Compare the student's classes with those of its data.
+
+    A student without names (LABEL_0, ...) is given those of the data, if it has as many classes. Data without names is
+    taken as it is, which is logged.
+
+    Args:
+        model: The student.
+        train: The training data, or None.
+        evaluation: The evaluation data, or a dict of several, or None.
+        columns: Whether training labels are the column `category`, not what a transform or collator makes of it.
+
+    Raises:
+        ValueError: The classes are others, or in another order; both lists are in the message.
+        DataError: Labels of a data set outside of [0, K), with their images.
+    """
+    nameless = False
+    for what, dataset in (*_parts("training data", train), *_parts("evaluation data", evaluation)):
+        names = names_of(dataset)
+        if names is None or are_placeholders(names):
+            nameless = True
+        else:
+            _compare(model.config, names, what)
+        if isinstance(dataset, datasets.Dataset) and (columns or not what.startswith("training")):
+            _check_range(dataset, class_names(model.config), what)
+    if nameless:
+        names = class_names(model.config)
+        logger.warning(
+            "The data doesn't name its classes: its labels are taken as the student's, 0 for %r to %d for %r.",
+            names[0], len(names) - 1, names[-1],
+        )  # fmt: skip
+
+
+def check_head(model: PreTrainedModel, outputs: ModelOutput) -> None:
+    """Find a head that has other classes than its config names.
+
+    Raises:
+        ValueError: `outputs["logits"]` of the student are not as wide as `id2label` has names.
+    """
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor):
+        return
+    names, no_object = class_names(model.config), has_no_object(model)
+    possible = (False, True) if no_object is None else (no_object,)
+    width = logits.shape[-1]
+    if width not in {len(names) + extra for extra in possible}:
+        raise ValueError(
+            f"The student's head has {width} outputs{', the last for no object' if no_object else ''}, but its "
+            f"id2label names {listing(names)}. Changing id2label changes no head: load the student by "
+            f"from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
+        )
+
+
+class CheckedLabels:
+    """A collator whose labels are all classes of the student.
+
+    Args:
+        collator: Makes batches; `labels` in them is a list with `class_labels` (n,) of each image.
+        num_classes: K, the number of classes.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], num_classes: int) -> None:
+        self.collator = collator
+        self.num_classes = num_classes
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        """The collator's batch; raises as `demand_classes`."""
+        batch = self.collator(examples)
+        demand_classes(batch.get("labels", ()), self.num_classes)
+        return batch
+
+
+def _parts(what: str, dataset: Any) -> Iterator[tuple[str, Any]]:
+    """What a data set is made of, with a name for messages."""
+    if isinstance(dataset, Mapping):
+        for name, part in dataset.items():
+            yield from _parts(f"{what} {name!r}", part)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _parts(what, part)
+    elif isinstance(dataset, Subset):
+        yield from _parts(what, dataset.dataset)
+    elif dataset is not None:
+        yield what, dataset
+
+
+def _compare(config: PreTrainedConfig, names: Sequence[str], what: str) -> None:
+    own = class_names(config)
+    if are_placeholders(own) and len(own) == len(names):
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        logger.warning("The student's classes had no names. They are called as in the %s: %s.", what, listing(names))
+        return
+    if are_same(names, own):
+        return
+    if sorted(match_names(names, own).indices) == list(range(len(own))):
+        way_out = (
+            "These are the same classes in another order: bring the data to the student's order by "
+            "data.with_classes(match_categories(student.config, data.categories)). If the student was made for "
+            "the order of the data, correct its id2label and label2id."
+        )
+    else:
+        way_out = (
+            "Give the student a head for the classes of the data: from_pretrained(..., id2label=..., label2id=..., "
+            "ignore_mismatched_sizes=True), or build_detector(spec, data.categories) for a new student. Read every "
+            "split with the same map: load_coco(..., train.categories)."
+        )
+    raise ValueError(
+        f"The student has other classes than the {what}. Student (id2label): {listing(own)}. "
+        f"Data: {listing(names)}. {way_out}"
+    )
+
+
+def _check_range(dataset: datasets.Dataset, names: Sequence[str], what: str) -> None:
+    places = labels_outside(dataset, len(names))
+    message = f"a label of the {what} is none of the student's classes 0 to {len(names) - 1}"
+    fix = "map raw category ids to 0..K-1 (load_coco and load_objects do), or give the student as many classes"
+    faults = found("error", "label-range", message, fix, places)
+    if faults:
+        raise DataError(faults)

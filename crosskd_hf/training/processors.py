@@ -1,0 +1,90 @@
+"""Whether an image processor reads a detector's outputs as the detector means them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..distillation.detr_families import FAMILIES
+from ..models import DETECTORS, DetectionImageProcessor
+
+_ALSO_SOFTMAX = {"yolos", "table-transformer"}  # of transformers; can be trained here, not distilled
+
+
+class _Reading(NamedTuple):
+    """How a processor reads outputs: whether the last one is "no object", and whether one of two equal boxes goes."""
+
+    no_object: bool
+    suppresses: bool
+
+
+def has_no_object(model: PreTrainedModel) -> bool | None:
+    """Whether a detector's classes compete by softmax with "no object" as the last one, rather than one sigmoid each.
+
+    None if it is of no family that is known here.
+    """
+    kind = model.config.model_type
+    if kind in FAMILIES:
+        return FAMILIES[kind].softmax
+    if type(model.config) in DETECTORS:
+        return False
+    return True if kind in _ALSO_SOFTMAX else None
+
+
+def check_processor(model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+    """Find a processor of another family, whose detections would be wrong without a word.
+
+    Args:
+        model: The detector.
+        processor: Is tried on the outputs of three sure objects.
+
+    Raises:
+        ValueError: It makes no detections; it takes the last class for "no object", or the other way round; or it
+            leaves double boxes of a detector that relies on non-maximum suppression.
+    """
+    name, kind = type(processor).__name__, model.config.model_type
+    if not hasattr(processor, "post_process_object_detection"):
+        raise ValueError(
+            f"{name} has no post_process_object_detection: it can't make detections of the model's outputs. "
+            f"Give an image processor of '{kind}'."
+        )
+    expected, dense = has_no_object(model), type(model.config) in DETECTORS
+    if expected is None or (dense and isinstance(processor, DetectionImageProcessor)):
+        return
+    reading = _reading(processor)
+    if reading is None:
+        return
+    if reading.no_object and not expected:
+        fault = "takes the last class for 'no object' (softmax): it would never be found"
+    elif expected and not reading.no_object:
+        fault = "takes 'no object', the last output of the model, for a class (sigmoid): it would be found everywhere"
+    elif dense and not reading.suppresses:
+        fault = "leaves all double boxes of an object: the model relies on non-maximum suppression"
+    else:
+        return
+    needed = "DetectionImageProcessor" if dense else f"{'' if expected else 'Deformable'}DetrImageProcessor"
+    raise ValueError(
+        f"{name} is of another family than the model ('{kind}'). It {fault}. Give the processor that belongs to the "
+        f"model: AutoImageProcessor.from_pretrained of its original checkpoint, or a {needed}."
+    )
+
+
+def _reading(processor: BaseImageProcessor) -> _Reading | None:
+    """What a processor makes of a sure object of each of three classes, and of the first one twice.
+
+    None if it needs other outputs than `logits` and `pred_boxes`.
+    """
+    classes = torch.tensor([0, 1, 2, 0])
+    centers = torch.tensor([0.1, 0.5, 0.9, 0.1])[:, None]
+    logits = torch.where(torch.nn.functional.one_hot(classes, 3) == 1, 10.0, -10.0)
+    boxes = torch.cat([centers.expand(-1, 2), torch.full((4, 2), 0.1)], 1)
+    outputs = ModelOutput(logits=logits[None], pred_boxes=boxes[None])
+    try:
+        (result,) = processor.post_process_object_detection(outputs, 0.5, torch.tensor([[100, 100]]))
+        labels = result["labels"].tolist()
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
+        return None
+    return _Reading(2 not in labels, labels.count(0) < 2)

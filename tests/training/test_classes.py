@@ -1,0 +1,269 @@
+"""The student's classes are those of its data, or nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from transformers import DeformableDetrImageProcessor, DetrImageProcessor
+
+from crosskd_hf.data import CategoryMap, DataError, DetectionCollator, load_coco
+from crosskd_hf.data.categories import match_categories
+from crosskd_hf.data.shapes import ShapesPaths
+from crosskd_hf.training.trainer import CrossKDTrainer
+from tests.distillation import detr_zoo
+from tests.tiny_dense import make_detector
+from tests.tiny_run import SIZE, load_data, make_data, processor, settings
+
+NAMES = ("circle", "square", "triangle", "star")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("classes")
+    make_data(path, empty=())
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> tuple[datasets.Dataset, datasets.Dataset]:
+    train, val = load_data(folder)
+    return train.dataset, val.dataset
+
+
+def student(*names: str) -> Any:
+    id2label = dict(enumerate(names))
+    label2id = {name: index for index, name in id2label.items()}
+    return make_detector("gfl", spread=False, num_labels=len(names), id2label=id2label, label2id=label2id)
+
+
+def trainer(folder: Path, model: Any, train: Any = None, val: Any = None, **more: Any) -> CrossKDTrainer:
+    images = more.pop("images", None) or processor()
+    return CrossKDTrainer(model, settings(folder, max_steps=2, **more), train, val, images)
+
+
+def unnamed(dataset: datasets.Dataset, change: Any = lambda labels: labels) -> datasets.Dataset:
+    """The same data without names; `change` is applied to the labels of each image."""
+    features = dataset.features.copy()
+    features["objects"] = {**features["objects"], "category": datasets.List(datasets.Value("int64"))}
+    rows = [{**objects, "category": change(objects["category"])} for objects in dataset["objects"]]
+    column = datasets.Dataset.from_dict({"objects": rows}, features=datasets.Features(objects=features["objects"]))
+    return datasets.concatenate_datasets([dataset.remove_columns("objects"), column], axis=1)
+
+
+class Rows(Dataset[Any]):
+    """A data set of torch, which tells nothing of its columns."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("names", "way_out"),
+        [
+            (NAMES[::-1], "same classes in another order.*with_classes"),
+            ([f"class {i}" for i in range(80)], "head for the classes of the data.*ignore_mismatched_sizes"),
+            (NAMES[:3], "head for the classes of the data"),
+            ((*NAMES, "moon"), "head for the classes of the data"),
+            (("circle", "square", "triangle", "moon"), "head for the classes of the data"),
+            ([f"LABEL_{i}" for i in range(80)], "head for the classes of the data"),
+        ],
+    )
+    @pytest.mark.parametrize("split", ["training", "evaluation"])
+    def test_others_are_refused_and_both_lists_named(
+        self, folder: Path, data: tuple[Any, Any], names: list[str], way_out: str, split: str
+    ) -> None:
+        train, val = data if split == "training" else (None, data[1])
+        theirs = f"{len(names)} classes, {', '.join(map(repr, names[:30]))}"
+        with pytest.raises(ValueError, match=way_out) as error:
+            trainer(folder, student(*names), train, val)
+        assert f"than the {split} data. Student (id2label): {theirs}" in str(error.value)
+        assert "Data: 4 classes, 'circle', 'square', 'triangle', 'star'." in str(error.value)
+
+    @pytest.mark.parametrize("count", [3, 5])
+    def test_of_detr_which_would_take_an_extra_label_for_no_object(
+        self, folder: Path, data: tuple[Any, Any], count: int
+    ) -> None:
+        model = detr_zoo.build("detr", num_labels=count)
+        images = DetrImageProcessor(size={"height": SIZE, "width": SIZE})
+        with pytest.raises(ValueError, match=f"{count} classes, 'LABEL_0'.*4 classes, 'circle'"):
+            trainer(folder, model, data[0], images=images)
+
+    def test_case_and_spaces_do_not_matter(self, folder: Path, data: tuple[Any, Any]) -> None:
+        run = trainer(folder, student("Circle", " square", "TRIANGLE", "star"), *data)
+        assert "eval_map_Circle" in run.evaluate()
+
+    def test_a_student_without_names_gets_those_of_the_data(
+        self, folder: Path, data: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = trainer(folder, student(*(f"LABEL_{i}" for i in range(4))), *data)
+        assert run.model.config.id2label == dict(enumerate(NAMES))
+        assert run.model.config.label2id == {name: index for index, name in enumerate(NAMES)}
+        assert caplog.text.count("The student's classes had no names") == 1
+
+    @pytest.mark.parametrize("wrap", ["stream", "subset", "concatenated", "dict", "loaded"])
+    def test_names_are_found_in_every_kind_of_data_set(
+        self, folder: Path, data: tuple[Any, Any], wrap: str, tmp_path: Path
+    ) -> None:
+        train, val = data
+        if wrap == "loaded":
+            train.save_to_disk(tmp_path / "train")
+        train, val = {
+            "stream": lambda: (train.to_iterable_dataset(), None),
+            "subset": lambda: (Subset(Subset(train, [0, 1]), [1]), None),
+            "concatenated": lambda: (ConcatDataset([train, train]), None),
+            "dict": lambda: (None, {"day": val, "night": val}),
+            "loaded": lambda: (datasets.load_from_disk(tmp_path / "train"), None),
+        }[wrap]()
+        with pytest.raises(ValueError, match="evaluation data 'day'" if wrap == "dict" else "than the training data"):
+            trainer(folder, student(*NAMES[::-1]), train, val)
+        trainer(folder, student(*NAMES), train, val)
+
+    def test_of_data_that_is_evaluated_later(self, folder: Path, data: tuple[Any, Any]) -> None:
+        paths = ShapesPaths.below(folder)
+        order = CategoryMap((1, 2, 3, 4), NAMES[::-1])
+        other = load_coco(paths.val_annotations, paths.val_images, order)
+        run = trainer(folder, student(*NAMES), *data)
+        with pytest.raises(ValueError, match="other classes than the evaluation data"):
+            run.evaluate(other.dataset)
+        model = student(*NAMES)
+        assert run.evaluate(other.with_classes(match_categories(model.config, order)).dataset).keys() >= {"eval_map"}
+
+    def test_reversed_names_in_a_json_are_found_by_name(self, folder: Path, tmp_path: Path) -> None:
+        """Whatever order and ids a json has: read with the student's map, images have the same labels."""
+        paths = ShapesPaths.below(folder)
+        content = json.loads(paths.val_annotations.read_text())
+        ids = {category["id"]: 50 - category["id"] for category in content["categories"]}
+        for category in content["categories"]:
+            category["id"] = ids[category["id"]]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = ids[annotation["category_id"]]
+        (tmp_path / "val.json").write_text(json.dumps(content))
+        train, val = load_data(folder)
+        assert load_coco(tmp_path / "val.json", paths.val_images).categories.names == NAMES[::-1]
+        read = load_coco(tmp_path / "val.json", paths.val_images, train.categories)
+        assert read.dataset["objects"][:] == val.dataset["objects"][:]
+
+
+class TestWithoutNames:
+    def test_one_line_says_how_labels_are_taken(
+        self, folder: Path, data: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        trainer(folder, student(*NAMES), unnamed(data[0]), unnamed(data[1]))
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        expected = "its labels are taken as the student's, 0 for 'circle' to 3 for 'star'."
+        assert [line for line in lines if "name its classes" in line] == [
+            f"The data doesn't name its classes: {expected}"
+        ]
+
+    @pytest.mark.parametrize("label", [4, -1, None])
+    @pytest.mark.parametrize("split", ["training", "evaluation"])
+    def test_a_label_outside_is_named_with_its_image(
+        self, folder: Path, data: tuple[Any, Any], label: int | None, split: str
+    ) -> None:
+        dataset = data[0] if split == "training" else data[1]
+        last = dataset[len(dataset) - 1]
+        number = len(dataset["objects"][:]) - 1
+        rows = iter(range(number + 1))
+        faulty = unnamed(dataset, lambda labels: [label, *labels[1:]] if next(rows) == number else labels)
+        with pytest.raises(DataError, match="label-range") as error:
+            trainer(folder, student(*NAMES), *((faulty, None) if split == "training" else (None, faulty)))
+        (place,) = error.value.findings[0].places
+        assert place.file.endswith(".png")
+        assert place.detail == f"label {-1 if label is None else label}, image_id {last['image_id']}"
+        shuffled = faulty.select([number, 0])  # rows are those of the selection
+        with pytest.raises(DataError) as error:
+            trainer(folder, student(*NAMES), *((shuffled, None) if split == "training" else (None, shuffled)))
+        assert error.value.findings[0].places == (place,)
+        rest = faulty.select(range(number))
+        trainer(folder, student(*NAMES), *((rest, None) if split == "training" else (None, rest)))
+
+    @pytest.mark.parametrize("kind", ["stream", "torch", "collator"])
+    @pytest.mark.parametrize("label", [4, -1])
+    def test_of_a_stream_at_the_batch_before_its_update(
+        self, folder: Path, data: tuple[Any, Any], label: int, kind: str
+    ) -> None:
+        numbers = iter(range(7))
+        faulty = unnamed(data[0], lambda labels: [label, *labels[1:]] if next(numbers) == 5 else labels)
+        image_id = data[0][5]["image_id"]
+        train = {"stream": faulty.to_iterable_dataset(), "torch": Rows(faulty)}.get(kind, faulty)
+        model = student(*NAMES)
+        collator = DetectionCollator(processor()) if kind == "collator" else None
+        run = CrossKDTrainer(
+            model,
+            settings(folder, max_steps=5, per_device_train_batch_size=2),
+            train,
+            processing_class=processor(),
+            data_collator=collator,
+        )
+        with pytest.raises(ValueError, match=rf"Labels of image_id {image_id} are \[{label}\].*classes 0 to 3"):
+            run.train()
+        assert run.state.global_step < 3
+
+    def test_numbers_as_names_are_no_names(self, folder: Path, data: tuple[Any, Any]) -> None:
+        features = data[0].features.copy()
+        numbers = datasets.List(datasets.ClassLabel(num_classes=4))
+        features["objects"] = {**features["objects"], "category": numbers}
+        dataset = unnamed(data[0]).cast(features)
+        trainer(folder, student(*NAMES), dataset)
+        trainer(folder, student(*NAMES, "moon"), dataset)
+        with pytest.raises(DataError, match="label-range"):
+            trainer(folder, student(*NAMES[:2]), dataset)
+
+
+@pytest.mark.parametrize("family", ["gfl", "deformable_detr"])
+def test_names_that_were_changed_on_a_head_of_other_classes(folder: Path, data: tuple[Any, Any], family: str) -> None:
+    if family == "gfl":
+        model, images = student(*(f"class {i}" for i in range(80))), processor()
+    else:
+        model = detr_zoo.build(family, num_labels=80, num_feature_levels=3)
+        images = DeformableDetrImageProcessor(size={"height": SIZE, "width": SIZE})
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.config.id2label = dict(enumerate(NAMES))
+    run = trainer(folder, model, data[0], images=images, schedule=None)
+    with pytest.raises(ValueError, match="head has 80 outputs, but its id2label names 4 classes, 'circle'"):
+        run.train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
+
+
+class TestProcessors:
+    @pytest.mark.parametrize("family", [name for name in detr_zoo.MODELS if " " not in name])
+    def test_of_another_family_are_refused(self, folder: Path, data: tuple[Any, Any], family: str) -> None:
+        """DETR reads the last output as "no object": with its processor the last class is never found."""
+        model = detr_zoo.build(family, num_labels=4)
+        model.config.id2label = dict(enumerate(NAMES))
+        size = {"height": SIZE, "width": SIZE}
+        right, wrong = DeformableDetrImageProcessor(size=size), DetrImageProcessor(size=size)
+        fault = "takes the last class for 'no object'.*or a DeformableDetrImageProcessor"
+        if family == "detr":
+            right, wrong = wrong, right
+            fault = "takes 'no object', the last output of the model, for a class.*or a DetrImageProcessor"
+        trainer(folder, model, *data, images=right)
+        for train, val in ((data[0], None), (None, data[1])):
+            with pytest.raises(ValueError, match=fault):
+                trainer(folder, model, train, val, images=wrong)
+
+    def test_of_a_dense_detector(self, folder: Path, data: tuple[Any, Any]) -> None:
+        with pytest.raises(ValueError, match="leaves all double boxes"):
+            trainer(folder, student(*NAMES), *data, images=DeformableDetrImageProcessor())
+        with pytest.raises(ValueError, match="takes the last class for 'no object'.*or a DetectionImageProcessor"):
+            trainer(folder, student(*NAMES), *data, images=DetrImageProcessor())
+
+    def test_that_make_no_detections(self, folder: Path, data: tuple[Any, Any]) -> None:
+        from transformers import ViTImageProcessor
+
+        with pytest.raises(ValueError, match="ViTImageProcessor has no post_process_object_detection"):
+            trainer(folder, student(*NAMES), *data, images=ViTImageProcessor())
