@@ -48,6 +48,7 @@ OVERRIDDEN = (
     Hook("_load_from_checkpoint", "resume_from_checkpoint model", "resuming with every weight"),
     Hook("_load_best_model", "", "the best checkpoint with every weight"),
     Hook("create_accelerator_and_postprocess", "", "processes that don't search for unused parameters"),
+    Hook("get_train_dataloader", "", "the check that labels are classes of the student"),
     Hook("get_eval_dataloader", "eval_dataset", "evaluation without augmentation"),
     Hook("get_test_dataloader", "test_dataset", "prediction without augmentation"),
     Hook("create_optimizer", "model", "learning rates of schedule, backbone and adapters"),
