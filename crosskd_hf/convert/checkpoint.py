@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..files import make_readable, without_folders
+
 # Where a file keeps its weights, the first that is there. MMDetection's EMA hook puts the average under "state_dict".
 WEIGHT_KEYS = ("state_dict", "model")
 MOST_EXPANSION = 4  # times the file's size; tied weights, which lie in a file once, stay far below
@@ -213,5 +215,6 @@ class Conversion:
             raise FileExistsError(f"{folder} is there already and not empty: choose another folder, or set overwrite.")
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        (folder / "conversion.json").write_text(json.dumps(self.recognised, indent=2) + "\n")
+        (folder / "conversion.json").write_text(json.dumps(without_folders(self.recognised), indent=2) + "\n")
+        make_readable(folder)
         return folder

@@ -187,10 +187,15 @@ class CheckpointingTrainer(CocoTrainer):
         if not self.args.should_save:
             return
         saving.note_callback_states(self.state, [*self.callback_handler.callbacks, self.control])
-        self.state.save_to_json(str(staging / "trainer_state.json"))
+        saving.write_state(self.state, staging / "trainer_state.json")
         checkpoints.write_manifest(staging)
         checkpoints.publish(staging, folder)
         checkpoints.rotate(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def save_state(self) -> None:
+        """Write `trainer_state.json` into `output_dir`, as `Trainer` does, without paths of this machine."""
+        if self.is_world_process_zero():
+            saving.write_state(self.state, Path(self.args.output_dir, "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_student(self.model, resume_from_checkpoint)

@@ -15,11 +15,12 @@ import logging
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..files import make_readable
 
 MANIFEST = "manifest.json"
 SAVING, DELETING = "_saving-", "_deleting-"
@@ -39,17 +40,6 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n", encoding="utf-8")
     _force_to_disk(folder / MANIFEST)
     _force_to_disk(folder)
-
-
-def make_readable(folder: Path) -> None:
-    """Give the files in `folder` the permissions that new files get here; safetensors leaves its own to the owner."""
-    probe = folder / f"{SAVING}probe"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(mode)
 
 
 def is_complete(folder: Path) -> bool:

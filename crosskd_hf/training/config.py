@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..distillation.config import DistillationConfig
+from ..files import without_folders
 from . import ineffective, upstream
 from .schedules import SCHEDULES, Schedule, default_warmup
 
@@ -151,6 +154,14 @@ class CrossKDConfig(TrainingArguments):
             self.dataloader_pin_memory = self.device.type != "cpu"
         self.distillation_config()
         self._check_processes()
+
+    def to_json_string(self) -> str:
+        """As of `TrainingArguments`, without the folders of this machine: it is saved beside the weights and pushed."""
+        return json.dumps(without_folders(self.to_dict() | self._named_after_the_folder()), indent=2)
+
+    def _named_after_the_folder(self) -> dict[str, str]:
+        folder = Path(self.output_dir).absolute().name
+        return {"output_dir": folder} | ({"run_name": folder} if self.run_name == self.output_dir else {})
 
     def distillation_config(self) -> DistillationConfig:
         """The part that says what is distilled and how."""

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..files import without_folders
 from . import upstream
 
 logger = logging.getLogger(__name__)
@@ -35,14 +37,14 @@ def describe(teacher: PreTrainedModel, teacher_hash: str, distillation: Mapping[
     """The content of `distillation.json`.
 
     Args:
-        teacher: The frozen teacher.
+        teacher: The frozen teacher. Its Hub id is named; one from a folder is known by its hash alone.
         teacher_hash: Its :func:`weight_hash`.
         distillation: `Distiller.describe()`.
     """
     return {
         "teacher": {
             "class": type(teacher).__name__,
-            "name_or_path": teacher.config.name_or_path,
+            "name_or_path": _public_name(teacher),
             "revision": upstream.commit_of(teacher.config),
             "sha256": teacher_hash,
         },
@@ -53,14 +55,13 @@ def describe(teacher: PreTrainedModel, teacher_hash: str, distillation: Mapping[
 
 def hub_id(content: Mapping[str, Any] | None) -> str | None:
     """The Hub id of the teacher that `content` describes, or None if it is of local origin, or there is none."""
-    if content is None or content["teacher"]["revision"] is None:
-        return None
-    return str(content["teacher"]["name_or_path"])
+    return None if content is None else content["teacher"]["name_or_path"]
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
     """Write `distillation.json` into `folder`."""
-    (folder / FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(without_folders(content), indent=2, sort_keys=True)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def check_same_teacher(folder: Path, teacher_hash: str | None) -> None:
@@ -102,6 +103,16 @@ def warn_of_changes(folder: Path, content: Mapping[str, Any] | None) -> None:
     if changed:
         told = "; ".join(f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed)
         logger.warning("The distillation goes on with other settings than %s had: %s", folder, told)
+
+
+def _public_name(model: PreTrainedModel) -> str | None:
+    """The Hub id that a model was loaded by; None for a folder, whose name is nobody else's business."""
+    name = model.config.name_or_path
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return None
+    return None if Path(name).exists() else str(name)
 
 
 def _version(package: str) -> str | None:

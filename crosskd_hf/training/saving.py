@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -51,6 +52,13 @@ def together(step: Callable[[], None], update: int, staging: Path | None) -> Non
         f"The checkpoint of update {update} could not be written ({failures[0]}). The "
         "earlier checkpoints are as they were: make room and resume from the last one."
     ) from cause
+
+
+def write_state(state: TrainerState, path: Path) -> None:
+    """Write `trainer_state.json` without the absolute path of the best checkpoint: `best_global_step` names it."""
+    state = copy.copy(state)
+    state.best_model_checkpoint = None
+    state.save_to_json(str(path))
 
 
 def note_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
