@@ -94,6 +94,8 @@ class CheckpointingTrainer(CocoTrainer):
         if self.args.ema_decay is not None:
             self.ema = WeightAverage(self.model, self.args.ema_decay, self.state.global_step)
         saving.load_if_there(self.model, self._resumed, TRAINING_WEIGHTS)
+        if self._resumed is not None:
+            saving.find_best(self.state, self._resumed.parent, self.args)
 
     def _end_training(self) -> None:
         super()._end_training()

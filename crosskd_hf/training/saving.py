@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ TRAINING_WEIGHTS = "training_weights.safetensors"  # float32, where the student 
 AVERAGED_WEIGHTS = "averaged_weights.safetensors"  # float32, of a student that is stored in half
 _STATE = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json"]
 _NOT_THE_STUDENT = [*_STATE, TRAINING_WEIGHTS, AVERAGED_WEIGHTS]
+
+logger = logging.getLogger(__name__)
 
 
 def together(step: Callable[[], None], update: int, staging: Path | None) -> None:
@@ -59,6 +62,26 @@ def write_state(state: TrainerState, path: Path) -> None:
     state = copy.copy(state)
     state.best_model_checkpoint = None
     state.save_to_json(str(path))
+
+
+def find_best(state: TrainerState, run: Path, args: CrossKDConfig) -> None:
+    """Note in a resumed `state` where its best checkpoint lies; with `load_best_model_at_end` forget a lost one."""
+    if not state.best_global_step:
+        return
+    for folder in (run, Path(args.output_dir)):
+        best = folder / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+            return
+    if args.load_best_model_at_end:
+        logger.warning(
+            "The best checkpoint so far, that of update %d (%s), is not in %s: the best one will be chosen among the "
+            "evaluations from now on.",
+            state.best_global_step,
+            state.best_metric,
+            run,
+        )
+        state.best_metric = state.best_global_step = None
 
 
 def note_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:

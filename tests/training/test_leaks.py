@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,22 @@ def test_the_best_checkpoint_is_found_again_without_its_path(private: Path, run:
         assert {path.name for path in checkpoints.checkpoints(moved)} == {f"checkpoint-{best}"}
     finally:
         moved.rename(run)
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten_with_a_warning(
+    private: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(private, output_dir=str(tmp_path)).train()
+    state = json.loads((tmp_path / "checkpoint-2/trainer_state.json").read_text())
+    state |= {"best_global_step": 1, "best_metric": 2.0}
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text(json.dumps(state))
+    checkpoints.write_manifest(tmp_path / "checkpoint-2")
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    trainer = trained(private, output_dir=str(tmp_path), max_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert "that of update 1 (2.0)" in caplog.text
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    assert trainer.state.best_metric < 2
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints", "end"])
