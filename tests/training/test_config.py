@@ -151,7 +151,7 @@ def test_a_copy_of_the_arguments_is_equal(tmp_path: Path) -> None:
     for schedule in (None, "1x"):
         args = config(tmp_path, schedule=schedule)
         assert dataclasses.replace(args).to_dict() == args.to_dict()
-        assert CrossKDConfig(**json.loads(args.to_json_string())).to_dict() == args.to_dict()
+        assert CrossKDConfig(**json.loads(json.dumps(args.to_dict()))).to_dict() == args.to_dict()
 
 
 @pytest.mark.parametrize(

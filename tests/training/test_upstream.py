@@ -141,9 +141,9 @@ def test_the_installed_release_fits() -> None:
     upstream.check(*release())
 
 
-@pytest.mark.parametrize("name", [hook.name for hook in (*OVERRIDDEN, *CALLED)])
+@pytest.mark.parametrize("name", [h.name for h in (*OVERRIDDEN, *CALLED) if f"def {h.name}(" in SOURCE])
 def test_a_renamed_method_is_refused(name: str) -> None:
-    renamed = release((rf"(?:(?<=def )|(?<=\.)){name}", f"{name}_renamed"))  # no imported function of that name
+    renamed = release((name, f"{name}_renamed"))
     with pytest.raises(
         UpstreamError, match=f"Trainer has no {name} .*tried with transformers {TRIED[0]} to {TRIED[1]}"
     ):
