@@ -13,9 +13,10 @@ FPNExtra = Literal["on_output", "on_input", "max_pool"]
 
 
 class Conv(nn.Conv2d):
-    """A padded convolution that knows its own initial values.
+    """A convolution that knows its own initial values, padded so that stride 1 keeps the size of its input.
 
     Args:
+        in_channels, ..., dtype: As of `nn.Conv2d`, in its order: peft makes further layers of the class that it finds.
         std: Standard deviation of the initial weight; `None` draws Xavier-uniform weights.
         bias_value: Initial bias.
     """
@@ -24,14 +25,25 @@ class Conv(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str | None = None,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
         bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         std: float | None = 0.01,
         bias_value: float = 0.0,
     ):
         self.std, self.bias_value = std, bias_value
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=bias)
+        if padding is None:
+            edges = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+            padding = edges[0] // 2, edges[1] // 2
+        shape = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        super().__init__(*shape, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         if self.std is None:

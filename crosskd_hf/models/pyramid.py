@@ -71,6 +71,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
         "strides": (1, 4096),
         "fpn_channels": (1, 8192),
     }
+    keys_to_ignore_at_inference = ["loss_parts"]  # of transformers' Trainer, which takes outputs of tensors alone
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_labels(kwargs.get("num_labels"), self.id2label)
@@ -131,6 +132,8 @@ class DetectorOutput(ModelOutput):
         """Fill in `loss_parts`, `loss_dict` and `loss`."""
         self["loss_parts"], self["loss_dict"] = parts, divide(parts)
         self["loss"] = torch.stack(list(self["loss_dict"].values())).sum()
+        for name in ("loss_dict", "loss"):  # in the order of the fields, as code that counts outputs expects
+            self.move_to_end(name, last=False)
 
 
 class PyramidDetector(PreTrainedModel):

@@ -20,7 +20,7 @@ from ..inference.precision import as_stored, widen
 from . import checkpoints, provenance, run_folder, saving, upstream
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
-from .loading import load_student
+from .loading import bare_model, load_student
 from .model_card import CardContent, model_card
 from .saving import AVERAGED_WEIGHTS, TRAINING_WEIGHTS
 
@@ -77,6 +77,8 @@ class CheckpointingTrainer(CocoTrainer):
 
     def _forget_preparation(self) -> None:
         """Let a model that `evaluate` prepared be wrapped for training; accelerate would leave it as it is."""
+        if self.model is None:  # between the trials of a search for hyperparameters
+            return
         if self.model_wrapped is self.model and upstream.is_prepared(self.model):
             extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
             upstream.forget_preparation(self.model)
@@ -245,7 +247,7 @@ class CheckpointingTrainer(CocoTrainer):
         return model_card(
             CardContent(
                 name=model_name or Path(self.args.output_dir).absolute().name,
-                architecture=type(self.model).__name__,
+                architecture=type(bare_model(self.model)).__name__,
                 metrics=self._metrics_of_these_weights(),
                 dataset=dataset or self.args.dataset_name or "evaluation data",
                 model_id=self.hub_model_id or Path(self.args.output_dir).name,

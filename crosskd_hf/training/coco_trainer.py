@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ..data.categories import CategoryMap
 from ..data.class_names import class_names
@@ -21,16 +21,16 @@ from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import in_type_of, widen_outputs, widened
-from . import upstream
+from . import arguments, upstream
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
+from .loading import bare_model
+from .predictions import Kept, KeptPredictions
 from .processors import check_processor
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
 
 logger = logging.getLogger(__name__)
-
-_COLUMNS = {"image_id", "width", "height", "objects"}
 
 
 class CocoTrainer(Trainer):
@@ -38,7 +38,8 @@ class CocoTrainer(Trainer):
 
     Args:
         model, args, train_dataset, eval_dataset, processing_class, train_transform, data_collator, callbacks,
-            optimizers: As of `CrossKDTrainer`.
+            optimizers, model_init, compute_metrics, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As of
+            `CrossKDTrainer`.
 
     Raises:
         ValueError: Neither an image processor nor a collator is given, or the processor is of another family than the
@@ -62,6 +63,10 @@ class CocoTrainer(Trainer):
         data_collator: Callable[[Sequence[Any]], dict[str, Any]] | None,
         callbacks: list[TrainerCallback] | None,
         optimizers: tuple[Any, Any],
+        model_init: Callable[..., PreTrainedModel] | None,
+        compute_metrics: Callable[..., dict[str, float]] | None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None,
     ) -> None:
         if processing_class is None and data_collator is None:
             raise ValueError(
@@ -69,10 +74,12 @@ class CocoTrainer(Trainer):
                 "AutoImageProcessor.from_pretrained(...)."
             )
         upstream.check()
-        if processing_class is not None:
-            check_processor(model, processing_class)
-        check_classes(model, train_dataset, eval_dataset, columns=data_collator is None)
-        num_classes = len(class_names(model.config))
+        arguments.check_data(train_dataset, eval_dataset, args)
+        arguments.check_metrics(args, compute_metrics, preprocess_logits_for_metrics)
+        arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)
+        student = bare_model(model)
+        _check_student(student, processing_class, train_dataset, eval_dataset, data_collator is None)
+        num_classes = len(class_names(student.config))
         collators = _collators(processing_class, train_transform, data_collator, args.seed, num_classes)
         super().__init__(
             model=model,
@@ -81,8 +88,11 @@ class CocoTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.callback_handler.callbacks.insert(0, _Moments(self))  # other callbacks see the averaged weights
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -90,13 +100,34 @@ class CocoTrainer(Trainer):
                 "DeepSpeed and FSDP are not supported: a detector and its teacher fit on one device. "
                 "Launch plain processes: accelerate launch --multi_gpu ..."
             )
-        self._eval_collator = collators[1]
+        self._eval_collator, self._own_collator = collators[1], data_collator is not None
+        self._train_transform = train_transform
+        self._kept: KeptPredictions | None = None
         self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
         self._detections: CocoEvaluator | None = None
         self._train_sampler: Any = None
         self._step_scheduler: Any = None
+        self.model_init = model_init  # its first model is known already
+        if data_collator is not None or not arguments.takes(bare_model(self.model), "pixel_mask"):
+            self._check_batches()
+
+    def _adopt_model(self) -> None:
+        """Make ready what depends on the student; `model_init` makes a new one for every run."""
+        data = self.train_dataset, self.eval_dataset
+        _check_student(bare_model(self.model), self.processing_class, *data, not self._own_collator)
 
     # ---- Data ----
+
+    def _check_batches(self) -> None:
+        """Judge a first batch of all data, where collator or model are not of this package."""
+        evaluation = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
+        pairs: list[tuple[Any, Any, bool]] = [(data, self._eval_collator, True) for data in evaluation.values()]
+        for dataset, collator, evaluated in [(self.train_dataset, self.data_collator, False), *pairs]:
+            count = min(2, len(dataset)) if isinstance(dataset, Sized) else 0
+            if count > 0:
+                with arguments.same_chance():
+                    batch = collator([dataset[number] for number in range(count)])
+                arguments.check_batch(batch, bare_model(self.model), evaluated)
 
     def get_train_dataloader(self) -> Any:
         """As of `Trainer`; labels that are none of the student's classes stop it at their batch."""
@@ -146,6 +177,7 @@ class CocoTrainer(Trainer):
 
     def _begin_training(self) -> None:
         """Model, optimiser and schedule are ready, those of a checkpoint loaded."""
+        self._tell_images_per_update()
 
     def _before_optimizer_step(self) -> None:
         """The gradients are complete and clipped."""
@@ -166,6 +198,22 @@ class CocoTrainer(Trainer):
         """0: six operations per parameter and pixel, as the base class counts, mean nothing for a detector."""
         return 0
 
+    def _tell_images_per_update(self) -> None:
+        """What an update is made of, before the first one: a launcher may have started less than it was asked for."""
+        if not self.is_world_process_zero():
+            return
+        args, alone = self.args, self.args.world_size == 1 and "WORLD_SIZE" not in os.environ
+        asked_for_more = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+        logger.warning(
+            "%d x %d x %d = %d images an update (processes x batch x accumulation)%s%s",
+            args.world_size,
+            upstream.micro_batch_size(self),
+            args.gradient_accumulation_steps,
+            self._images_per_update(),
+            "" if args.schedule is None else f", learning rate {self._base_learning_rate():g}",
+            "; for several processes on CPUs: torchrun --nproc_per_node N" if alone and asked_for_more else "",
+        )
+
     # ---- Optimiser ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -180,20 +228,27 @@ class CocoTrainer(Trainer):
             super().create_optimizer(model)
             return
         rule = GroupRule(
-            self._learning_rate(args.learning_rate),
+            self._base_learning_rate(),
             args.weight_decay,
             None if args.backbone_lr is None else self._learning_rate(args.backbone_lr),
             args.bias_lr_factor,
             args.bias_weight_decay,
             () if args.schedule else _undecayed(model, self.get_decay_parameter_names(model)),
         )
-        groups = parameter_groups(model, rule)
-        if args.schedule is None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
-            self.optimizer = kind(groups, **settings)
-        else:
-            self.optimizer = torch.optim.SGD(groups, lr=rule.learning_rate, momentum=0.9)
-            logger.info("%d images an update: learning rate %g", self._images_per_update(), rule.learning_rate)
+        kind, settings = self._optimizer_kind(model)
+        self.optimizer = kind(parameter_groups(model, rule), **settings)
+
+    def _optimizer_kind(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+        if self.optimizer_cls_and_kwargs is not None:
+            return self.optimizer_cls_and_kwargs
+        if self.args.schedule is None:
+            return self.get_optimizer_cls_and_kwargs(self.args, model)
+        return torch.optim.SGD, {"lr": self._base_learning_rate(), "momentum": 0.9}
+
+    def _base_learning_rate(self) -> float:
+        """Of parameters without a rule of their own; that of `optimizer_cls_and_kwargs` is used as it is."""
+        given = None if self.optimizer_cls_and_kwargs is None else self.optimizer_cls_and_kwargs[1].get("lr")
+        return self._learning_rate(self.args.learning_rate) if given is None else given
 
     def _learning_rate(self, given: float) -> float:
         if self.args.schedule is None or not self.args.scale_learning_rate:
@@ -213,6 +268,34 @@ class CocoTrainer(Trainer):
 
     # ---- Evaluation ----
 
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "maximize",
+        backend: Any = None,
+        hp_name: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of `Trainer`, but the highest `metric_for_best_model` (`eval_map`) is looked for.
+
+        `Trainer` would look for the lowest sum of all metrics.
+
+        Raises:
+            ValueError: Evaluation doesn't give that metric.
+        """
+        metric = self.args.metric_for_best_model or "eval_map"
+        if compute_objective is None:
+            arguments.check_metric(metric, self.eval_dataset)
+            metric = f"eval_{metric.removeprefix('eval_')}"
+
+        def objective(metrics: dict[str, float]) -> float:
+            return metrics[metric]
+
+        chosen = compute_objective or objective
+        return super().hyperparameter_search(hp_space, chosen, n_trials, direction, backend, hp_name, **kwargs)
+
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -224,15 +307,31 @@ class CocoTrainer(Trainer):
         """COCO AP: `<prefix>_map`, `_map_50`, `_map_75`, `_map_small`, `_map_medium`, `_map_large`, `_map_<class>`."""
         evaluator = self._detections = self._evaluator(dataloader.dataset)
         evaluator.reset()
+        self._kept = None if self.compute_metrics is None else KeptPredictions(self.preprocess_logits_for_metrics)
         with widened(self.model):
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         for rows in gather_object([evaluator.rows]):
             evaluator.merge(rows)
-        metrics = [evaluator.compute() if self.args.process_index == 0 else None]
+        others = [] if self._kept is None else self._kept.gathered(len(dataloader.dataset))
+        metrics = [evaluator.compute() | self._other_metrics(others) if self.args.process_index == 0 else None]
         broadcast_object_list(metrics)
-        rows, self._detections = evaluator.rows, None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in (metrics[0] or {}).items()})
+        rows, self._detections, self._kept = evaluator.rows, None, None
+        prefix = f"{metric_key_prefix}_"
+        found = {prefix + name.removeprefix(prefix): value for name, value in (metrics[0] or {}).items()}
+        output.metrics.update(found)
         return output._replace(predictions=rows)
+
+    def _other_metrics(self, batches: list[Kept]) -> dict[str, float]:
+        """What `compute_metrics` makes of the kept batches; with `batch_eval_metrics` it is called for each."""
+        if self.compute_metrics is None:
+            return {}
+        if not self.args.batch_eval_metrics:
+            predictions, labels = [batch[0] for batch in batches], [batch[1] for batch in batches]
+            return denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions, labels)))
+        metrics: dict[str, float] = {}
+        for number, batch in enumerate(batches, start=1):
+            metrics = self.compute_metrics(EvalPrediction(*batch), compute_result=number == len(batches))
+        return denumpify_detensorize(metrics)
 
     def prediction_step(
         self,
@@ -246,10 +345,14 @@ class CocoTrainer(Trainer):
         if self.processing_class is None:
             raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
         inputs = send_to_device(inputs, self.args.device)
-        labels = inputs.pop("labels")
+        labels = inputs["labels"] if self._kept is not None else inputs.pop("labels")
         inputs["pixel_values"] = in_type_of(self.model, inputs["pixel_values"])  # bf16_full_eval, fp16_full_eval
         with torch.no_grad():
             outputs = widen_outputs(model(**inputs))
+        if self._kept is not None:
+            self._kept.add(outputs, labels, ignore_keys or self.model.config.keys_to_ignore_at_inference)
+        for name in ("logits", "pred_boxes"):  # processors view them, which a user's own model may not allow for
+            outputs[name] = outputs[name].contiguous()
         sizes = torch.stack([label["orig_size"] for label in labels])
         results = self.processing_class.post_process_object_detection(outputs, self.args.eval_threshold, sizes)
         self._detections.update([int(label["image_id"]) for label in labels], results)
@@ -260,14 +363,10 @@ class CocoTrainer(Trainer):
         known = self._evaluators.get(id(dataset))
         if known is not None and known[0] is dataset:
             return known[1]
-        if not isinstance(dataset, datasets.Dataset) or not set(dataset.column_names) >= _COLUMNS:
-            raise ValueError(
-                f"The evaluation data must be a datasets.Dataset with the columns {sorted(_COLUMNS)}, as "
-                f"load_coco and load_objects make it; got {type(dataset).__name__}."
-            )
+        arguments.check_truth(dataset)
         given = self.eval_dataset
         if not any(dataset is one for one in (given.values() if isinstance(given, Mapping) else (given,))):
-            check_classes(self.model, None, dataset)
+            check_classes(bare_model(self.model), None, dataset)
         evaluator = CocoEvaluator(dataset, CategoryMap.from_config(self.model.config))
         self._evaluators[id(dataset)] = (dataset, evaluator)
         return evaluator
@@ -296,6 +395,13 @@ class _Moments(TrainerCallback):
 
     def on_train_end(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end_training()
+
+
+def _check_student(student: PreTrainedModel, processor: Any, train: Any, evaluation: Any, columns: bool) -> None:
+    """Compare a student with its image processor and the classes of its data, as of `check_classes`."""
+    if processor is not None:
+        check_processor(student, processor)
+    check_classes(student, train, evaluation, columns)
 
 
 def _collators(

@@ -39,7 +39,8 @@ class CrossKDConfig(TrainingArguments):
     - `restore_callback_states_from_checkpoint=True`: a resumed run remembers the patience of early stopping.
     - `remove_unused_columns=False` (the collator needs the raw columns), `label_names=["labels"]`,
       `logging_nan_inf_filter=False` (the guard does better), `accelerator_config.dispatch_batches=False`
-      (dispatching merges the label lists of different images), `dataloader_pin_memory` is off on a CPU.
+      (dispatching merges the label lists of different images), `eval_do_concat_batches=False` (concatenation loses
+      images whose labels differ in length), `dataloader_pin_memory` is off on a CPU.
     - Wherever the best evaluation counts (`load_best_model_at_end`, `save_strategy="best"`, a learning rate that falls
       on a plateau), `metric_for_best_model` is `eval_map`.
     - Several visible devices without a launcher are not used by `nn.DataParallel`, which can't carry detection labels:
@@ -99,6 +100,7 @@ class CrossKDConfig(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = _option(True, "Resume callbacks too, such as early stopping.")
     remove_unused_columns: bool = _option(False, "Must be False: the collator needs the raw columns.")
     logging_nan_inf_filter: bool = _option(False, "Must be False: nonfinite does better.")
+    eval_do_concat_batches: bool = _option(False, "Must be False: labels of images differ in length.")
     dataloader_pin_memory: bool | None = _option(None, "Pin batches in memory. Default: if training is not on a CPU.")
 
     schedule: str | None = _option(None, "'1x' or '2x': the detectors' usual SGD schedule.")
@@ -150,6 +152,10 @@ class CrossKDConfig(TrainingArguments):
             setattr(self, name, None)
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # they'd take a rising AP for a bad sign
+            mode = "max" if self.greater_is_better else "min"
+            given: dict[str, Any] = self.lr_scheduler_kwargs or {}  # type: ignore[has-type]
+            self.lr_scheduler_kwargs = {"mode": mode} | given
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = self.device.type != "cpu"
         self.distillation_config()
@@ -220,6 +226,8 @@ class CrossKDConfig(TrainingArguments):
         ineffective.refuse(
             self, self.schedule, [name for name in ("optim", "lr_scheduler_type") if not self._is_none(name)]
         )
+        if self.eval_do_concat_batches:
+            raise ValueError("eval_do_concat_batches=True loses images whose labels differ in length; leave it False.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the image and its boxes; leave it False.")
 

@@ -38,6 +38,10 @@ class NonFiniteGuard:
         self._watched: list[_Watched] = []
         self._bad: list[Tensor] = []
 
+    def __len__(self) -> int:
+        """Micro-batches of the present update that were noted."""
+        return len(self._watched)
+
     def clear(self) -> None:
         """Forget the present update."""
         self._watched.clear()
@@ -61,9 +65,10 @@ class NonFiniteGuard:
         Args:
             gradient_norm: Judged too; None to leave it out (a gradient scaler has its own way with infinite gradients).
         """
-        bad = torch.stack(self._bad).ne(0).any()
+        bad = torch.stack(self._bad).ne(0).any() if self._bad else torch.tensor(False)
         if gradient_norm is not None:
-            bad = bad | ~torch.isfinite(torch.as_tensor(gradient_norm, device=bad.device))
+            norm = torch.as_tensor(gradient_norm)
+            bad = bad.to(norm.device) | ~torch.isfinite(norm)
         return bool(bad)
 
     def report(self, step: int, gradient_norm: Tensor | float | None) -> str:

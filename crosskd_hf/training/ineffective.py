@@ -28,7 +28,6 @@ REASONS: dict[str, str] = {
     "neftune_noise_alpha": _LANGUAGE,
     "logging_nan_inf_filter": "nonfinite='stop' or 'skip' says what becomes of such losses",
     "prediction_loss_only": "evaluation is COCO AP and computes no loss",
-    "eval_do_concat_batches": _STREAMED,
     "eval_use_gather_object": _STREAMED,
     "eval_accumulation_steps": _STREAMED,
     "length_column_name": _LENGTH,

@@ -52,7 +52,15 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
         model: The bare student.
         outputs: Of its forward pass with labels.
         inputs: The batch.
+
+    Raises:
+        TypeError: There is no loss in the outputs.
     """
+    if not isinstance(outputs, Mapping) or "loss" not in outputs:
+        raise TypeError(
+            f"{type(model).__name__} returned {'no loss' if isinstance(outputs, Mapping) else 'a tuple'}: its forward "
+            "must return a ModelOutput with loss, logits and pred_boxes when it is given labels."
+        )
     parts = outputs.get("loss_parts")
     if parts is not None:
         return dict(parts)

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
+from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.transforms import Record
 from ..distillation import Distiller, make_distiller
 from ..inference.precision import widen
 from ..models.losses import LossPart, divide
-from . import adapters, provenance, run_folder, supervision, upstream
+from . import adapters, arguments, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
 from .classes import check_head
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
-from .loading import load_teacher
+from .loading import bare_model, load_teacher
 from .normalizers import UpdateSums, add_up, rehearsal, weighted
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class CrossKDTrainer(CheckpointingTrainer):
     adapters, if there are any) and `training_args.json`; no pickle is written that would execute code when read.
 
     Args:
-        model: The student.
+        model: The student, maybe inside a `PeftModel`; None with `model_init`.
         args: Options of training and distillation.
         train_dataset: In the schema of `load_coco`, or any data set that `data_collator` understands.
         eval_dataset: `datasets.Dataset` in the schema of `load_coco`: its boxes are the truth of `evaluate`.
@@ -47,9 +47,17 @@ class CrossKDTrainer(CheckpointingTrainer):
             the teacher is loaded, if it is loaded.
         train_transform: Augmentation of training examples, such as `TrainTransform()`.
         data_collator: Instead of `DetectionCollator(processing_class, train_transform)`; then it serves evaluation too.
-        callbacks, optimizers: As of `Trainer`.
+        callbacks, optimizers, model_init: As of `Trainer`. A model of `model_init` gets a distiller of its own.
+        compute_loss_func: Replaces the student's loss on its labels, `loss(outputs, labels, num_items_in_batch=None)`,
+            by a mean over the images of a micro-batch; what the teacher teaches is added.
+        compute_metrics: Metrics beside COCO AP, from `EvalPrediction(predictions, label_ids)`: both are lists with an
+            entry per batch, the outputs as a tuple of arrays and the labels of each image (`eval_do_concat_batches`
+            is False). All outputs are kept in memory until the evaluation ends.
+        preprocess_logits_for_metrics: Shrinks the outputs of a batch before they are kept, from (outputs, labels).
+        optimizer_cls_and_kwargs: Instead of the schedule's SGD or of `optim`; its `lr` is used as it is.
 
     Raises:
+        TypeError: Settings, student or teacher are of a kind that can't be used; the message says what can.
         ValueError: The pair can't be distilled, the teacher's weights are incomplete, something needed is missing, the
             student's classes are not those of the data, or `processing_class` belongs to another family of models.
         DataError: Labels of a data set are none of the student's classes.
@@ -58,7 +66,7 @@ class CrossKDTrainer(CheckpointingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None = None,
         args: CrossKDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -69,26 +77,36 @@ class CrossKDTrainer(CheckpointingTrainer):
         data_collator: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        args = CrossKDConfig() if args is None else args
+        args = arguments.check_settings(args)
+        student = arguments.check_student(self._first_model(model, model_init, args.seed))
+        teacher = None if teacher_model is None else arguments.check_teacher(teacher_model)
+        if teacher is not None:
+            arguments.check_checkpointing(args)
         if args.should_save:
             run_folder.make(Path(args.output_dir))
-        supervision.prepare(model, processing_class, train_transform)
+        self._loss_func = compute_loss_func  # `Trainer` would take what it returns for the loss of a whole update
+        supervision.prepare(bare_model(student), processing_class, train_transform)
         super().__init__(
-            model,
-            args,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            train_transform,
-            data_collator,
-            callbacks,
-            optimizers,
+            model=student,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            train_transform=train_transform,
+            data_collator=data_collator,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.distiller: Distiller | None = None
-        self._teacher_hash: str | None = None
-        if teacher_model is not None:
-            self._set_teacher(teacher_model, teacher_processing_class)
         self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
         self._gradient_norm: Tensor | None = None
         self._own_images, self._head_checked = True, False
@@ -97,22 +115,58 @@ class CrossKDTrainer(CheckpointingTrainer):
         self._first_update = False
         self._log_sums: dict[str, Tensor] = {}
         self._log_updates = 0
+        self.distiller: Distiller | None = None
+        self._teacher: tuple[PreTrainedModel, BaseImageProcessor | None] | None = None
+        self._teacher_hash: str | None = None
+        self._adopted = self.student
+        if teacher is not None:
+            self._set_teacher(teacher, teacher_processing_class)
+            self._make_distiller()
+
+    def _first_model(self, model: Any, model_init: Callable[..., PreTrainedModel] | None, seed: int) -> Any:
+        """The model that was given, or the one that `model_init` starts with."""
+        if model_init is None:
+            return model
+        if model is not None:
+            raise ValueError("Both model and model_init are given, but only one of them can be trained: leave one out.")
+        set_seed(seed)
+        self.model_init = model_init
+        return self.call_model_init()
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The student without a wrapper of peft."""
+        return bare_model(self.model)
+
+    def _adopt_model(self) -> None:
+        """As of `CocoTrainer`, with a distiller for the new student; nothing if the student is known."""
+        if self.student is self._adopted:
+            return
+        super()._adopt_model()
+        supervision.prepare(self.student, self.processing_class, self._train_transform)
+        if self._teacher is not None:
+            self._make_distiller()
+        self._adopted, self._head_checked = self.student, False
+
+    def _make_distiller(self) -> None:
+        assert self._teacher is not None
+        teacher, processor = self._teacher
+        config = self.args.distillation_config()
+        distiller = make_distiller(self.student, teacher, config, self.processing_class, processor)
+        self.distiller = distiller.to(self.args.device)
 
     # ---- Teacher ----
 
-    def _set_teacher(
-        self, teacher: PreTrainedModel | str | os.PathLike[str], processor: BaseImageProcessor | None
-    ) -> None:
+    def _set_teacher(self, teacher: arguments.Teacher, processor: BaseImageProcessor | None) -> None:
         if not isinstance(teacher, PreTrainedModel):
             teacher, found = load_teacher(teacher, self.args.teacher_revision, self.args.teacher_trust_remote_code)
             processor = processor or found
         widen(teacher)  # its head sees the student's float32 features, with or without autocast
-        config = self.args.distillation_config()
-        distiller = make_distiller(self.model, teacher, config, self.processing_class, processor)
-        teacher.requires_grad_(False).eval().to(self.args.device)
+        teacher.requires_grad_(False).eval()
+        arguments.move_teacher(teacher, self.args.device)
         if self.args.torch_compile:
             teacher.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
-        self.distiller = distiller.to(self.args.device)
+        self._teacher = teacher, processor
         self._teacher_hash = provenance.weight_hash(teacher)
 
     def _provenance(self) -> dict[str, Any] | None:
@@ -127,6 +181,7 @@ class CrossKDTrainer(CheckpointingTrainer):
             adapters.save(self.distiller, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._adopt_model()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.distiller is not None:
             adapters.load(self.distiller, Path(resume_from_checkpoint))
@@ -207,13 +262,21 @@ class CrossKDTrainer(CheckpointingTrainer):
         """Outputs of the student, the parts of its own loss, and those of the distillation."""
         outputs = model(**inputs, **({} if self.distiller is None else self.distiller.student_request))
         if not self._head_checked:
-            check_head(self.model, outputs)
+            check_head(self.student, outputs)
             self._head_checked = True
-        own = supervision.supervised_parts(self.model, outputs, inputs)
+        own = self._own_parts(outputs, inputs)
         if self.distiller is None:
             return outputs, own, {}
         with self.accelerator.autocast():
             return outputs, own, self.distiller(outputs, inputs)
+
+    def _own_parts(self, outputs: Any, inputs: dict[str, Any]) -> dict[str, LossPart]:
+        """The parts of the student's loss on its labels; `compute_loss_func` returns a mean over its images."""
+        if self._loss_func is None:
+            return supervision.supervised_parts(self.student, outputs, inputs)
+        loss = self._loss_func(outputs, inputs["labels"], num_items_in_batch=None)
+        images = loss.new_tensor(float(len(inputs["labels"])))
+        return {supervision.WHOLE: LossPart(loss * images, images)}
 
     def compute_loss(
         self,
@@ -228,7 +291,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         sums = add_up([parts]) if self._update_sums is None else self._update_sums
         losses = divide(parts, sums.normalizers, self._averaged)
         self._guard.watch(losses, inputs, sums.bad)
-        self._note(losses | supervision.own_log(outputs, losses))
+        self._note(losses if self._loss_func else losses | supervision.own_log(outputs, losses))
         if self._first_update and kd and self._own_images:
             self._check_distillation(torch.stack([losses[name] for name in kd]).sum())
         loss = torch.stack(list(losses.values())).sum()
@@ -247,7 +310,10 @@ class CrossKDTrainer(CheckpointingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward pass of one micro-batch; the adapters' gradients are averaged with the last one."""
+        told = len(self._guard)
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if len(self._guard) == told:  # a subclass's own `compute_loss`: the gradient's norm alone is judged
+            self._guard.watch({"loss": loss}, inputs, torch.zeros_like(loss))
         if self.distiller is not None and self.accelerator.sync_gradients:
             adapters.average_gradients(self.distiller)
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
@@ -285,7 +351,8 @@ class CrossKDTrainer(CheckpointingTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As of `Trainer`; models that hand out parts use all their parameters, so DDP needn't look for unused ones."""
         given = self.args.ddp_find_unused_parameters
-        if given is None and self.model is not None and supervision.returns_loss_parts(self.model):
+        uses_all = self.model is not None and supervision.returns_loss_parts(self.student)
+        if given is None and uses_all and self._loss_func is None:
             self.args.ddp_find_unused_parameters = False
         super().create_accelerator_and_postprocess()
         self.args.ddp_find_unused_parameters = given
@@ -300,12 +367,13 @@ class CrossKDTrainer(CheckpointingTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As of `CocoTrainer`; adapters come in a group of their own."""
+        self._adopt_model()
         optimizer = super().create_optimizer(model)
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         new = [parameter for parameter in self._adapters() if id(parameter) not in known]
         if new:
-            rate, decay = self._learning_rate(self.args.learning_rate), self.args.weight_decay
-            optimizer.add_param_group({"params": new, "lr": rate, "weight_decay": decay})
+            group = {"params": new, "lr": self._base_learning_rate(), "weight_decay": self.args.weight_decay}
+            optimizer.add_param_group(group)
         return optimizer
 
     def _after_optimizer_step(self) -> None:

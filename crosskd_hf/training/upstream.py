@@ -66,6 +66,11 @@ OVERRIDDEN = (
     ),
     Hook("prediction_step", "model inputs prediction_loss_only ignore_keys", "detections"),
     Hook("save_state", "", "a state without folders of this machine"),
+    Hook(
+        "hyperparameter_search",
+        "hp_space compute_objective n_trials direction backend hp_name kwargs",
+        "a search for the highest AP",
+    ),
     Hook("save_model", "output_dir _internal_call", "the model card, and averaged weights"),
     Hook(
         "create_model_card",
@@ -73,6 +78,8 @@ OVERRIDDEN = (
         "the model card",
     ),
 )
+
+CALLED_BY_USERS = ("train", "hyperparameter_search", "save_state")
 
 # Moments at which upstream must call every callback. `_Moments` of coco_trainer.py has a method for each.
 MOMENTS = {
@@ -113,6 +120,7 @@ IMPORTED = {
         "DeformableDetrImageProcessor DeformableDetrImageProcessorKwargs"
     ),
     "transformers.models.lw_detr.modeling_lw_detr": "refine_bboxes",
+    "transformers.trainer_pt_utils": "nested_detach nested_numpify",
 }
 
 
@@ -149,7 +157,7 @@ def _method_faults(trainer: type) -> Iterator[str]:
         found = " ".join(list(inspect.signature(method).parameters)[1:])
         if found != hook.parameters:
             yield f"Trainer.{hook.name} takes ({found}), not ({hook.parameters}) ({hook.purpose})"
-        if hook.name not in ("train", "save_state") and not _is_known(trainer, hook.name):  # which the user calls
+        if hook.name not in CALLED_BY_USERS and not _is_known(trainer, hook.name):
             yield f"Trainer doesn't call {hook.name} any more ({hook.purpose})"
 
 

@@ -103,7 +103,6 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "neftune_noise_alpha": 5.0,
     "logging_nan_inf_filter": True,
     "prediction_loss_only": True,
-    "eval_do_concat_batches": False,
     "eval_use_gather_object": True,
     "eval_accumulation_steps": 2,
     "length_column_name": "width",

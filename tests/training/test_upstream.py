@@ -124,7 +124,7 @@ def release(change: tuple[str, str] = ("", "")) -> tuple[type, type]:
     for kind in (Trainer, TrainerCallback):
         source = inspect.getsource(sys.modules[kind.__module__])
         if change[0]:
-            source = re.sub(rf"\b{change[0]}\b", change[1], source)
+            source = re.sub(rf"(?<!from \.)\b{change[0]}\b", change[1], source)  # a module may have that name
         module = types.ModuleType(f"{kind.__module__}_changed")
         module.__package__ = "transformers"
         sys.modules[module.__name__] = module

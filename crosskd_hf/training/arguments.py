@@ -1,0 +1,260 @@
+"""What the trainer's constructor was given: judged before anything is loaded, and said in one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Subset
+from transformers import PreTrainedModel, TrainingArguments
+
+from .config import CrossKDConfig
+from .loading import bare_model
+
+TRUTH_COLUMNS = {"image_id", "width", "height", "objects"}
+
+Teacher: TypeAlias = PreTrainedModel | str | os.PathLike[str]
+
+
+def check_settings(args: object) -> CrossKDConfig:
+    """The settings, or those of a run without any.
+
+    Raises:
+        TypeError: `args` is no `CrossKDConfig`.
+    """
+    if args is None or isinstance(args, CrossKDConfig):
+        return CrossKDConfig() if args is None else args
+    options = "all of its options and" if type(args) is TrainingArguments else "those of TrainingArguments and"
+    raise TypeError(
+        f"args is a {type(args).__name__}; CrossKDTrainer needs a CrossKDConfig, which has {options} those of "
+        f"distillation: args=CrossKDConfig('folder', ...)."
+    )
+
+
+def check_student(model: Any) -> Any:
+    """The student as it was given.
+
+    Raises:
+        TypeError: It is no detector of transformers, nor one in a wrapper of peft.
+    """
+    bare = bare_model(model)
+    if not isinstance(bare, PreTrainedModel):
+        raise TypeError(f"model is {_kind(model)}; a PreTrainedModel is needed{_way_out(model, 'model')}.")
+    if bare.config.return_dict is False:
+        raise TypeError("model returns tuples, where no loss is found by name: set model.config.return_dict=True.")
+    return model
+
+
+def check_teacher(teacher: object) -> Teacher:
+    """The teacher's model, out of its wrapper of peft, or where to load the teacher from.
+
+    Raises:
+        TypeError: Neither of the two.
+    """
+    found = bare_model(teacher)
+    if isinstance(found, PreTrainedModel | str | os.PathLike):
+        return found
+    raise TypeError(
+        f"teacher_model is {_kind(teacher)}; a PreTrainedModel, or a folder or Hub id to load one from, is "
+        f"needed{_way_out(teacher, 'teacher_model')}."
+    )
+
+
+def move_teacher(teacher: PreTrainedModel, device: torch.device) -> None:
+    """Bring the teacher to `device`; one that is there already is left alone, for quantised models refuse `to`.
+
+    Raises:
+        ValueError: It is elsewhere and can't be moved.
+    """
+    tensors = [*teacher.parameters(), *teacher.buffers()]
+    if all(tensor.device == torch.empty(0, device=device).device for tensor in tensors):
+        return
+    try:
+        teacher.to(device)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"The teacher lies on {tensors[0].device} and can't be moved to {device} ({error}). Load it there: "
+            f"from_pretrained(..., device_map={{'': {str(device)!r}}})."
+        ) from error
+
+
+def check_data(training: Any, evaluation: Any, args: CrossKDConfig) -> None:
+    """Find out before training whether the data can be sampled and evaluated, and the best model be chosen.
+
+    Args:
+        training: A data set, or None.
+        evaluation: A data set, several by name, or None.
+
+    Raises:
+        ValueError: A data set has no truth that COCO's AP could be computed from, the metric will not be there, or
+            the training data tell no sizes to group images by.
+    """
+    columns = getattr(training, "column_names", None) or ()
+    sized = isinstance(training, datasets.Dataset) and {"width", "height"} <= set(columns)
+    if args.group_by_aspect_ratio and training is not None and not sized:
+        raise ValueError(
+            "group_by_aspect_ratio=True needs all images' sizes before the first: a datasets.Dataset with the "
+            f"columns width and height, such as load_coco makes it; got {type(training).__name__}."
+        )
+    for name, dataset in _named(evaluation).items():
+        if dataset is not None:
+            check_truth(dataset, name)
+    if evaluation is not None and args.metric_for_best_model is not None:
+        check_metric(args.metric_for_best_model, evaluation)
+
+
+def check_metric(metric: str, evaluation: Any) -> None:
+    """Raise `ValueError` if `metric` is an AP or a loss that evaluating `evaluation` does not give."""
+    prefixes = ["eval" if name is None else f"eval_{name}" for name in _named(evaluation)]
+    full = f"eval_{metric.removeprefix('eval_')}"
+    if any(full.startswith(f"{prefix}_map") for prefix in prefixes) or not re.match(r"eval_(map|loss)(_|$)", full):
+        return
+    raise ValueError(
+        f"metric_for_best_model={metric!r} is no result of this evaluation, which gives "
+        f"{', '.join(f'{prefix}_map' for prefix in prefixes)} and the like: choose one of these."
+    )
+
+
+def _named(evaluation: Any) -> Mapping[Any, Any]:
+    return evaluation if isinstance(evaluation, Mapping) else {None: evaluation}
+
+
+def check_truth(dataset: Any, name: object = None) -> None:
+    """Raise `ValueError` unless `dataset` (called `name` among several) is in the schema of `load_coco`."""
+    if isinstance(dataset, datasets.Dataset) and set(dataset.column_names) >= TRUTH_COLUMNS:
+        return
+    way_out = ""
+    if isinstance(dataset, datasets.IterableDataset | torch.utils.data.IterableDataset):
+        way_out = " AP needs the truth of all images at once: load this data without streaming."
+    elif isinstance(dataset, Subset):
+        way_out = " Of a datasets.Dataset take a part with dataset.select(indices)."
+    elif isinstance(dataset, datasets.Dataset):
+        way_out = f" Its columns are {dataset.column_names}."
+    raise ValueError(
+        f"The evaluation data{'' if name is None else f' {name!r}'} must be a datasets.Dataset with the columns "
+        f"{sorted(TRUTH_COLUMNS)}, as load_coco and load_objects make it; got {type(dataset).__name__}.{way_out}"
+    )
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the forward of `model` has an argument of this name, or takes any."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def check_batch(batch: Mapping[str, Any], model: nn.Module, evaluated: bool) -> None:
+    """Find out whether a collator makes what the model and, if `evaluated`, the evaluation need.
+
+    Args:
+        batch: What the collator made of some examples.
+        model: The student.
+        evaluated: Whether detections are looked for in such batches.
+
+    Raises:
+        ValueError: Something is missing, or something is there that the model doesn't take.
+    """
+    unknown = [key for key in batch if not takes(model, key)]
+    if unknown:
+        raise ValueError(
+            f"The batches have {', '.join(unknown)}, which {type(model).__name__}.forward does not take: leave "
+            "it out in the collator, or let the forward take it."
+        )
+    needed = {"class_labels", "boxes"} | ({"image_id", "orig_size"} if evaluated else set())
+    labels = batch.get("labels") or [{}]
+    missing = sorted(needed - set(labels[0]))
+    if missing:
+        raise ValueError(
+            f"The labels that the collator makes lack {', '.join(missing)}; they have {sorted(labels[0])}. The "
+            "image processor makes all of it from annotations={'image_id': ..., 'annotations': [...]}, as "
+            "DetectionCollator calls it."
+        )
+
+
+@contextmanager
+def same_chance() -> Iterator[None]:
+    """After the context, random numbers go on as if nothing had happened inside."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def check_optimizer(optimizer: Any, optimizers: tuple[Any, Any], model_init: object) -> None:
+    """Find optimisers that would be given up in silence.
+
+    Args:
+        optimizer: `optimizer_cls_and_kwargs`.
+        optimizers, model_init: As the trainer got them.
+
+    Raises:
+        ValueError: A weight decay that `Trainer` overrides, or the optimiser of a model that will be replaced.
+    """
+    if model_init is not None and any(given is not None for given in optimizers):
+        raise ValueError(
+            "optimizers belong to one model, but model_init makes a new one for every run: give "
+            "optimizer_cls_and_kwargs instead."
+        )
+    if optimizer is not None and "weight_decay" in optimizer[1]:
+        raise ValueError(
+            "weight_decay in optimizer_cls_and_kwargs has no effect, since every group of parameters has its own: "
+            "set it in CrossKDConfig(weight_decay=...)."
+        )
+
+
+def check_metrics(args: CrossKDConfig, compute_metrics: object, preprocess: object) -> None:
+    """Raise `ValueError` for options of `compute_metrics` that would have no effect."""
+    if preprocess is not None and compute_metrics is None:
+        raise ValueError("preprocess_logits_for_metrics needs compute_metrics: AP alone keeps no logits.")
+    if args.include_for_metrics:
+        raise ValueError(
+            f"include_for_metrics={args.include_for_metrics}: compute_metrics gets predictions and labels alone; "
+            "leave it empty."
+        )
+
+
+def check_checkpointing(args: CrossKDConfig) -> None:
+    """Raise `ValueError` for a checkpointing that the gradients of a distillation can't be taken through."""
+    kwargs: Mapping[str, Any] = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and kwargs.get("use_reentrant") and args.check_first_step:
+        raise ValueError(
+            "Reentrant checkpointing can't be differentiated twice, as the check of the first update does: leave "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}, or set check_first_step=False."
+        )
+
+
+def _kind(given: object) -> str:
+    if given is None:
+        return "missing"
+    if isinstance(given, str):
+        return f"the text {given!r}"
+    package = type(given).__module__.partition(".")[0]
+    return f"a {'' if package == 'builtins' else package + ' '}{type(given).__name__}"
+
+
+def _way_out(given: object, name: str) -> str:
+    """What to give instead, to be appended to what is needed."""
+    if isinstance(given, str):
+        return f": {name}=AutoModelForObjectDetection.from_pretrained({given!r})"
+    if given is None:
+        return ", such as AutoModelForObjectDetection.from_pretrained(...), or model_init, a function that makes one"
+    if type(given).__name__ == "OptimizedModule":
+        return ": give the one that torch.compile got, and torch_compile=True, which compiles student and teacher"
+    if isinstance(given, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return f": give {name}.module, the trainer wraps it itself"
+    if type(given).__module__.startswith("torchvision."):
+        return ": `crosskd-hf convert` makes a model folder from a torchvision detector's weights"
+    if isinstance(given, Mapping):
+        return ": load these weights into one with load_state_dict, or give the folder that they lie in"
+    if callable(given) and not isinstance(given, nn.Module):
+        return ": a function that makes models goes by model_init"
+    return ", such as AutoModelForObjectDetection.from_pretrained(...) makes it"

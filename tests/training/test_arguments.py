@@ -1,0 +1,469 @@
+"""What the trainer accepts as its arguments, and what it says of the others before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, Subset
+from transformers import EvalPrediction, TrainingArguments
+from transformers.utils import ModelOutput
+
+from crosskd_hf.data import DetectionCollator
+from crosskd_hf.inference.coco_evaluator import CocoEvaluator
+from crosskd_hf.models import FasterRCNNConfig, GFLConfig
+from crosskd_hf.training import arguments, checkpoints, predictions
+from crosskd_hf.training.arguments import check_metric, move_teacher
+from crosskd_hf.training.guard import NonFiniteLossError
+from crosskd_hf.training.predictions import KeptPredictions
+from crosskd_hf.training.trainer import CrossKDTrainer
+from tests.tiny_run import load_data, losses, make_data, make_detector, make_pair, make_trainer, processor, settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic data, shared by all tests here."""
+    path = tmp_path_factory.mktemp("data")
+    make_data(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
+
+
+def build(folder: Path, tmp_path: Path, **given: Any) -> CrossKDTrainer:
+    """A trainer on the data in `folder`; `given` are its arguments, and `args` its settings."""
+    train, val = load_data(folder)
+    changes = {"max_steps": 2, "methods": ["crosskd"]} | given.pop("args", {})
+    arguments: dict[str, Any] = {
+        "args": settings(tmp_path, **changes),
+        "train_dataset": train.dataset,
+        "eval_dataset": val.dataset,
+        "processing_class": processor(),
+    }
+    if "model_init" not in given:
+        arguments["model"] = make_detector(2)
+    return CrossKDTrainer(**(arguments | given))
+
+
+# ---- Settings, student and teacher ----
+
+
+def test_training_arguments_are_refused(folder: Path, tmp_path: Path) -> None:
+    train, _ = load_data(folder)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(TypeError, match=r"args is a TrainingArguments; .* args=CrossKDConfig\("):
+        CrossKDTrainer(make_detector(2), args, train.dataset, processing_class=processor())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: "org/student", "model=AutoModelForObjectDetection.from_pretrained('org/student')"),
+        (lambda: None, "or model_init, a function that makes one"),
+        (lambda: torch.compile(make_detector(2), backend="eager"), "torch_compile=True"),
+        (lambda: nn.DataParallel(make_detector(2)), "give model.module"),
+        (lambda: torchvision.ops.Conv2dNormActivation(3, 3), "crosskd-hf convert"),
+        (lambda: make_detector(2).state_dict(), "load_state_dict"),
+        (lambda: make_detector, "goes by model_init"),
+        (lambda: nn.Linear(2, 2), "a torch Linear; a PreTrainedModel is needed"),
+    ],
+)
+def test_what_is_no_detector_is_refused_with_a_way_out(
+    folder: Path, tmp_path: Path, make: Callable[[], Any], words: str
+) -> None:
+    given = make()
+    with pytest.raises(TypeError) as caught:
+        build(folder, tmp_path, model=given)
+    assert words in str(caught.value)
+    if given is not None and not isinstance(given, str):
+        with pytest.raises(TypeError, match="teacher_model is a .*a folder or Hub id to load one from"):
+            build(folder, tmp_path, teacher_model=given)
+
+
+def test_a_model_of_tuples_is_refused(folder: Path, tmp_path: Path) -> None:
+    student = make_detector(2)
+    student.config.return_dict = False
+    with pytest.raises(TypeError, match="return_dict=True"):
+        build(folder, tmp_path, model=student)
+
+
+def test_a_teacher_that_refuses_to_move_teaches_where_it_is(folder: Path, tmp_path: Path) -> None:
+    """As quantised models of bitsandbytes do."""
+
+    def to(*_: Any, **__: Any) -> None:
+        raise ValueError("`.to` is not supported for `4-bit` or `8-bit` models.")
+
+    teacher = make_detector(1, 12)
+    teacher.to = to
+    trainer = build(folder, tmp_path, teacher_model=teacher, args={"max_steps": 1})
+    trainer.train()
+    assert losses(trainer)[0]["loss_cls_kd"] > 0
+    with pytest.raises(ValueError, match=r"lies on cpu and can't be moved to meta .*device_map=\{'': 'meta'\}"):
+        move_teacher(teacher, torch.device("meta"))
+
+
+# ---- Data ----
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        yield from ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data.to_iterable_dataset(), "load this data without streaming"),
+        (lambda data: Stream(), "load this data without streaming"),
+        (lambda data: Subset(data, [0]), "dataset.select(indices)"),
+        (lambda data: data.remove_columns("width"), "Its columns are"),
+        (lambda data: {"near": data, "far": Stream()}, "The evaluation data 'far' must be"),
+    ],
+)
+def test_evaluation_data_without_truth_are_refused(
+    folder: Path, tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match="must be a datasets.Dataset with the columns") as caught:
+        build(folder, tmp_path, eval_dataset=change(load_data(folder)[1].dataset))
+    assert words in str(caught.value)
+
+
+def test_the_best_of_several_evaluation_sets(folder: Path, tmp_path: Path) -> None:
+    train, val = load_data(folder)
+    sets = {"a": val.dataset, "b": train.dataset}
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(ValueError, match="metric_for_best_model='eval_map' .* gives eval_a_map, eval_b_map"):
+        build(folder, tmp_path, eval_dataset=sets, args=steps | {"load_best_model_at_end": True})
+    chosen = steps | {"load_best_model_at_end": True, "metric_for_best_model": "b_map", "max_steps": 1}
+    trainer = build(folder, tmp_path, eval_dataset=sets, args=chosen)
+    trainer.train()
+    results = [entry["eval_b_map"] for entry in trainer.state.log_history if "eval_b_map" in entry]
+    assert trainer.state.best_metric == results[0]
+
+
+def test_a_metric_that_evaluation_does_not_give() -> None:
+    check_metric("eval_map_75", None)
+    check_metric("eval_f1", {"a": None})  # of a compute_metrics
+    with pytest.raises(ValueError, match="gives eval_map and the like"):
+        check_metric("loss", None)
+
+
+def test_a_plateau_is_one_of_ap(folder: Path, tmp_path: Path) -> None:
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "schedule": None}
+    args = settings(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", **steps)
+    assert (args.metric_for_best_model, args.lr_scheduler_kwargs["mode"]) == ("eval_map", "max")
+
+
+class Collator(DetectionCollator):
+    """Adds to and takes from what `DetectionCollator` makes."""
+
+    extra: dict[str, Any] = {}
+    left_out: tuple[str, ...] = ()
+
+    def __call__(self, examples: Any) -> dict[str, Any]:
+        batch = super().__call__(examples)
+        for label in batch["labels"]:
+            for name in self.left_out:
+                del label[name]
+        return {**batch, **self.extra}
+
+
+def test_labels_that_evaluation_can_not_use(folder: Path, tmp_path: Path) -> None:
+    collator = Collator(processor())
+    collator.left_out = ("orig_size", "image_id")
+    with pytest.raises(ValueError, match="The labels that the collator makes lack image_id, orig_size"):
+        build(folder, tmp_path, data_collator=collator)
+    trainer = build(folder, tmp_path, data_collator=collator, eval_dataset=None, args={"max_steps": 1})
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_a_batch_that_the_model_does_not_take(folder: Path, tmp_path: Path) -> None:
+    collator = Collator(processor())
+    collator.extra = {"file_names": ["a", "b"]}
+    with pytest.raises(ValueError, match=r"The batches have file_names, which GFLForObjectDetection.forward"):
+        build(folder, tmp_path, data_collator=collator)
+
+
+def test_judging_a_batch_leaves_chance_alone() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    with arguments.same_chance():
+        torch.rand(3), np.random.rand(3)
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+def test_grouping_needs_sizes(folder: Path, tmp_path: Path) -> None:
+    stream = load_data(folder)[0].dataset.to_iterable_dataset()
+    chosen = {"group_by_aspect_ratio": True, "train_sampling_strategy": "random"}
+    with pytest.raises(ValueError, match="group_by_aspect_ratio=True needs all images' sizes .* got IterableDataset"):
+        build(folder, tmp_path, train_dataset=stream, args=chosen)
+
+
+# ---- Losses of one's own ----
+
+
+class Half(CrossKDTrainer):
+    """Half the student's own loss, and nothing of the teacher."""
+
+    factor = 0.5
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        loss = outputs.loss * self.factor
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("family", ["gfl", "deformable_detr"])
+def test_a_subclass_has_a_loss_of_its_own(folder: Path, tmp_path: Path, family: str) -> None:
+    train, val = load_data(folder)
+    student, teacher, images = make_pair(family)
+    changes = {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    args = settings(tmp_path, **changes, methods=["crosskd"], schedule=None, learning_rate=1e-3)
+    trainer = Half(student, args, train.dataset, val.dataset, images, teacher_model=teacher)
+    trainer.train()
+    assert [set(entry) for entry in losses(trainer)] == [{"loss", "grad_norm"}] * 2
+    assert all(entry["loss"] > 0 and entry["grad_norm"] > 0 for entry in losses(trainer))
+
+
+def test_a_loss_of_ones_own_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    train, _ = load_data(folder)
+    trainer = Half(make_detector(2), settings(tmp_path, max_steps=2), train.dataset, processing_class=processor())
+    trainer.factor = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"Update 1 is not finite: loss = nan for image ids \[\d+, "):
+        trainer.train()
+
+
+def mean_score(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+    """A mean over images."""
+    assert len(labels) == len(outputs.logits)
+    return outputs.logits.sigmoid().mean()
+
+
+def test_compute_loss_func_replaces_the_students_loss(folder: Path, tmp_path: Path) -> None:
+    teacher = make_detector(1, 12)
+    whole, small = (
+        build(folder, tmp_path, teacher_model=teacher, compute_loss_func=mean_score, args=args)
+        for args in (
+            {"per_device_train_batch_size": 4},
+            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+        )
+    )
+    batch = whole.data_collator([whole.train_dataset[number] for number in range(4)])
+    with torch.no_grad():
+        expected = whole.model(batch["pixel_values"], batch["pixel_mask"]).logits.sigmoid().mean()
+    for trainer in (whole, small):
+        trainer.train()
+        assert set(losses(trainer)[0]) == {"loss", "grad_norm", "loss_task", "loss_cls_kd", "loss_reg_kd"}
+    assert losses(whole)[0]["loss_task"] == pytest.approx(float(expected), rel=1e-5)
+    for ours, theirs in zip(losses(small), losses(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_a_model_without_a_loss(folder: Path, tmp_path: Path) -> None:
+    trainer = build(folder, tmp_path)
+    trainer.model.forward = lambda pixel_values, pixel_mask=None, labels=None: ModelOutput(logits=torch.zeros(1, 3, 4))
+    with pytest.raises(TypeError, match="GFLForObjectDetection returned no loss"):
+        trainer.train()
+
+
+# ---- The optimiser ----
+
+
+def test_an_optimiser_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    chosen = torch.optim.AdamW, {"lr": 0.003, "betas": (0.8, 0.9)}
+    changes = {"backbone_lr": 0.002, "weight_decay": 0.01, "scale_learning_rate": False}
+    trainer = build(folder, tmp_path, teacher_model=make_detector(1, 12), optimizer_cls_and_kwargs=chosen, args=changes)
+    trainer.train()
+    groups = trainer.optimizer.param_groups
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
+    assert {group["initial_lr"] for group in groups} == {0.003, 0.002}
+    assert {group["betas"] for group in groups} == {(0.8, 0.9)}
+    assert {group["weight_decay"] for group in groups} == {0.01}
+    known = {id(parameter) for group in groups for parameter in group["params"]}
+    assert all(id(parameter) in known for parameter in trainer.distiller.parameters())
+    with pytest.raises(ValueError, match="weight_decay in optimizer_cls_and_kwargs has no effect"):
+        build(folder, tmp_path, optimizer_cls_and_kwargs=(torch.optim.AdamW, {"weight_decay": 0.1}))
+
+
+# ---- Metrics ----
+
+
+class Recipe:
+    """AP from outputs, as transformers' example of object detection computes it."""
+
+    def __init__(self, dataset: Any, categories: Any) -> None:
+        self.evaluator = CocoEvaluator(dataset, categories)
+
+    def __call__(self, results: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        batches = results.predictions, results.label_ids
+        for outputs, labels in [batches] if isinstance(batches[0], tuple) else zip(*batches, strict=True):
+            made = ModelOutput(logits=torch.tensor(outputs[1]), pred_boxes=torch.tensor(outputs[2]))
+            if len(outputs) > 3:
+                made["level_lengths"] = torch.tensor(outputs[3])
+            sizes = torch.tensor(np.stack([label["orig_size"] for label in labels]))
+            found = processor().post_process_object_detection(made, 0.0, sizes)
+            self.evaluator.update([label["image_id"].item() for label in labels], found)
+        return {"own": self.evaluator.compute()["map_50"]} if compute_result else {}
+
+
+@pytest.mark.parametrize(("kind", "each_batch"), [(GFLConfig, False), (GFLConfig, True), (FasterRCNNConfig, False)])
+def test_compute_metrics_gets_outputs_and_labels(folder: Path, tmp_path: Path, kind: type, each_batch: bool) -> None:
+    _, val = load_data(folder)
+    trainer = build(
+        folder,
+        tmp_path,
+        model=make_detector(2, kind=kind),
+        compute_metrics=Recipe(val.dataset, val.categories),
+        args={"batch_eval_metrics": each_batch},
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_own"] == pytest.approx(metrics["eval_map_50"], abs=1e-6)
+    rows = trainer.predict(val.dataset).predictions
+    assert {image: len(found) for image, found in rows.items()} == {
+        image: len(found) for image, found in trainer.compute_metrics.evaluator.rows.items()
+    }
+
+
+def test_outputs_are_preprocessed_before_they_are_kept(folder: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def best(outputs: Any, labels: Any) -> Tensor:
+        assert len(outputs[1]) == len(labels)
+        return outputs[1].sigmoid().amax((1, 2))
+
+    def metrics(results: EvalPrediction) -> dict[str, float]:
+        seen.extend(results.predictions)
+        return {"best": max(float(batch.max()) for batch in results.predictions)}
+
+    trainer = build(folder, tmp_path, compute_metrics=metrics, preprocess_logits_for_metrics=best)
+    assert trainer.evaluate()["eval_best"] > 0
+    assert [batch.shape for batch in seen] == [(2,), (2,), (1,)]
+    with pytest.raises(ValueError, match="preprocess_logits_for_metrics needs compute_metrics"):
+        build(folder, tmp_path, preprocess_logits_for_metrics=best)
+    with pytest.raises(ValueError, match="include_for_metrics="):
+        build(folder, tmp_path, compute_metrics=metrics, args={"include_for_metrics": ["inputs"]})
+
+
+def test_batches_of_all_processes_in_the_order_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images in batches of two for two processes: the sampler fills up with the first ones."""
+    kept = []
+    for images in ([0, 1], [4, 0]), ([2, 3], [1, 2]):
+        own = KeptPredictions()
+        for numbers in images:
+            outputs = {
+                "loss": torch.tensor(1.0),
+                "loss_dict": {"a": torch.tensor(2.0)},
+                "logits": torch.tensor(numbers),
+            }
+            own.add(outputs, [{"image_id": torch.tensor(number)} for number in numbers])
+        kept.append(own)
+    monkeypatch.setattr(predictions, "gather_object", lambda mine: [own._batches for own in kept])
+    whole = kept[0].gathered(5)
+    assert [batch[0][1].tolist() for batch in whole] == [[0, 1], [2, 3], [4]]
+    assert [[int(label["image_id"]) for label in labels] for _, labels in whole] == [[0, 1], [2, 3], [4]]
+
+
+# ---- A model for every run ----
+
+
+def test_model_init_starts_every_run_from_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    teacher = make_detector(1)
+    plain = build(folder, tmp_path / "plain", teacher_model=teacher)
+    plain.train()
+    trainer = build(folder, tmp_path, model_init=lambda: make_detector(2), teacher_model=teacher)
+    for _ in range(2):
+        trainer.train()
+        assert losses(trainer) == losses(plain)
+
+
+def test_model_init_excludes_what_belongs_to_one_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Both model and model_init are given"):
+        build(folder, tmp_path, model=make_detector(2), model_init=lambda: make_detector(2))
+    optimizer = torch.optim.SGD(make_detector(2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizers belong to one model"):
+        build(folder, tmp_path, model_init=lambda: make_detector(2), optimizers=(optimizer, None))
+    with pytest.raises(TypeError, match="a torch Linear; a PreTrainedModel is needed"):
+        build(folder, tmp_path, model_init=lambda: nn.Linear(2, 2))
+
+
+def test_resuming_a_model_of_model_init(folder: Path, tmp_path: Path) -> None:
+    def run(steps: int) -> CrossKDTrainer:
+        args = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1, "schedule": None}
+        args |= {"lr_scheduler_type": "constant"}
+        teacher = make_detector(1, 12)
+        return build(folder, tmp_path, model_init=lambda: make_detector(2), teacher_model=teacher, args=args)
+
+    whole = run(2)
+    whole.train()
+    again = run(2)
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
+    assert losses(again) == losses(whole)
+    for ours, theirs in ((again.model, whole.model), (again.distiller, whole.distiller)):
+        pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+        assert all(torch.equal(own, other) for own, other in pairs)
+
+
+def test_hyperparameters_are_searched_for(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    cuts: list[int] = []
+
+    class Searched(CrossKDTrainer):
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            cuts.append(self.distiller.cut)
+            return super().evaluate(*args, **kwargs) | {"eval_map": 0.1 * self.distiller.cut, "eval_map_50": 1e6}
+
+    train, val = load_data(folder)
+    args = settings(tmp_path, max_steps=1, methods=["crosskd"])
+    trainer = Searched(None, args, train.dataset, val.dataset, processor(), make_detector(1, 12), model_init=make_trial)
+    best = trainer.hyperparameter_search(
+        lambda trial: {"cut": trial.suggest_categorical("cut", [1, 3, 2])}, n_trials=6, backend="optuna"
+    )
+    assert set(cuts) >= {best.hyperparameters["cut"]}
+    assert best.objective == pytest.approx(0.1 * max(cuts))
+
+
+def make_trial(trial: Any) -> Any:
+    return make_detector(2)
+
+
+# ---- Checkpointing, and before the first update ----
+
+
+def test_reentrant_checkpointing(folder: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"gradient_checkpointing": True, "schedule": None, "max_steps": 1, "methods": ["crosskd"]}
+    changes |= {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match="Reentrant checkpointing .* check_first_step=False"):
+        make_trainer(folder, family="deformable_detr", output_dir=str(tmp_path), **changes)
+    trainer = make_trainer(
+        folder, family="deformable_detr", output_dir=str(tmp_path), check_first_step=False, **changes
+    )
+    trainer.train()
+    assert losses(trainer)[0]["grad_norm"] > 0
+
+
+def test_one_line_tells_the_images_of_an_update(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 1}
+    build(folder, tmp_path, args=changes).train()
+    told = [record.getMessage() for record in caplog.records if "images an update" in record.getMessage()]
+    assert told == ["1 x 2 x 3 = 6 images an update (processes x batch x accumulation), learning rate 0.01875"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")  # as accelerate launch --cpu --num_processes 2 sets them
+    build(folder, tmp_path, args=changes | {"schedule": None}).train()
+    assert "accumulation); for several processes on CPUs: torchrun --nproc_per_node N" in caplog.text
