@@ -2,13 +2,14 @@
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .text import escape_on_output, lines, one_line, strict_json
 
 if TYPE_CHECKING:
     from .convert import Conversion
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    escape_on_output()
     words = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser().parse_known_args(words)
     if rest and arguments.command is not _train:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = isinstance(error, ValueError | OSError)
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else " (run again with --debug to see where)"
-        print(f"error: {kind}{error}{hint}", file=sys.stderr)
+        print(f"error: {kind}{lines(str(error))}{hint}", file=sys.stderr)
         return 1
 
 
@@ -155,7 +157,7 @@ def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     evaluate.add_argument("images", type=Path, help="folder of its images")
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
     evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
-    evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file")
+    evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file; null: no truth")
     predict = _command(
         commands,
         "predict",
@@ -254,24 +256,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     metrics = evaluate(*load_detector(arguments.model), *files, arguments.batch_size, arguments.workers)
     print(table(metrics))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(metrics, indent=2) + "\n")
+        arguments.json.write_text(strict_json(metrics, indent=2) + "\n")
     return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from .experiments.comparison import load_detector
+    from .inference.files import find_images
     from .inference.predict import predict_to_folder, to_device
 
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold} must lie in [0, 1].")
+    files = find_images(arguments.source, without=arguments.out)
     model, processor = load_detector(arguments.model)
     model = to_device(model, arguments.device)
-    records = predict_to_folder(model, processor, arguments.source, arguments.out, arguments.threshold)
+    records = predict_to_folder(model, processor, files, arguments.out, arguments.threshold)
     failed = [record for record in records if "error" in record]
     for record in failed:
-        print(f"error: {record['file']}: {record['error']}", file=sys.stderr)
+        print(f"error: {one_line(record['file'])}: {one_line(record['error'], None)}", file=sys.stderr)
     count = sum(len(record["detections"]) for record in records if "detections" in record)
-    print(f"{count} objects in {len(records) - len(failed)} images, written to {arguments.out}")
+    skipped = f"; {files.skipped}" if files.skipped else ""
+    print(f"{count} objects in {len(records) - len(failed)} images, written to {arguments.out}{skipped}")
     return 1 if failed else 0
 
 

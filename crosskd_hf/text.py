@@ -36,6 +36,11 @@ def markdown(text: str) -> str:
     return re.sub(r"(?i)\b(www|https?|ftp|mailto)\b", r"\1&#8203;", text)  # addresses become no links
 
 
+def code_span(text: str) -> str:
+    """`text` in a code span of a Markdown page, on one line."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
+
+
 def strict_json(content: Any, **options: Any) -> str:
     """`content` as JSON that every parser takes: numbers that aren't finite become null."""
     return json.dumps(_finite(content), allow_nan=False, **options)

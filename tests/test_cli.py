@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
+from transformers import AutoModelForObjectDetection
 
 from crosskd_hf.cli import main
 from crosskd_hf.convert.class_names import COCO_NAMES
@@ -132,9 +135,109 @@ def test_an_image_that_resizing_makes_vanish_stops_no_prediction(
     assert "in 1 images" in captured.out
 
 
+def test_predict_skips_what_is_no_image_and_says_so(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output
+) -> None:
+    photos, image = tmp_path / "photos", next(shapes.val_images.glob("*.png")).read_bytes()
+    for name in (
+        "a.PNG",
+        "no_ending",
+        ".hidden.png",
+        "._a.png",
+        ".cache/a.png",
+        "__MACOSX/a.png",
+        "a.psd",
+        "notes.txt",
+    ):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(image if name.lower().endswith(("png", "no_ending")) else b"other")
+    (photos / "list").write_text("no image")
+    (photos / "folder.png").mkdir()
+    for _ in range(2):  # the second time its own pictures lie there
+        assert run("predict", detector, photos, "--out", photos / "found", "--device", "cpu") == 0
+        assert "in 2 images" in (told := capsys.readouterr().out)
+        assert "4 hidden and 3 other files skipped" in told
+    records = json.loads((photos / "found" / "predictions.json").read_text())
+    assert [record["file"] for record in records] == ["a.PNG", "no_ending"]
+
+
+def test_16_bit_images_are_seen_as_in_training(tmp_path: Path, detector: Path) -> None:
+    values = np.random.default_rng(0).integers(28000, 31000, (64, 64)).astype(np.uint16)
+    PIL.Image.fromarray(values).save(tmp_path / "a.png")
+    copy = tmp_path / "copy"
+    shutil.copytree(detector, copy)
+    DetectionImageProcessor.from_pretrained(detector, pixel_range=(28000, 31000)).save_pretrained(copy)
+    PIL.Image.fromarray(((values - 28000.0) * 256 / 3001).astype(np.uint8)).save(tmp_path / "b.png")
+    found = []
+    for number, (model, image) in enumerate(((copy, "a.png"), (detector, "b.png"), (detector, "a.png"))):
+        out = tmp_path / str(number)
+        assert run("predict", model, tmp_path / image, "--out", out, "--threshold", 0, "--device", "cpu") == 0
+        (record,) = json.loads((out / "predictions.json").read_text())
+        found.append([detection["score"] for detection in record["detections"]])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "\u202egnp.exe", "<b>bold</b>"])
+def test_names_of_others_stay_text(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output, name: str
+) -> None:
+    """In the table of classes, the report on a pair, the findings of a data set and the errors of files."""
+    model = AutoModelForObjectDetection.from_pretrained(detector)
+    model.config.id2label = {**model.config.id2label, 0: name}
+    content = json.loads(shapes.val_annotations.read_text())
+    content["categories"][0]["name"] = name
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    shutil.copytree(detector, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / f"{name}.png".replace("/", "")).write_bytes(b"no image")
+    assert run("evaluate", tmp_path / "model", tmp_path / "val.json", shapes.val_images) == 0
+    run("check-pair", tmp_path / "model", detector)
+    run("check-data", tmp_path / "val.json", shapes.val_images, "--all")
+    assert run("evaluate", detector, tmp_path / "val.json", shapes.val_images) == 1
+    run("predict", tmp_path / "model", tmp_path / "photos", "--out", tmp_path / "out", "--device", "cpu")
+    captured = capsys.readouterr()
+    printed = captured.out + captured.err.replace("\r", "\n")  # progress bars
+    assert not [line for line in printed.splitlines() if line.startswith("lines")]
+    assert not {"\x1b", "\u202e"} & set(printed)
+    assert (name if name.isprintable() else name.encode("unicode_escape").decode()) in captured.out
+
+
+def test_a_terminal_of_ascii(tmp_path: Path, detector: Path, shapes: ShapesPaths) -> None:
+    content = json.loads(shapes.val_annotations.read_text())
+    content["images"][0]["file_name"] = "Käse 猫.png"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    words = [sys.executable, "-m", "crosskd_hf.cli", "check-data", tmp_path / "val.json", shapes.val_images]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run(words, capture_output=True, env=environment, timeout=100)
+    assert done.returncode == 1
+    assert b"K\\xe4se \\u732b.png" in done.stdout
+
+
+def test_metrics_are_strict_json(tmp_path: Path, detector: Path, shapes: ShapesPaths) -> None:
+    """A class without truth has no AP: null, not NaN, which is no JSON."""
+    content = json.loads(shapes.val_annotations.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != 3]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert run("evaluate", detector, tmp_path / "val.json", shapes.val_images, "--json", tmp_path / "out.json") == 0
+
+    def refuse(token: str) -> None:
+        raise AssertionError(token)
+
+    metrics = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
+    assert metrics["map_square"] is None
+    assert isinstance(metrics["map"], float)
+
+
 def test_predict_without_images(tmp_path: Path, detector: Path, capsys: Output) -> None:
     assert run("predict", detector, tmp_path, "--out", tmp_path / "out") == 1
-    assert capsys.readouterr().err.endswith(f"error: {tmp_path} is no image and no folder with images.\n")
+    told = capsys.readouterr().err
+    assert f"error: {tmp_path} is no image and no folder with images. Opened are " in told
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image")
+    assert run("predict", detector, tmp_path, "--out", tmp_path / "out") == 1
+    assert "with images (1 hidden and 1 other files skipped)" in capsys.readouterr().err
     assert run("predict", detector, tmp_path, "--threshold", 2) == 1
     with pytest.raises(FileNotFoundError):
         list(predict(None, None, tmp_path / "nowhere"))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..files import make_readable, without_folders
+from ..text import one_line
 
 # Where a file keeps its weights, the first that is there. MMDetection's EMA hook puts the average under "state_dict".
 WEIGHT_KEYS = ("state_dict", "model")
@@ -202,7 +203,7 @@ class Conversion:
 
     def __str__(self) -> str:
         width = max(map(len, self.recognised))
-        return "\n".join(f"{key:{width}s}  {value}" for key, value in self.recognised.items())
+        return "\n".join(f"{key:{width}s}  {one_line(str(value), None)}" for key, value in self.recognised.items())
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write safetensors, config, processor and `conversion.json` (what was recognised).

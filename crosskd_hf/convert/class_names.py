@@ -42,8 +42,8 @@ def choose_names(count: int, given: Sequence[str] | None, embedded: Sequence[str
     if len(names) != count:
         source = "were given" if given is not None else "stand in the checkpoint"
         raise CheckpointError(
-            f"{len(names)} class names {source} ({', '.join(list(names)[:5])}, ...), but it predicts {count} classes: "
-            f"give {count} names in the order of training (--labels)."
+            f"{len(names)} class names {source} ({', '.join(map(repr, names[:5]))}, ...), but it predicts {count} "
+            f"classes: give {count} names in the order of training (--labels)."
         )
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:

@@ -275,4 +275,8 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
     }
     annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories))
     dataset = datasets.concatenate_datasets([images, annotations], axis=1)
-    return DetectionData(dataset, inspection.categories, inspection.report())
+    report = inspection.report()
+    for finding in report.findings:
+        if finding.severity == "warning":
+            logger.warning("In the data set: %s", finding.describe(3))
+    return DetectionData(dataset, inspection.categories, report)

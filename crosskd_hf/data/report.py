@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..text import one_line
+
 Severity = Literal["error", "warning", "note"]
 
 
@@ -18,16 +20,7 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         annotation = "" if self.annotation is None else f" annotation {self.annotation}"
-        return _shown(self.file) + annotation + (f": {_shown(self.detail)}" if self.detail else "")
-
-
-_MOST_CHARACTERS = 200
-
-
-def _shown(text: str) -> str:
-    """`text` of a data set on one line of a terminal: nothing that isn't printable, and no more than fits."""
-    text = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
-    return text if text.isprintable() else ascii(text)
+        return one_line(self.file) + annotation + (f": {one_line(self.detail)}" if self.detail else "")
 
 
 @dataclass(frozen=True)
@@ -48,11 +41,11 @@ class Finding:
         """Message, count, the first `most` places (None: all of them) and the fix, over several lines."""
         count = f" ({len(self.places):,}x)" if len(self.places) > 1 else ""
         shown = self.places if most is None else self.places[:most]
-        lines = [f"{self.severity}: {self.kind}{count}: {self.message}"]
+        lines = [f"{self.severity}: {self.kind}{count}: {one_line(self.message, None)}"]
         lines += [f"    {place}" for place in shown]
         if len(shown) < len(self.places):
             lines.append(f"    and {len(self.places) - len(shown):,} more")
-        return "\n".join([*lines, f"    fix: {self.fix}"] if self.fix else lines)
+        return "\n".join([*lines, f"    fix: {one_line(self.fix, None)}"] if self.fix else lines)
 
 
 class DataError(ValueError):

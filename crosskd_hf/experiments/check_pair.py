@@ -20,6 +20,7 @@ from ..distillation.pixels import PixelAdapter, PixelFormat
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import widened
 from ..models.losses import divide
+from ..text import one_line
 
 PROBE_EDGE = 256  # pixels; the step is measured on one such square and scaled by area
 LOW_AP = 0.05
@@ -86,7 +87,8 @@ class PairReport:
         if self.cost is not None:
             rows += _cost_rows(self.cost)
         rows += [("warning", warning) for warning in self.warnings]
-        return "\n".join([head, *(f"  {name:<11} {text}" for name, text in rows if text)])
+        text_rows = [f"  {name:<11} {one_line(text, None)}" for name, text in rows if text]
+        return "\n".join([one_line(head, None), *text_rows])
 
     def _plan(self) -> list[tuple[str, str]]:
         if not self.distillation:

@@ -1,7 +1,6 @@
 """Teacher, student alone and distilled student, trained alike and compared: does distillation pay here?"""
 
 import copy
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ..inference.coco_evaluator import SUMMARY
 from ..inference.drawing import draw_objects
 from ..inference.precision import widened
 from ..models.pixels import to_rgb
+from ..text import strict_json
 from ..training.config import CrossKDConfig
 from ..training.loading import load_teacher
 from ..training.processors import check_processor
@@ -119,7 +119,7 @@ class Comparison:
     def save(self) -> Path:
         """Write the metrics of all runs as `comparison.json`."""
         path = Path(self.args.output_dir) / "comparison.json"
-        path.write_text(json.dumps(self.results, indent=2) + "\n")
+        path.write_text(strict_json(self.results, indent=2) + "\n")
         return path
 
 

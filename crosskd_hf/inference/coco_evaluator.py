@@ -72,7 +72,10 @@ class CocoEvaluator:
         ids = [int(image_id) for image_id in image_ids]
         if len(ids) != len(results):
             raise ValueError(f"got {len(ids)} image ids and {len(results)} results; give one result per image")
-        self.merge({image_id: self._row(image_id, result) for image_id, result in zip(ids, results, strict=True)})
+        rows: Rows = {}
+        for image_id, result in zip(ids, results, strict=True):
+            rows.setdefault(image_id, self._row(image_id, result))
+        self.merge(rows)
 
     def merge(self, rows: Rows) -> None:
         """Take in the `rows` of another evaluator; images that are here already are left as they are."""

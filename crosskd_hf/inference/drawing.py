@@ -7,10 +7,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
+from ..text import one_line
+
 # Colours that colour-blind people can tell apart (Okabe and Ito), one a class in turn.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 MIN_SIDE = 480  # px
+_LONGEST_CAPTION = 40  # characters
 
 
 def draw_objects(image: PIL.Image.Image, result: Mapping[str, Tensor], names: Mapping[int, str]) -> PIL.Image.Image:
@@ -26,7 +29,7 @@ def draw_objects(image: PIL.Image.Image, result: Mapping[str, Tensor], names: Ma
     if not len(result["boxes"]):
         return image
     labels = result["labels"].tolist()
-    texts = [names[label] for label in labels]
+    texts = [one_line(names[label], _LONGEST_CAPTION) for label in labels]
     if "scores" in result:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, result["scores"].tolist(), strict=True)]
     colours = [COLOURS[label % len(COLOURS)] for label in labels]

@@ -1,6 +1,5 @@
 """A saved detector on files: AP on a COCO-format data set, and detections drawn on pictures."""
 
-import json
 import math
 import os
 import tempfile
@@ -19,11 +18,11 @@ from ..data.coco_json import read_coco
 from ..data.dataset import load_coco
 from ..data.images import open_image
 from ..experiments.comparison import HEAD, TITLES, ap_metrics, ap_row, detect
+from ..text import one_line, strict_json
 from ..training.config import CrossKDConfig
 from ..training.trainer import CrossKDTrainer
 from .drawing import draw_objects
-
-SUFFIXES = frozenset(suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN)
+from .files import ImageFiles, find_images
 
 
 def evaluate(
@@ -64,7 +63,7 @@ def evaluate(
 def table(metrics: Mapping[str, float]) -> str:
     """The COCO summary in percent, and AP of each class that has a truth."""
     classes = {key: value for key, value in metrics.items() if key not in TITLES and not math.isnan(value)}
-    lines = [f"{100 * value:8.1f}  {key.removeprefix('map_')}" for key, value in classes.items()]
+    lines = [f"{100 * value:8.1f}  {one_line(key.removeprefix('map_'))}" for key, value in classes.items()]
     return "\n".join([HEAD, ap_row(metrics), *(["", "AP of each class", *lines] if lines else [])])
 
 
@@ -85,25 +84,24 @@ class Prediction:
 
 
 def predict(
-    model: PreTrainedModel, processor: BaseImageProcessor, source: str | os.PathLike[str], threshold: float = 0.5
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    source: str | os.PathLike[str] | ImageFiles,
+    threshold: float = 0.5,
 ) -> Iterator[Prediction]:
     """Detect objects in an image, or in every image below a folder, one after the other.
 
     Args:
         model, processor: The detector.
-        source: A file or a folder.
+        source: A file, a folder, or what `find_images` found there.
         threshold: Lowest score that is reported, in [0, 1].
 
     Raises:
         FileNotFoundError: There is no such file, or no image in the folder.
     """
-    source = Path(source)
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"{source} is no image and no folder with images.")
-    root = source.parent if source.is_file() else source
-    for path in files:
-        file = path.relative_to(root)
+    found_files = source if isinstance(source, ImageFiles) else find_images(source)
+    for path in found_files.files:
+        file = path.relative_to(found_files.root)
         try:
             image = open_image(path, pixel_range=getattr(processor, "pixel_range", None))
             (result,) = detect(model, processor, [image], threshold)
@@ -121,25 +119,27 @@ def predict(
 def predict_to_folder(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ImageFiles,
     folder: str | os.PathLike[str],
     threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
     """Run :func:`predict`, and write a PNG for each image and `predictions.json` into a folder.
 
     Returns:
-        The records of all files. A picture has its image's name, suffix included: two images never share one.
+        The records of all files; what lies in the folder already is left out. A picture has its image's name, suffix
+        included: two images never share one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
-    for prediction in predict(model, processor, source, threshold):
+    files = source if isinstance(source, ImageFiles) else find_images(source, without=folder)
+    for prediction in predict(model, processor, files, threshold):
         records.append(prediction.record)
         if prediction.picture is not None:
             path = folder / prediction.file.parent / f"{prediction.file.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             prediction.picture.save(path)
-    (folder / "predictions.json").write_text(json.dumps(records, indent=2) + "\n")
+    (folder / "predictions.json").write_text(strict_json(records, indent=2) + "\n")
     return records
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..text import code_span, markdown, one_line
+
 _TEMPLATE = """---
 {{ card_data }}
 ---
 
-# {{ name }}
+# {{ title }}
 
 {{ summary }}
 
@@ -25,13 +28,17 @@ _TEMPLATE = """---
 from PIL import Image
 from transformers import pipeline
 
-detector = pipeline("object-detection", model="{{ model_id }}"{{ options }})
+detector = pipeline("object-detection", model={{ model_id }}{{ options }})
 print(detector(Image.open("image.jpg")))
 ```
 {{ remark }}"""
 _OWN_CODE = """
 `trust_remote_code=True` runs the code of the architecture, which lies beside the weights. After `import crosskd_hf` the
 installed package runs instead, without that argument.
+"""
+_PIXELS = """
+`pipeline` converts images of more than 8 bits, and those with a transparent palette, in another way than training did.
+Open such files as in training: `detector({opener}("x-ray.tif"))`.
 """
 _METRICS = {
     "eval_map": "box AP",
@@ -80,20 +87,26 @@ def model_card(content: CardContent) -> ModelCard:
         license=content.license,
         base_model=content.teacher,
         tags=["object-detection", *(["crosskd"] if content.provenance else []), *content.tags],
-        model_name=content.name,
+        model_name=one_line(content.name),
         eval_results=_eval_results(content) or None,
     )
     return ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
-        name=content.name,
-        model_id=content.model_id,
+        title=markdown(content.name),
+        model_id=json.dumps(content.model_id),
         summary=_summary(content),
         results=_results(content),
         distillation=_distillation(content),
         options=", trust_remote_code=True" if content.own_code else "",
-        remark=_OWN_CODE if content.own_code else "",
+        remark=_remarks(content.own_code),
     )
+
+
+def _remarks(own_code: bool) -> str:
+    if own_code:
+        return _OWN_CODE + _PIXELS.format(opener="detector.image_processor.open_image")
+    return _PIXELS.format(opener="crosskd_hf.data.images.open_image")
 
 
 def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -104,8 +117,8 @@ def _eval_results(content: CardContent) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="object-detection",
-            dataset_type=content.dataset.lower().replace(" ", "-"),
-            dataset_name=content.dataset,
+            dataset_type=re.sub(r"[^\w./-]+", "-", content.dataset.lower()).strip("-") or "unknown",
+            dataset_name=one_line(content.dataset),
             metric_type="mAP",
             metric_name=_METRICS[key],
             metric_value=round(value, 4),
@@ -115,10 +128,10 @@ def _eval_results(content: CardContent) -> list[EvalResult]:
 
 
 def _summary(content: CardContent) -> str:
-    text = f"An object detector (`{content.architecture}`), trained with crosskd_hf."
+    text = f"An object detector ({code_span(content.architecture)}), trained with crosskd_hf."
     if content.provenance:
         teacher = content.provenance["teacher"]
-        text += f" It was distilled from `{content.teacher or teacher['class']}`."
+        text += f" It was distilled from {code_span(content.teacher or teacher['class'])}."
     return text
 
 
@@ -127,7 +140,7 @@ def _results(content: CardContent) -> str:
     if not shown:
         return ""
     rows = [f"| {_METRICS[key]} | {100 * value:.1f} |" for key, value in shown.items()]
-    return "\n".join([f"## Results on {content.dataset}", "", "| metric | % |", "|---|---|", *rows, ""])
+    return "\n".join([f"## Results on {markdown(content.dataset)}", "", "| metric | % |", "|---|---|", *rows, ""])
 
 
 def _distillation(content: CardContent) -> str:

@@ -152,6 +152,13 @@ class TestCollecting:
         evaluator.update([image_id], [as_result(shapes.dataset["objects"][0], 50)])
         assert same(evaluator.compute(), before)
 
+    def test_a_repeated_image_counts_once_within_an_update_too(self, coco):
+        evaluator = CocoEvaluator(coco.dataset, coco.categories)
+        first, second = as_result(coco.dataset[0]["objects"], seed=7), as_result({"bbox": [], "category": []})
+        evaluator.update([7, 7], [first, second])
+        assert same(evaluator.compute(), filled(coco).compute())
+        assert len(evaluator.rows[7]) == 4
+
     def test_a_part_of_a_data_set_is_enough(self, shapes):
         part = shapes.dataset.select(range(3))
         evaluator = CocoEvaluator(part, shapes.categories)

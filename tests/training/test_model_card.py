@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 from huggingface_hub import ModelCard
 
+from crosskd_hf.text import one_line
 from crosskd_hf.training.model_card import CardContent, model_card
 
 METRICS = {"eval_map": 0.4123, "eval_map_50": 0.6, "eval_map_large": float("nan"), "eval_loss": 1.0, "epoch": 12.0}
@@ -53,3 +57,36 @@ def test_a_model_trained_alone_and_never_evaluated() -> None:
 def test_any_name(name: str) -> None:
     card = ModelCard(str(model_card(CardContent(name, "X", METRICS))))
     assert card.data.model_name == name
+
+
+EVIL = "<img src=x onerror=alert(1)>\n\n# heading\n```\n---\nlicense: evil\n| a | [b](c) \x1b[31m \u202e"
+
+
+@pytest.mark.parametrize("own_code", [False, True])
+def test_names_of_others_stay_text(own_code: bool) -> None:
+    """No HTML, no heading, no metadata, no end of a code block comes out of a name."""
+    distillation = {"methods": ["crosskd"], "classes_not_distilled": [EVIL]}
+    provenance = {"teacher": {"class": EVIL, "sha256": "0123"}, "distillation": distillation}
+    evil = CardContent(EVIL, EVIL, METRICS, EVIL, EVIL, "mit", None, provenance, own_code=own_code)
+    plain = CardContent("name", "Net", METRICS, "data", "id", "mit", None, provenance, own_code=own_code)
+    card, expected = (ModelCard(str(model_card(content))) for content in (evil, plain))
+    assert card.data.license == "mit"
+    assert (card.data.model_name, card.data.eval_results[0].dataset_name) == (one_line(EVIL),) * 2
+    lines, shape = card.text.splitlines(), expected.text.splitlines()
+    assert len(lines) == len(shape)
+    starts = ("#", "```", "|", "---", "import", "from")
+    assert [line.startswith(starts) for line in lines] == [line.startswith(starts) for line in shape]
+    prose = re.sub(r"^```.*?^```$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"`[^`]*`", "", prose.replace("\\`", ""))
+    assert "<" not in prose
+    assert not re.search(r"(?<!\\)[\[\]]", prose)
+    assert not {"\x1b", "\u202e"} & set(card.text)
+    block = re.search(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
+    assert ast.literal_eval(re.search(r"model=(\".*?\")[,)]", block[1])[1]) == EVIL
+
+
+@pytest.mark.parametrize(
+    ("own_code", "opener"), [(True, "image_processor.open_image"), (False, "data.images.open_image")]
+)
+def test_how_images_of_more_than_8_bits_are_opened(own_code: bool, opener: str) -> None:
+    assert f'{opener}("x-ray.tif")' in model_card(CardContent("student", "Net", own_code=own_code)).text
