@@ -105,9 +105,12 @@ def published_defaults(experiment: Preset) -> dict[str, Any]:
 
 
 def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
-    """Read or make the data."""
+    """Read or make the data; for a given student in the order of its classes."""
     train, val = arguments.read_data(config)
     print(train.report, val.report, sep="\n")
+    if arguments.student is not None:
+        known = load_detector(arguments.student)[0].config
+        train, val = train.for_model(known), val.for_model(known)
     canvas = {"height": arguments.longest_edge, "width": arguments.longest_edge} if arguments.fixed_canvas else None
     processor = DetectionImageProcessor(size=arguments.image_size, pad_size=canvas)
     return Comparison(train, val, processor, config, arguments.transform)
@@ -116,14 +119,13 @@ def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
 def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:
     """Do the steps that `models` does not hold yet, and put their models there."""
     kind = (arguments.backbone_weights, arguments.width)
-    student: DetectorSpec | PreTrainedModel = DetectorSpec(arguments.detector, arguments.student_backbone, *kind)
-    if arguments.preset is not None:
-        student = preset(arguments.preset).student
     teacher = DetectorSpec(arguments.teacher_detector or arguments.detector, arguments.teacher_backbone, *kind)
     if arguments.teacher is not None and "teacher" not in models:
         models["teacher"] = load_detector(arguments.teacher)
     if "distilled" in arguments.steps:
-        comparison.check(student, models["teacher"][0] if "teacher" in models else teacher)
+        student, processor = start(arguments, comparison)
+        given, its_processor = models.get("teacher", (teacher, comparison.processor))
+        comparison.check(student, given, processor, its_processor)
     if arguments.teacher is not None:
         comparison.evaluate("teacher", *models["teacher"])
     elif "teacher" in arguments.steps and "teacher" not in models:
@@ -131,10 +133,19 @@ def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]
         models["teacher"] = comparison.run("teacher", teacher, num_train_epochs=epochs), comparison.processor
     for step in ("alone", "distilled"):
         if step in arguments.steps:
-            if arguments.student is not None:
-                student = load_detector(arguments.student)[0]
+            student, processor = start(arguments, comparison)
             pair = models["teacher"] if step == "distilled" else (None, None)
-            models[step] = comparison.run(step, student, *pair), comparison.processor
+            models[step] = comparison.run(step, student, *pair, processor=processor), processor
+
+
+def start(arguments: Arguments, comparison: Comparison) -> tuple[DetectorSpec | PreTrainedModel, BaseImageProcessor]:
+    """What the student starts from, and its image processor."""
+    if arguments.student is not None:
+        return load_detector(arguments.student)
+    if arguments.preset is not None:
+        return preset(arguments.preset).student, comparison.processor
+    kind = (arguments.backbone_weights, arguments.width)
+    return DetectorSpec(arguments.detector, arguments.student_backbone, *kind), comparison.processor
 
 
 def main() -> None:

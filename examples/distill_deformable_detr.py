@@ -40,6 +40,7 @@ from transformers import (
 from crosskd_hf import CrossKDConfig
 from crosskd_hf.data import DetectionData, load_objects
 from crosskd_hf.data.categories import CategoryMap
+from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison, load_detector
 from crosskd_hf.experiments.comparison_options import ComparisonOptions
 
@@ -170,7 +171,7 @@ def _load_backbone(module: torch.nn.Module, name: str) -> None:
 
 
 def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:
-    """A trained student to go on with; heads of other classes start anew.
+    """A trained student to go on with; a head of another number of classes starts anew.
 
     Every layer gets a loss, except where that would make transformers' model compute something else than it learnt.
     """
@@ -190,6 +191,9 @@ def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
         processor = DeformableDetrImageProcessor(size=arguments.image_size)
     else:
         processor = AutoImageProcessor.from_pretrained(arguments.student)
+        known = AutoConfig.from_pretrained(arguments.student)
+        if are_reordered(train.categories.names, class_names(known)):  # so that its head goes on too
+            train, val = train.for_model(known), val.for_model(known)
     return Comparison(train, val, processor, config, arguments.transform)
 
 
@@ -198,8 +202,7 @@ def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]
     categories = comparison.train.categories
     if arguments.teacher is not None:
         models["teacher"] = load_detector(arguments.teacher)
-        if models["teacher"][0].config.id2label == categories.id2label:
-            comparison.evaluate("teacher", *models["teacher"])
+        comparison.evaluate("teacher", *models["teacher"])
     elif "teacher" in arguments.steps and "teacher" not in models:
         epochs = arguments.teacher_epochs or comparison.args.num_train_epochs
         torch.manual_seed(comparison.args.seed)

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection
 
 from crosskd_hf.cli import main
@@ -70,7 +71,31 @@ def test_train_needs_the_classes_of_the_data(
     (tmp_path / "train.json").write_text(json.dumps(content))
     files = "--train_annotations", tmp_path / "train.json", "--train_images", shapes.train_images
     assert run("train", *files, "--student", detector, "--output_dir", tmp_path / "out", "--use_cpu") == 1
-    assert "the training data has 4 (ring, square" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Student (id2label): 4 classes, 'circle', 'square'" in error
+    assert "Data: 4 classes, 'ring', 'square'" in error
+
+
+def test_train_goes_on_with_a_student_whatever_the_order_of_the_data(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output
+) -> None:
+    """A json with its classes in another order, and ids of its own: the same training to the bit."""
+    content = json.loads(shapes.train_annotations.read_text())
+    for category in content["categories"]:
+        category["id"] = 100 - category["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 100 - annotation["category_id"]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    for name, annotations in (("one", shapes.train_annotations), ("two", tmp_path / "train.json")):
+        options = "--max_steps", 1, "--use_cpu", "--per_device_train_batch_size", 2, "--save_strategy", "no"
+        files = "--train_annotations", annotations, "--train_images", shapes.train_images
+        val = "--val_annotations", shapes.val_annotations, "--val_images", shapes.val_images
+        assert run("train", *files, *val, "--student", detector, "--output_dir", tmp_path / name, *options) == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two")]
+    assert configs[0]["id2label"] == configs[1]["id2label"]
+    assert configs[1]["category_ids"] == [100 - raw for raw in configs[0]["category_ids"]]
 
 
 def test_evaluate(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output) -> None:

@@ -61,6 +61,41 @@ def are_same(data: Sequence[str], model: Sequence[str]) -> bool:
     return match_names(data, model).indices == list(range(len(model)))
 
 
+def are_reordered(data: Sequence[str], model: Sequence[str]) -> bool:
+    """Whether a data set and a model have the same classes in different orders."""
+    return not are_same(data, model) and sorted(match_names(data, model).indices) == list(range(len(model)))
+
+
+def demand_same(data: Sequence[str], model: Sequence[str], what: str) -> None:
+    """Check that a student has the classes of its data, in the same order.
+
+    Args:
+        data, model: Names of the classes of either.
+        what: The data in words.
+
+    Raises:
+        ValueError: It has others; the message holds both lists and the way out.
+    """
+    if are_same(data, model):
+        return
+    if are_reordered(data, model):
+        way_out = (
+            "These are the same classes in another order: bring the data to the student's order by "
+            "data.for_model(student.config). If the student was made for the order of the data, correct its id2label "
+            "and label2id."
+        )
+    else:
+        way_out = (
+            "Give the student a head for the classes of the data: from_pretrained(..., id2label=..., label2id=..., "
+            "ignore_mismatched_sizes=True), or build_detector(spec, data.categories) for a new student. Read every "
+            "split with the same map: load_coco(..., train.categories)."
+        )
+    raise ValueError(
+        f"The student has other classes than the {what}. Student (id2label): {listing(model)}. "
+        f"Data: {listing(data)}. {way_out}"
+    )
+
+
 def names_alike(names: Sequence[str]) -> list[list[str]]:
     """Groups of names that differ in case and spaces alone."""
     return [[names[row] for row in rows] for rows in _rows_of(names, normal_name).values() if len(rows) > 1]

@@ -13,17 +13,19 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PreTrainedConfig
 
 from ..models.pixels import PixelRange
-from .categories import CategoryMap
+from .categories import CategoryMap, match_categories
 from .check_images import check_files
-from .class_names import match_names
+from .class_names import are_reordered, class_names, demand_same, match_names
 from .framed_image import FramedImage
 from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
@@ -51,11 +53,34 @@ class DetectionData:
     categories: CategoryMap
     report: DataReport
 
+    def for_model(self, config: PreTrainedConfig, training: bool = True) -> DetectionData:
+        """The same data, labelled in the order of a model's classes, which are found by name.
+
+        Args:
+            config: Of the model.
+            training: The model has to have the same classes, in whatever order. False, to evaluate: it may have more,
+                and may lack those that the data has no object of.
+
+        Raises:
+            ValueError: It has others.
+        """
+        own = class_names(config)
+        if training and not are_reordered(self.categories.names, own):
+            demand_same(self.categories.names, own, "data")
+            return self
+        used = None if training else {self.categories.to_raw(label) for label in self._labels().tolist()}
+        return self.with_classes(match_categories(config, self.categories, used))
+
+    def _labels(self) -> NDArray[np.int64]:
+        """The labels that occur."""
+        objects = self.dataset.with_format("arrow").select_columns("objects")[:]["objects"]
+        return np.unique(pc.list_flatten(pc.struct_field(objects, "category")).to_numpy())
+
     def with_classes(self, categories: CategoryMap) -> DetectionData:
         """The same images and objects, labelled by the classes of another map, which are found by name.
 
         Args:
-            categories: Such as `match_categories(model.config, data.categories)`: the data in a model's order.
+            categories: The other map.
 
         Raises:
             ValueError: The data has objects of a class that `categories` doesn't hold.

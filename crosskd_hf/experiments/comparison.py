@@ -13,7 +13,9 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from ..create import DetectorSpec, build_detector
+from ..data.class_names import class_names
 from ..data.dataset import DetectionData
+from ..data.schema import names_of
 from ..data.transforms import TrainTransform
 from ..distillation import make_distiller
 from ..inference.coco_evaluator import SUMMARY
@@ -21,6 +23,8 @@ from ..inference.drawing import draw_objects
 from ..inference.precision import widened
 from ..models.pixels import to_rgb
 from ..text import strict_json
+from ..training import supervision
+from ..training.classes import check_classes
 from ..training.config import CrossKDConfig
 from ..training.loading import load_teacher
 from ..training.processors import check_processor
@@ -51,8 +55,18 @@ class Comparison:
     transform: TrainTransform = field(default_factory=TrainTransform)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def check(self, student: DetectorSpec | PreTrainedModel, teacher: DetectorSpec | PreTrainedModel) -> None:
-        """Find out before anything is trained whether this pair can be distilled.
+    def check(
+        self,
+        student: DetectorSpec | PreTrainedModel,
+        teacher: DetectorSpec | PreTrainedModel,
+        processor: BaseImageProcessor | None = None,
+        teacher_processor: BaseImageProcessor | None = None,
+    ) -> None:
+        """Find out before anything is trained whether this pair can be distilled on this data.
+
+        Args:
+            student, teacher: What shall be built, or models, which are not changed.
+            processor, teacher_processor: Image processors of given models.
 
         Raises:
             ValueError: It can't; the message says why and what would work.
@@ -61,7 +75,11 @@ class Comparison:
             build_detector(model, self.train.categories) if isinstance(model, DetectorSpec) else copy.deepcopy(model)
             for model in (student, teacher)
         ]
-        make_distiller(models[0], models[1], self.args.distillation_config())
+        processor = processor or self.processor
+        check_processor(models[0], processor)
+        check_classes(models[0], self.train.dataset, self.val.dataset)
+        supervision.prepare(models[0], processor, self.transform)
+        make_distiller(models[0], models[1], self.args.distillation_config(), processor, teacher_processor)
 
     def run(
         self,
@@ -69,6 +87,7 @@ class Comparison:
         model: DetectorSpec | PreTrainedModel,
         teacher: PreTrainedModel | None = None,
         teacher_processor: BaseImageProcessor | None = None,
+        processor: BaseImageProcessor | None = None,
         **changes: Any,
     ) -> PreTrainedModel:
         """Train, evaluate and save one model.
@@ -78,6 +97,7 @@ class Comparison:
             model: What to build, from the seed of `args`, or a model to go on with.
             teacher: The teacher; without one the model learns from its labels alone.
             teacher_processor: The teacher's image processor, if it normalises pixels differently.
+            processor: The image processor of a model to go on with, if it has its own.
             changes: Settings of this run that differ, e.g. `num_train_epochs`.
         """
         args = copy.copy(self.args)
@@ -88,12 +108,13 @@ class Comparison:
         set_seed(args.seed)
         if isinstance(model, DetectorSpec):
             model = build_detector(model, self.train.categories)
+        model.config.category_ids = list(self.train.categories.raw_ids)
         trainer = CrossKDTrainer(
             model=model,
             args=args,
             train_dataset=self.train.dataset,
             eval_dataset=self.val.dataset,
-            processing_class=self.processor,
+            processing_class=processor or self.processor,
             teacher_model=teacher,
             teacher_processing_class=teacher_processor,
             train_transform=self.transform,
@@ -105,10 +126,18 @@ class Comparison:
         return model
 
     def evaluate(self, name: str, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
-        """Evaluate a given model, such as a loaded teacher, on the validation data."""
+        """Evaluate a given model, such as a loaded teacher, on the validation data; classes are found by name.
+
+        A model that doesn't know all of them is left out, which is logged.
+        """
+        try:
+            data = self.val.for_model(model.config, training=False)
+        except ValueError as error:
+            logger.warning("%s is not evaluated. %s", name, error)
+            return
         args = copy.copy(self.args)
         args.output_dir, args.push_to_hub = str(Path(self.args.output_dir) / name), False
-        trainer = CrossKDTrainer(model=model, args=args, eval_dataset=self.val.dataset, processing_class=processor)
+        trainer = CrossKDTrainer(model=model, args=args, eval_dataset=data.dataset, processing_class=processor)
         self.results[name] = ap_metrics(trainer.evaluate())
 
     def table(self) -> str:
@@ -180,17 +209,18 @@ def picture(
             break
     images = [example["image"] for example in examples]
     columns: dict[str, list[dict[str, Any]]] = {"truth": [_truth(example) for example in examples]}
+    names = {"truth": dict(enumerate(names_of(dataset) or ()))}
     for name, (model, processor) in models.items():
         columns[name] = detect(model, processor, images, threshold)
-    first, processor = next(iter(models.values()))
-    names = first.config.id2label
+        names[name] = dict(enumerate(class_names(model.config)))
+    _, processor = next(iter(models.values()))
     images = [to_rgb(image, getattr(processor, "pixel_range", None)) for image in images]
     figure = matplotlib.figure.Figure(figsize=(3.2 * len(columns), 3.2 * len(examples)), layout="constrained")
     grid = figure.subplots(len(examples), len(columns), squeeze=False)
     for column, (title, results) in enumerate(columns.items()):
         for row, (image, result) in enumerate(zip(images, results, strict=True)):
             axes = grid[row][column]
-            axes.imshow(draw_objects(image, result, names))
+            axes.imshow(draw_objects(image, result, names[title]))
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title)

@@ -27,7 +27,9 @@ class ComparisonOptions:
     val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
     val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
     steps: list[str] = field(default_factory=lambda: list(STEPS), metadata={"help": f"Which of {', '.join(STEPS)}."})
-    student: str | None = field(default=None, metadata={"help": "Start from this folder or Hub id instead of anew."})
+    student: str | None = field(
+        default=None, metadata={"help": "Go on with this folder or Hub id: its weights, classes and image processor."}
+    )
     student_backbone: str = field(default="resnet18", metadata={"help": "timm backbone of a new student."})
     teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained teacher."})
     teacher_backbone: str = field(default="resnet50", metadata={"help": "timm backbone of a teacher to be trained."})

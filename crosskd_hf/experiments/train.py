@@ -66,6 +66,8 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
     if run.val_annotations is not None and run.val_images is not None:
         val = load_coco(run.val_annotations, run.val_images, data.categories)
     model, processor = _student(run, data.categories)
+    data, val = data.for_model(model.config), None if val is None else val.for_model(model.config)
+    model.config.category_ids = list(data.categories.raw_ids)
     if run.pixel_range is not None:
         processor.pixel_range = run.pixel_range
     trainer = CrossKDTrainer(
@@ -88,13 +90,4 @@ def _student(run: RunArguments, categories: CategoryMap) -> tuple[PreTrainedMode
         spec = DetectorSpec.parse(run.student, backbone_weights=run.backbone_weights, width=run.width)
         size = {"shortest_edge": run.shortest_edge, "longest_edge": run.longest_edge}
         return build_detector(spec, categories), DetectionImageProcessor(size=size)
-    model, processor = load_detector(run.student)
-    names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
-    if names != categories.names:
-        raise ValueError(
-            f"The student {run.student} predicts {len(names)} classes ({', '.join(names[:5])}, ...), the training data "
-            f"has {len(categories)} ({', '.join(categories.names[:5])}, ...). They must be the same, in one order; "
-            f"a new student gets the classes of the data: --student gfl:resnet18."
-        )
-    model.config.category_ids = list(categories.raw_ids)
-    return model, processor
+    return load_detector(run.student)

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..data.class_names import are_placeholders, are_same, class_names, listing, match_names
+from ..data.class_names import are_placeholders, class_names, demand_same, listing
 from ..data.report import DataError, found
 from ..data.schema import demand_classes, labels_outside, names_of
 from .processors import has_no_object
@@ -112,24 +112,7 @@ def _compare(config: PreTrainedConfig, names: Sequence[str], what: str) -> None:
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         logger.warning("The student's classes had no names. They are called as in the %s: %s.", what, listing(names))
         return
-    if are_same(names, own):
-        return
-    if sorted(match_names(names, own).indices) == list(range(len(own))):
-        way_out = (
-            "These are the same classes in another order: bring the data to the student's order by "
-            "data.with_classes(match_categories(student.config, data.categories)). If the student was made for "
-            "the order of the data, correct its id2label and label2id."
-        )
-    else:
-        way_out = (
-            "Give the student a head for the classes of the data: from_pretrained(..., id2label=..., label2id=..., "
-            "ignore_mismatched_sizes=True), or build_detector(spec, data.categories) for a new student. Read every "
-            "split with the same map: load_coco(..., train.categories)."
-        )
-    raise ValueError(
-        f"The student has other classes than the {what}. Student (id2label): {listing(own)}. "
-        f"Data: {listing(names)}. {way_out}"
-    )
+    demand_same(names, own, what)
 
 
 def _check_range(dataset: datasets.Dataset, names: Sequence[str], what: str) -> None:

@@ -6,12 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import DeformableDetrImageProcessor
 
+from crosskd_hf.create import DetectorSpec, build_detector
+from crosskd_hf.data.categories import CategoryMap
+from crosskd_hf.models import DetectionImageProcessor
 from tests.fake_hub import FakeHub
+from tests.tiny_run import make_deformable_detr
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -198,3 +204,99 @@ def test_a_pair_that_cannot_be_distilled_ends_with_one_line_before_training(tmp_
     assert process.stderr.splitlines()[-1].startswith("error: cut=9")
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "teacher").exists()
+
+
+class TestGivenStudent:
+    NAMES = ("star", "triangle", "square", "circle")  # the data has them the other way round
+
+    def save(self, folder: Path, kind: str = "gfl", names: tuple[str, ...] = NAMES) -> Path:
+        categories = CategoryMap(tuple(range(len(names))), names)
+        torch.manual_seed(0)
+        build_detector(DetectorSpec(kind, "test_resnet", width=16), categories).save_pretrained(folder)
+        size = {"shortest_edge": 48, "longest_edge": 96}
+        DetectionImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+        return folder
+
+    def test_keeps_its_processor_and_its_classes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        module = importlib.import_module("distill_coco")
+        student = self.save(tmp_path / "student")
+        options = ("--student", str(student), "--steps", "alone", "--output_dir", str(tmp_path / "out"))
+        arguments, config = module.parse([*SMALL, *options, "--learning_rate", "1e-12"])
+        comparison = module.prepare(arguments, config)
+        assert comparison.train.categories == CategoryMap((7, 4, 3, 1), self.NAMES)
+        assert comparison.val.categories == comparison.train.categories
+        models: dict[str, Any] = {}
+        module.run(arguments, comparison, models)
+        saved = tmp_path / "out" / "alone"
+        before, after = (json.loads((folder / "config.json").read_text()) for folder in (student, saved))
+        assert after["id2label"] == before["id2label"] == {str(i): name for i, name in enumerate(self.NAMES)}
+        assert after["category_ids"] == [7, 4, 3, 1]
+        files = [folder / "preprocessor_config.json" for folder in (student, saved)]
+        assert files[0].read_text() == files[1].read_text()
+        assert models["alone"][1].size == {"shortest_edge": 48, "longest_edge": 96}
+        weights = [load_file(folder / "model.safetensors") for folder in (student, saved)]
+        assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-6) for key in weights[0])
+
+    @pytest.mark.parametrize(
+        ("kind", "names", "message"),
+        [
+            ("faster_rcnn", NAMES, "only models of one kind"),
+            ("gfl", ("star", "triangle"), "has other classes than the data.*2 classes, 'star', 'triangle'.*4 classes"),
+            ("gfl", (*NAMES, "moon"), "has other classes than the data.*5 classes.*4 classes"),
+        ],
+    )
+    def test_is_checked_before_a_teacher_is_trained(
+        self, kind: str, names: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        module = importlib.import_module("distill_coco")
+        student = self.save(tmp_path / "student", kind, names)
+        arguments, config = module.parse([*SMALL, "--student", str(student), "--output_dir", str(tmp_path / "out")])
+        with pytest.raises(ValueError, match=message):
+            module.run(arguments, module.prepare(arguments, config), {})
+        assert not (tmp_path / "out" / "teacher").exists()
+
+    def test_of_detr_keeps_the_head_of_its_classes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        module = importlib.import_module("distill_deformable_detr")
+        student = make_deformable_detr(0)
+        student.config.id2label = dict(enumerate(self.NAMES))
+        student.save_pretrained(tmp_path / "student")
+        DeformableDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "student")
+        options = ("--student", str(tmp_path / "student"), "--output_dir", str(tmp_path / "out"))
+        arguments, config = module.parse([*SMALL, *options])
+        comparison = module.prepare(arguments, config)
+        assert comparison.train.categories.names == self.NAMES
+        model = module.given_model(arguments.student, comparison.train.categories)
+        assert model.config.id2label == dict(enumerate(self.NAMES))
+        assert torch.equal(model.class_embed[0].weight, student.class_embed[0].weight)
+
+
+def test_a_teacher_with_other_classes_is_evaluated_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    module = importlib.import_module("distill_coco")
+    arguments, config = module.parse([*SMALL, "--output_dir", str(tmp_path / "out")])
+    comparison = module.prepare(arguments, config)
+    spec = DetectorSpec("gfl", "test_resnet", width=16)
+    names = comparison.train.categories.names
+    order = [3, 1, 0, 2]
+    torch.manual_seed(0)
+    model = build_detector(spec, CategoryMap((1, 2, 3, 4, 5), (*names, "moon")))
+    torch.nn.init.normal_(model.head.classifier.weight, std=0.3)
+    other = build_detector(spec, CategoryMap((1, 2, 3, 4, 5), (*(names[i] for i in order), "moon")))
+    other.load_state_dict(model.state_dict())
+    other.head.classifier.load_state_dict({k: v[[*order, 4]] for k, v in model.head.classifier.state_dict().items()})
+    processor = DetectionImageProcessor(size=arguments.image_size, score_threshold=0.0)
+    for name, detector in (("one", model), ("two", other)):
+        comparison.evaluate(name, detector, processor)
+    keys = [f"map_{name}" for name in (*names, "moon")]
+    assert [comparison.results["one"][key] for key in keys] == pytest.approx(
+        [comparison.results["two"][key] for key in keys], nan_ok=True
+    )
+    stranger = build_detector(spec, CategoryMap((1, 2), ("moon", "circle")))
+    comparison.evaluate("three", stranger, processor)
+    assert "three" not in comparison.results
+    assert "three is not evaluated. The data set has classes that the model doesn't know" in caplog.text
