@@ -14,7 +14,6 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import DeformableDetrImageProcessor, DetrImageProcessor
 
 from crosskd_hf.data import CategoryMap, DataError, DetectionCollator, load_coco
-from crosskd_hf.data.categories import match_categories
 from crosskd_hf.data.shapes import ShapesPaths
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.distillation import detr_zoo
@@ -74,7 +73,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("names", "way_out"),
         [
-            (NAMES[::-1], "same classes in another order.*with_classes"),
+            (NAMES[::-1], "same classes in another order.*data.for_model"),
             ([f"class {i}" for i in range(80)], "head for the classes of the data.*ignore_mismatched_sizes"),
             (NAMES[:3], "head for the classes of the data"),
             ((*NAMES, "moon"), "head for the classes of the data"),
@@ -139,8 +138,9 @@ class TestNames:
         run = trainer(folder, student(*NAMES), *data)
         with pytest.raises(ValueError, match="other classes than the evaluation data"):
             run.evaluate(other.dataset)
-        model = student(*NAMES)
-        assert run.evaluate(other.with_classes(match_categories(model.config, order)).dataset).keys() >= {"eval_map"}
+        again = other.for_model(run.model.config)
+        assert again.dataset["objects"][:] == data[1]["objects"][:]
+        assert "eval_map" in run.evaluate(again.dataset)
 
     def test_reversed_names_in_a_json_are_found_by_name(self, folder: Path, tmp_path: Path) -> None:
         """Whatever order and ids a json has: read with the student's map, images have the same labels."""
