@@ -18,7 +18,7 @@ class DetectorSpec:
     """What a new detector is made of.
 
     Args:
-        architecture: "gfl", "retinanet", "fcos", "atss" or "faster_rcnn".
+        architecture: "gfl", "retinanet", "fcos", "atss", "tood" or "faster_rcnn".
         backbone: timm model name, e.g. "resnet50".
         backbone_weights: "timm" for timm's own weights, which come from the Hub, or "TAG" of them, or a file in timm's
             format. `None` starts from random weights: then nothing is frozen, and ResNets get GroupNorm, because

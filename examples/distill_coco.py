@@ -58,7 +58,7 @@ class Arguments(ComparisonOptions):
         default=None, metadata={"help": "A published experiment, see docs/reproduce.md; needs COCO and its teacher."}
     )
     detector: str = field(
-        default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss, faster_rcnn."}
+        default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss, tood, faster_rcnn."}
     )
     teacher_detector: str | None = field(default=None, metadata={"help": "Architecture of a new teacher, if another."})
     backbone_weights: str | None = field(

@@ -13,6 +13,7 @@ from crosskd_hf.models import (
     FCOSConfig,
     GFLConfig,
     RetinaNetConfig,
+    TOODConfig,
 )
 
 CONFIGS: dict[str, type[DenseDetectorConfig]] = {
@@ -20,12 +21,13 @@ CONFIGS: dict[str, type[DenseDetectorConfig]] = {
     "retinanet": RetinaNetConfig,
     "fcos": FCOSConfig,
     "atss": ATSSConfig,
+    "tood": TOODConfig,
 }
 KINDS = list(CONFIGS)
 
 
 def make_config(kind: str, **changes: Any) -> DenseDetectorConfig:
-    """A tiny configuration of one of the four detectors with three classes."""
+    """A tiny configuration of one of the detectors with three classes."""
     settings: dict[str, Any] = {
         "backbone": "test_resnet",
         "num_labels": 3,

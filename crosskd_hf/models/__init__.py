@@ -16,6 +16,7 @@ from .fcos import FCOSConfig, FCOSForObjectDetection
 from .gfl import GFLConfig, GFLForObjectDetection
 from .image_processing import DetectionImageProcessor
 from .retinanet import RetinaNetConfig, RetinaNetForObjectDetection
+from .tood import TOODConfig, TOODForObjectDetection
 
 DETECTORS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     ATSSConfig: ATSSForObjectDetection,
@@ -23,6 +24,7 @@ DETECTORS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     FCOSConfig: FCOSForObjectDetection,
     GFLConfig: GFLForObjectDetection,
     RetinaNetConfig: RetinaNetForObjectDetection,
+    TOODConfig: TOODForObjectDetection,
 }
 
 for _config, _model in DETECTORS.items():
@@ -53,4 +55,6 @@ __all__ = [
     "GFLForObjectDetection",
     "RetinaNetConfig",
     "RetinaNetForObjectDetection",
+    "TOODConfig",
+    "TOODForObjectDetection",
 ]

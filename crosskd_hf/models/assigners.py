@@ -119,7 +119,8 @@ class Assignment(NamedTuple):
         return target.scatter_(2, self.labels[..., None], scores[..., None])
 
 
-def _matched(index: Tensor, positive: Tensor, weight: Tensor, targets: Targets) -> Assignment:
+def matched(index: Tensor, positive: Tensor, weight: Tensor, targets: Targets) -> Assignment:
+    """The assignment of each prior to ground truth number `index`, (B, N) in [0, G)."""
     boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
     return Assignment(positive, weight.float(), boxes, targets.labels.gather(1, index))
 
@@ -146,14 +147,14 @@ def assign_max_iou(
     ignored = (best >= negative_iou) & ~positive
 
     if forced_iou is None:
-        return _matched(index, positive & valid, valid & ~ignored, targets)
+        return matched(index, positive & valid, valid & ~ignored, targets)
     best_of_box = iou.amax(2)  # (B, G)
     forces = targets.mask & (best_of_box > 0) & (best_of_box >= forced_iou)
     reachable = torch.where(forces, best_of_box, torch.inf)
     order = torch.arange(1, iou.shape[1] + 1, dtype=torch.int16, device=iou.device)
     forced = torch.where(iou == reachable[..., None], order[:, None], 0).amax(1).long()  # (B, N): 1 + the last box
     index = torch.where(forced > 0, forced - 1, index)
-    return _matched(index, (positive | (forced > 0)) & valid, valid & ~(ignored & (forced == 0)), targets)
+    return matched(index, (positive | (forced > 0)) & valid, valid & ~(ignored & (forced == 0)), targets)
 
 
 @torch.no_grad()
@@ -182,7 +183,9 @@ def assign_atss(priors: Priors, valid: Tensor, targets: Targets, candidates_per_
     threshold = _mean_plus_std(iou, eligible)
     sides = encode_distance(priors.centers[candidates], targets.boxes[:, :, None])
     eligible &= (iou >= threshold) & (sides.amin(-1) > 0.01)
-    return _highest_iou_wins(candidates, eligible, iou, valid, targets)
+    owner = highest_iou_wins(candidates, eligible, iou, valid)
+    positive = owner < targets.boxes.shape[1]
+    return matched(torch.where(positive, owner, 0), positive, valid, targets)
 
 
 def _mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:
@@ -192,16 +195,25 @@ def _mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:
     return mean + variance.sqrt()
 
 
-def _highest_iou_wins(candidates: Tensor, eligible: Tensor, iou: Tensor, valid: Tensor, targets: Targets) -> Assignment:
+def highest_iou_wins(candidates: Tensor, eligible: Tensor, iou: Tensor, valid: Tensor) -> Tensor:
+    """Give every prior to one of the boxes that claim it.
+
+    Args:
+        candidates: (B, G, c) priors that each box claims,
+        eligible: (B, G, c) bool, if this is True,
+        iou: (B, G, c) in [0, 1], and the overlap of the two.
+        valid: (B, N), of which only the shape is read.
+
+    Returns:
+        (B, N) the box of the highest overlap, the first of equals; G where no box claims the prior.
+    """
     boxes, per_box = candidates.shape[1:]
     flat = candidates.flatten(1)  # (B, G * c)
     claim = torch.where(eligible, iou, -1.0).flatten(1)
     best = claim.new_full(valid.shape, -1.0).scatter_reduce(1, flat, claim, "amax")  # (B, N)
     owner = torch.arange(boxes, device=flat.device).repeat_interleave(per_box).expand_as(flat)
     owner = torch.where(eligible.flatten(1) & (claim == best.gather(1, flat)), owner, boxes)
-    index = flat.new_full(valid.shape, boxes).scatter_reduce(1, flat, owner, "amin")
-    positive = index < boxes
-    return _matched(torch.where(positive, index, 0), positive, valid, targets)
+    return flat.new_full(valid.shape, boxes).scatter_reduce(1, flat, owner, "amin")
 
 
 @torch.no_grad()
@@ -230,4 +242,4 @@ def assign_points(
     eligible = inside & (longest >= ranges[:, 0]) & (longest <= ranges[:, 1])
     eligible &= targets.mask[..., None] & valid[:, None]
     smallest, index = torch.where(eligible, area(boxes), torch.inf).min(1)  # (B, N)
-    return _matched(index, smallest.isfinite(), valid, targets)
+    return matched(index, smallest.isfinite(), valid, targets)

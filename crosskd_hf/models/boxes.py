@@ -93,6 +93,11 @@ def anchors_around_origin(sizes: Tensor, aspect_ratios: Sequence[float]) -> Tens
     return torch.stack([-half_widths, -half_heights, half_widths, half_heights], -1)
 
 
+def square_around_origin(side: float) -> Tensor:
+    """The square of this side in pixels, (1, 4) xyxy."""
+    return torch.tensor([[-side / 2, -side / 2, side / 2, side / 2]])
+
+
 def encode_delta(priors: Tensor, boxes: Tensor, std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Boxes as (dx, dy, dw, dh) from their priors (R-CNN, appendix C), divided by `std`. (..., 4) xyxy, broadcast."""
     prior = box_convert(priors, "xyxy", "cxcywh")

@@ -110,8 +110,10 @@ class DenseHead(nn.Module):
         """Pyramid maps (B, C, H_l, W_l) to predictions."""
         return self.finish(self.tap(features, 0), 0)
 
-    def tap(self, features: list[Tensor], cut: int) -> Taps:
+    def tap(self, features: list[Tensor], cut: int, activated: bool = True) -> Taps:
         """Run the head up to convolution `cut` (0 = the pyramid itself, `num_convs` = the predictors' input).
+
+        Without `activated` the activation of the last convolution is left out.
 
         Raises:
             ValueError: The head cannot be cut there.
@@ -182,6 +184,9 @@ class DenseHead(nn.Module):
         return self.coder.width
 
     # Training.
+
+    def set_epoch(self, epoch: float) -> None:
+        """Told at the begin of every epoch, from 0, by who trains the head; most heads train alike in all of them."""
 
     def assign(
         self, priors: Priors, valid: Tensor, targets: Targets, predictions: Predictions, boxes: Tensor, /
@@ -255,6 +260,10 @@ class DenseDetector(PyramidDetector):
         super().__init__(config)
         self.head = self.head_class(config)
         self.post_init()
+
+    def set_epoch(self, epoch: float) -> None:
+        """Tell the head which epoch of its training begins, from 0. Without it the head trains as in a late one."""
+        self.head.set_epoch(epoch)
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

@@ -67,8 +67,9 @@ class ConvNormAct(nn.Module):
         self.conv = Conv(in_channels, out_channels, 3, bias=norm_groups is None if bias is None else bias)
         self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+    def forward(self, x: Tensor, activated: bool = True) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.relu(x) if activated else x
 
 
 class Tower(nn.ModuleList):
@@ -78,10 +79,14 @@ class Tower(nn.ModuleList):
         widths = [in_channels] + [channels] * depth
         super().__init__(ConvNormAct(a, b, norm_groups, bias) for a, b in itertools.pairwise(widths))
 
-    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Run the convolutions `start` (included) to `stop` (not included; `None` = the end)."""
-        for layer in list(self)[start:stop]:
-            x = layer(x)
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None, activated: bool = True) -> Tensor:
+        """Run the convolutions `start` (included) to `stop` (not included; `None` = the end).
+
+        Without `activated` the activation of the last of them is left out.
+        """
+        layers = list(self)[start:stop]
+        for layer in layers:
+            x = layer(x, activated or layer is not layers[-1])
         return x
 
 

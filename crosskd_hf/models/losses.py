@@ -135,3 +135,9 @@ def integral(logits: Tensor) -> Tensor:
     """Expected bin of softmax(logits): (..., M) to (...), in [0, M - 1] (Generalized Focal Loss, eq. 4)."""
     bins = torch.arange(logits.shape[-1], dtype=torch.float32, device=logits.device)
     return logits.float().softmax(-1) @ bins
+
+
+def logit_of(log_score: Tensor) -> Tensor:
+    """Logits of scores that are known by their logarithm: log(s / (1 - s)), finite with finite gradients for s to 1."""
+    log_score = log_score.clamp(max=-1e-7)
+    return log_score - (-log_score.expm1()).log()

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from .assigners import Priors, Targets, assign_max_iou
 from .boxes import area, decode_delta, encode_delta
-from .losses import LossPart
+from .losses import LossPart, logit_of
 from .rpn import Proposals
 from .sampling import sample
 
@@ -169,5 +169,4 @@ def select_boxes(deltas: Tensor, labels: Tensor) -> Tensor:
 
 def class_logits(logits: Tensor) -> Tensor:
     """Logits of softmax scores, so that sigmoid of the result is the score: (..., K + 1) to (..., K), no background."""
-    log_scores = logits.log_softmax(-1)[..., :-1].clamp(max=-1e-7)
-    return log_scores - (-log_scores.expm1()).log()
+    return logit_of(logits.log_softmax(-1)[..., :-1])

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .assigners import Assignment, Priors, Targets, assign_atss
-from .boxes import anchors_around_origin
+from .boxes import square_around_origin
 from .two_towers import TwoTowerConfig, TwoTowerHead
 
 
@@ -33,7 +32,7 @@ class SquareAnchorHead(TwoTowerHead):
 
     def prior_boxes(self, stride: int) -> Tensor:
         """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell."""
-        return anchors_around_origin(torch.tensor([self.config.anchor_scale * stride]), (1.0,))
+        return square_around_origin(self.config.anchor_scale * stride)
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:
         """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1); see :meth:`DenseHead.assign`."""

@@ -60,12 +60,12 @@ class TwoTowerHead(DenseHead):
         """Whether centerness is predicted from the regression tower."""
         return True
 
-    def tap(self, features: list[Tensor], cut: int) -> Taps:
+    def tap(self, features: list[Tensor], cut: int, activated: bool = True) -> Taps:
         """See :meth:`DenseHead.tap`: both towers up to convolution `cut`."""
         self.check_cut(cut)
         return Taps(
-            [self.cls_tower(feature, stop=cut) for feature in features],
-            [self.reg_tower(feature, stop=cut) for feature in features],
+            [self.cls_tower(feature, stop=cut, activated=activated) for feature in features],
+            [self.reg_tower(feature, stop=cut, activated=activated) for feature in features],
         )
 
     def finish(self, taps: Taps, cut: int) -> Predictions:

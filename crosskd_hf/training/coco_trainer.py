@@ -21,6 +21,7 @@ from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import in_type_of, widen_outputs, widened
+from ..models.dense import DenseDetector
 from . import arguments, upstream
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
@@ -168,10 +169,14 @@ class CocoTrainer(Trainer):
         return sampler
 
     def _set_epoch(self, epoch: int) -> None:
-        """Tell sampler and augmentation; accelerate's loaders don't reach the sampler of a resumed epoch."""
+        """Tell sampler, augmentation and model; accelerate's loaders don't reach the sampler of a resumed epoch."""
         for part in (self._train_sampler, self.data_collator):
             if isinstance(part, RandomOrder | AspectRatioSampler | ReproducibleCollator):
                 part.set_epoch(epoch)
+        # A stream has no epochs: `state.epoch` is then the share of the run that is done.
+        model = bare_model(self.model)
+        if isinstance(model, DenseDetector) and isinstance(self.train_dataset, Sized):
+            model.set_epoch(epoch)
 
     # ---- Moments of a run ----
 

@@ -97,9 +97,10 @@ def test_configuration_round_trip(kind: str, tmp_path: Path) -> None:
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is CONFIGS[kind]
     assert loaded.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
-    for field in ("id2label", "category_ids", "num_labels", "loss_weights", "head_channels", "reg_max"):
+    for field in ("id2label", "category_ids", "num_labels", "loss_weights", "head_channels", "num_convs"):
         assert getattr(loaded, field) == getattr(config, field)
     assert list(loaded.strides) == list(config.strides)
+    assert loaded.to_dict().get("reg_max") == config.to_dict().get("reg_max")
 
 
 @each_detector
