@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from timm.layers.format import Format
+from timm.layers.halo_attn import HaloAttn
 from timm.models import FeatureListNet
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
@@ -16,9 +18,8 @@ from torch import Tensor, nn
 from .bounds import check_net_arguments, check_plain_name
 
 # Constructor arguments that a family of nets needs to take images of any size.
-FAMILY_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "swin": {"strict_img_size": False, "always_partition": True},
-}
+_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
+FAMILY_ARGUMENTS: dict[str, dict[str, Any]] = {"swin": _ANY_SIZE, "swinv2": _ANY_SIZE}
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
 
@@ -42,7 +43,8 @@ class Backbone(nn.Module):
             (MobileNetV2's final layer, which timm's features leave out).
 
     Raises:
-        ValueError: The net has no pyramid features, or not those that were asked for.
+        ValueError: The net has no pyramid features, or not those that were asked for; or it takes images of one size
+            alone, and `arguments` don't say by `img_size` that this is known.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Backbone(nn.Module):
         self.name, self.given_arguments = plain_net(name, arguments)
         self.arguments = {**FAMILY_ARGUMENTS.get(self.name.split("_")[0], {}), **(self.given_arguments or {})}
         self.net = timm.create_model(self.name, features_only=True, pretrained=False, **self.arguments)
+        if "img_size" not in self.arguments:
+            _check_sizes(self.name, self.net, self.arguments)
         info = self.net.feature_info
         self.selected = _select_features(name, info.reduction(), strides, out_indices)
         self.channels = [info.channels()[index] for index in self.selected]
@@ -196,6 +200,26 @@ def _select_features(
             f"Choose a timm net with pyramid features (timm.create_model(..., features_only=True))."
         )
     return [last[stride] for stride in strides]
+
+
+def _check_sizes(name: str, net: nn.Module, arguments: dict[str, Any]) -> None:
+    """Find a net whose windows or position tables fit images of one size alone, by a pass that computes nothing."""
+    settings = timm.get_pretrained_cfg(name)
+    suspect = settings is None or settings.fixed_input_size or any(isinstance(m, HaloAttn) for m in net.modules())
+    if not suspect or any(parameter.is_meta for parameter in net.parameters()):  # from_pretrained: once built already
+        return
+    with torch.device("meta"), torch.no_grad():
+        twin = timm.create_model(name, features_only=True, pretrained=False, **arguments).eval()
+        try:
+            twin(torch.empty(1, 3, 160, 96))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            height, width = (256, 256) if settings is None else settings.input_size[1:]
+            raise ValueError(
+                f"{name} does not take images of all sizes, which detectors get: its windows or position tables are "
+                f"made for {height} x {width} px. Choose another net, such as swinv2_tiny_window8_256, convnext_tiny "
+                f"or resnet50; or make all images one size: backbone_arguments={{'img_size': [{height}, {width}]}}, "
+                f"and an image processor with size={{'height': {height}, 'width': {width}}}."
+            ) from error
 
 
 def _stride_on_first_conv(name: str, net: nn.Module) -> None:

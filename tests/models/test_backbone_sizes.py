@@ -1,0 +1,48 @@
+"""Backbones take images of any size, or say when they are built that they don't."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from crosskd_hf.models.backbone import Backbone
+
+TINY = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swinv2_tiny_window8_256", TINY),
+        pytest.param("swinv2_cr_tiny_224", {}, marks=pytest.mark.slow),
+        pytest.param("mvitv2_tiny", {}, marks=pytest.mark.slow),
+        pytest.param("twins_svt_small", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_any_size_is_taken(name: str, arguments: dict[str, Any]) -> None:
+    backbone = Backbone(name, (8, 16, 32), arguments).eval()
+    for height, width in ((64, 96), (160, 128)):
+        with torch.no_grad():
+            features = backbone(torch.randn(2, 3, height, width))
+        expected = [
+            (2, channels, height // stride, width // stride)
+            for channels, stride in zip(backbone.channels, (8, 16, 32), strict=True)
+        ]
+        assert [tuple(feature.shape) for feature in features] == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["maxvit_nano_rw_256", "halonet26t", *(pytest.param(n, marks=pytest.mark.slow) for n in ("coatnet_nano_rw_224",
+     "botnet26t_256", "efficientformer_l1", "visformer_tiny"))],
+)  # fmt: skip
+def test_one_size_alone_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} does not take images of all sizes.*'img_size': \[\d+, \d+\]"):
+        Backbone(name, (8, 16, 32))
+
+
+def test_one_size_on_purpose() -> None:
+    backbone = Backbone("maxvit_nano_rw_256", (8, 16, 32), {"img_size": [64, 64]}).eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 64))
+    assert [feature.shape[-1] for feature in features] == [8, 4, 2]
