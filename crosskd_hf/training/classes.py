@@ -9,13 +9,12 @@ from typing import Any
 import datasets
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.class_names import are_placeholders, class_names, demand_same, listing
 from ..data.report import DataError, found
 from ..data.schema import demand_classes, labels_outside, names_of
-from .processors import has_no_object
+from .processors import check_processor, has_no_object
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +52,18 @@ def check_classes(model: PreTrainedModel, train: Any, evaluation: Any, columns: 
         )  # fmt: skip
 
 
-def check_head(model: PreTrainedModel, outputs: ModelOutput) -> None:
-    """Find a head that has other classes than its config names.
+def check_head(model: PreTrainedModel, outputs: Any, processor: BaseImageProcessor | None = None) -> None:
+    """Judge what a student made of its first batch.
+
+    Args:
+        model: The student.
+        outputs: Of its forward.
+        processor: Its image processor, which is judged here if the student is of no known family.
 
     Raises:
-        ValueError: `outputs["logits"]` of the student are not as wide as `id2label` has names.
+        ValueError: `logits` are not as wide as `id2label` has names, or the processor never finds the last class.
     """
-    logits = outputs.get("logits")
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not isinstance(logits, Tensor):
         return
     names, no_object = class_names(model.config), has_no_object(model)
@@ -71,6 +75,8 @@ def check_head(model: PreTrainedModel, outputs: ModelOutput) -> None:
             f"id2label names {listing(names)}. Changing id2label changes no head: load the student by "
             f"from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
         )
+    if no_object is None and processor is not None and width == len(names):
+        check_processor(model, processor, no_object=False)
 
 
 class CheckedLabels:

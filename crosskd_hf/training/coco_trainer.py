@@ -27,7 +27,6 @@ from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .loading import bare_model
 from .predictions import Kept, KeptPredictions
-from .processors import check_processor
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
 
@@ -43,8 +42,8 @@ class CocoTrainer(Trainer):
             `CrossKDTrainer`.
 
     Raises:
-        ValueError: Neither an image processor nor a collator is given, or the processor is of another family than the
-            model, or the student's classes are not those of the data.
+        ValueError: Neither an image processor nor a collator is given, or the student's classes are not those of the
+            data.
         NotImplementedError: DeepSpeed or FSDP.
         UpstreamError: transformers is of a release that the trainer doesn't fit.
     """
@@ -79,7 +78,7 @@ class CocoTrainer(Trainer):
         arguments.check_metrics(args, compute_metrics, preprocess_logits_for_metrics)
         arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)
         student = bare_model(model)
-        _check_student(student, processing_class, train_dataset, eval_dataset, data_collator is None)
+        check_classes(student, train_dataset, eval_dataset, data_collator is None)
         num_classes = len(class_names(student.config))
         collators = _collators(processing_class, train_transform, data_collator, args.seed, num_classes)
         super().__init__(
@@ -114,8 +113,7 @@ class CocoTrainer(Trainer):
 
     def _adopt_model(self) -> None:
         """Make ready what depends on the student; `model_init` makes a new one for every run."""
-        data = self.train_dataset, self.eval_dataset
-        _check_student(bare_model(self.model), self.processing_class, *data, not self._own_collator)
+        check_classes(bare_model(self.model), self.train_dataset, self.eval_dataset, not self._own_collator)
 
     # ---- Data ----
 
@@ -400,13 +398,6 @@ class _Moments(TrainerCallback):
 
     def on_train_end(self, args: CrossKDConfig, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end_training()
-
-
-def _check_student(student: PreTrainedModel, processor: Any, train: Any, evaluation: Any, columns: bool) -> None:
-    """Compare a student with its image processor and the classes of its data, as of `check_classes`."""
-    if processor is not None:
-        check_processor(student, processor)
-    check_classes(student, train, evaluation, columns)
 
 
 def _collators(

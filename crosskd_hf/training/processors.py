@@ -34,12 +34,13 @@ def has_no_object(model: PreTrainedModel) -> bool | None:
     return True if kind in _ALSO_SOFTMAX else None
 
 
-def check_processor(model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+def check_processor(model: PreTrainedModel, processor: BaseImageProcessor, no_object: bool | None = None) -> None:
     """Find a processor of another family, whose detections would be wrong without a word.
 
     Args:
         model: The detector.
         processor: Is tried on the outputs of three sure objects.
+        no_object: As of `has_no_object`, where it is known from the outputs of a model of no known family.
 
     Raises:
         ValueError: It makes no detections; it takes the last class for "no object", or the other way round; or it
@@ -52,6 +53,7 @@ def check_processor(model: PreTrainedModel, processor: BaseImageProcessor) -> No
             f"Give an image processor of '{kind}'."
         )
     expected, dense = has_no_object(model), type(model.config) in DETECTORS
+    expected = no_object if expected is None else expected
     if expected is None or (dense and isinstance(processor, DetectionImageProcessor)):
         return
     reading = _reading(processor)

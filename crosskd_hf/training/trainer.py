@@ -25,6 +25,7 @@ from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import bare_model, load_teacher
 from .normalizers import UpdateSums, add_up, rehearsal, weighted
+from .processors import check_processor
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,12 @@ class CrossKDTrainer(CheckpointingTrainer):
         if teacher is not None:
             self._set_teacher(teacher, teacher_processing_class)
             self._make_distiller()
+        self._check_processor()
+
+    def _check_processor(self) -> None:
+        """After the pair: that a model can't be distilled at all is the better message."""
+        if self.processing_class is not None:
+            check_processor(self.student, self.processing_class)
 
     def _first_model(self, model: Any, model_init: Callable[..., PreTrainedModel] | None, seed: int) -> Any:
         """The model that was given, or the one that `model_init` starts with."""
@@ -146,6 +153,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         supervision.prepare(self.student, self.processing_class, self._train_transform)
         if self._teacher is not None:
             self._make_distiller()
+        self._check_processor()
         self._adopted, self._head_checked = self.student, False
 
     def _make_distiller(self) -> None:
@@ -262,7 +270,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         """Outputs of the student, the parts of its own loss, and those of the distillation."""
         outputs = model(**inputs, **({} if self.distiller is None else self.distiller.student_request))
         if not self._head_checked:
-            check_head(self.student, outputs)
+            check_head(self.student, outputs, self.processing_class)
             self._head_checked = True
         own = self._own_parts(outputs, inputs)
         if self.distiller is None:

@@ -11,7 +11,8 @@ import datasets
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
-from transformers import DeformableDetrImageProcessor, DetrImageProcessor
+from transformers import DeformableDetrImageProcessor, DetrImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from crosskd_hf.data import CategoryMap, DataError, DetectionCollator, load_coco
 from crosskd_hf.data.shapes import ShapesPaths
@@ -239,7 +240,45 @@ def test_names_that_were_changed_on_a_head_of_other_classes(folder: Path, data: 
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
 
 
+class TinyConfig(PreTrainedConfig):
+    model_type = "tiny_unknown"
+
+
+class Tiny(PreTrainedModel):
+    """A detector of no family that is known here, with as many outputs as `outputs`."""
+
+    config_class = TinyConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.net = torch.nn.Conv2d(3, config.outputs + 4, 16, 16)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: Any = None, labels: Any = None) -> ModelOutput:
+        rows = self.net(pixel_values).flatten(2).transpose(1, 2)
+        logits, boxes = rows[..., :-4].contiguous(), rows[..., -4:].sigmoid()
+        return ModelOutput(loss=None if labels is None else rows.pow(2).mean(), logits=logits, pred_boxes=boxes)
+
+
 class TestProcessors:
+    @pytest.mark.parametrize("outputs", [4, 5])
+    def test_of_a_model_of_no_known_family(self, folder: Path, data: tuple[Any, Any], outputs: int) -> None:
+        """As many outputs as classes: none can be "no object"."""
+        size = {"height": SIZE, "width": SIZE}
+        model = Tiny(TinyConfig(id2label=dict(enumerate(NAMES)), outputs=outputs))
+        run = trainer(folder, model, *data, images=DetrImageProcessor(size=size), schedule=None)
+        if outputs == 4:
+            with pytest.raises(ValueError, match="takes the last class for 'no object'.*or a DeformableDetrImageProc"):
+                run.train()
+            assert run.state.global_step == 0
+            run = trainer(folder, model, *data, images=DeformableDetrImageProcessor(size=size), schedule=None)
+        run.train()
+        assert "eval_map" in run.evaluate()
+        with pytest.raises(ValueError, match="which can't be distilled here. Give dense detectors"):
+            CrossKDTrainer(
+                Tiny(model.config), settings(folder), *data, processor(), teacher_model=student(*NAMES)
+            )  # rather than that its processor is wrong
+
     @pytest.mark.parametrize("family", [name for name in detr_zoo.MODELS if " " not in name])
     def test_of_another_family_are_refused(self, folder: Path, data: tuple[Any, Any], family: str) -> None:
         """DETR reads the last output as "no object": with its processor the last class is never found."""
