@@ -4,8 +4,10 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.crosskd_hf_dev
+LOWEST ?= .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.crosskd_hf_lowest
 
-.PHONY: demo test lint types imports unit parity slow format clean
+.PHONY: demo test test-lowest lint types imports unit parity slow format clean
 
 demo: $(STAMP)  ## train a teacher, a student and a distilled student on made data, and compare them
 	$(BIN)/python examples/distill_coco.py
@@ -25,6 +27,9 @@ imports: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
+test-lowest: $(LOWEST_STAMP)  ## the tests with the lowest versions that setup.cfg allows, in an environment of their own
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
 parity: $(STAMP)  ## every golden case: the authors' figures beside ours
 	$(BIN)/python -m tests.parity.steps tests/golden/*.json
 
@@ -42,4 +47,10 @@ $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing crosskd_hf and its requirements into $(VENV); the first time that takes a few minutes."
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	@touch $@
+
+$(LOWEST_STAMP): setup.cfg
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	sed -nE 's/^    ([[:alnum:]_-]+)>=([0-9.]+)$$/\1==\2/p' setup.cfg > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	@touch $@

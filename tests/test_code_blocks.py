@@ -25,6 +25,7 @@ ELSEWHERE = {
     ". .venv/bin/activate": "continuous integration calls the programs of the environment",
     "pip install": "installing needs a network; continuous integration installs before it tests",
     "git clone": "needs a network",
+    "torchrun": "tests/training/test_distributed.py launches by it",
     "accelerate launch": "tests/experiments/test_example.py and tests/training/test_distributed.py launch",
 }
 # What makes a command of the README small enough for a test, and keeps it from downloading a pretrained backbone.

@@ -4,7 +4,9 @@ import ast
 import configparser
 import os
 import re
+import shlex
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,17 @@ def test_requirements_are_ranges() -> None:
     required = SETUP["options"]["install_requires"].split() + SETUP["options.extras_require"]["dev"].split()
     assert len(required) > 10
     assert all(re.fullmatch(r"[\w-]+>=[\d.]+", requirement) for requirement in required)
+
+
+def test_the_lowest_versions_are_those_of_the_requirements() -> None:
+    """The recipe of `make test-lowest` writes a constraint for each of them."""
+    (recipe,) = re.findall(
+        r"^\tsed (.*) > \$\(LOWEST\)/constraints.txt$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    command = ["sed", *shlex.split(recipe.replace("$$", "$"))]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    options = [SETUP["options"]["install_requires"], *SETUP["options.extras_require"].values()]
+    assert sorted(lines) == sorted(line.replace(">=", "==") for option in options for line in option.split())
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

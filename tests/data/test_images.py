@@ -54,7 +54,7 @@ class TestOpenImage:
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
     def test_what_is_transparent_is_white(self, tmp_path, mode):
-        image = PIL.Image.new("RGBA", SIZE, (0, 0, 0, 0)).convert(mode)
+        image = PIL.Image.new(mode, SIZE, (0,) * PIL.Image.getmodebands(mode))
         assert (pixels(image) == 255).all()
         if mode != "PA":
             assert (pixels(saved(tmp_path, image, "a.png")) == 255).all()
