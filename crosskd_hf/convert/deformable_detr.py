@@ -170,7 +170,7 @@ def _config(
         decoder_n_points=decoder_rows // (heads * feature_levels),
         encoder_ffn_dim=_shape(state_dict, "encoder.layers.0.ffn.layers.0.0.weight")[0],
         decoder_ffn_dim=_shape(state_dict, "decoder.layers.0.ffn.layers.0.0.weight")[0],
-        class_cost=2,  # mmdet's matching costs; the weights of its losses are in crosskd_hf.distillation.detr_loss
+        class_cost=2,  # mmdet's matching costs; the weights of its losses are in crosskd_hf.training.detr_loss
         bbox_cost=5,
         giou_cost=2,
         auxiliary_loss=True,

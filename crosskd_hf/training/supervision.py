@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 import numpy as np
-from torch import Tensor, distributed
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.transforms import is_multi_scale
 from ..distillation.detr_families import FAMILIES
-from ..distillation.detr_loss import fix_num_boxes_reduction, proposal_loss_parts
-from ..models.boxes import image_sizes
 from ..models.losses import LossPart
+from . import detr_loss
 
 WHOLE = "loss_task"
-_OF_LAST_LAYER = re.compile(r"loss_[a-z]+")
 
 
 def returns_loss_parts(model: PreTrainedModel) -> bool:
@@ -29,14 +25,15 @@ def returns_loss_parts(model: PreTrainedModel) -> bool:
 
 
 def prepare(model: PreTrainedModel, processor: BaseImageProcessor | None, transform: Any = None) -> None:
-    """Make the losses of transformers independent of the number of processes, if `model` uses them.
+    """Let `model` hand out the terms of its loss, if it is a DETR of transformers.
 
     Raises:
         ValueError: Processor or transform make images that have to be padded, and the model doesn't know of padding.
+        UpstreamError: The loss of transformers is not what it was in the releases that were tried.
     """
     if returns_loss_parts(model):
         return
-    fix_num_boxes_reduction()
+    detr_loss.take_over(model)
     if processor is not None:
         _check_padding(model, processor, transform)
 
@@ -44,12 +41,10 @@ def prepare(model: PreTrainedModel, processor: BaseImageProcessor | None, transf
 def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
     """The terms of the student's loss on its labels.
 
-    Models of transformers divide their loss by the mean number of boxes over processes, at least one: that number is
-    multiplied back, so that their loss adds up over processes and micro-batches like every other one. (Exact where
-    every term is divided so; the class term of DETR itself is a weighted mean over the local queries.)
+    A loss that comes as one number counts as a mean over the images of the micro-batch, as it does for `Trainer`.
 
     Args:
-        model: The bare student.
+        model: The student, prepared.
         outputs: Of its forward pass with labels.
         inputs: The batch.
 
@@ -64,15 +59,11 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     parts = outputs.get("loss_parts")
     if parts is not None:
         return dict(parts)
-    labels, loss = inputs["labels"], outputs["loss"]
-    count = loss.new_tensor(float(sum(len(label["class_labels"]) for label in labels)))
-    mean = count.clone()
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(mean)
-        mean /= distributed.get_world_size()
-    whole = {WHOLE: LossPart(loss * mean.clamp(min=1), count)}
-    sizes = image_sizes(inputs["pixel_values"], inputs.get("pixel_mask"))
-    return whole | proposal_loss_parts(model, outputs, labels, sizes)
+    if detr_loss.is_taken_over(model):
+        return outputs["loss_dict"] | detr_loss.proposal_parts(model, outputs, inputs["labels"])
+    loss = outputs["loss"]
+    images = loss.detach().new_tensor(float(len(inputs["pixel_values"])))
+    return {WHOLE: LossPart(loss * images, images)}
 
 
 def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor, transform: Any) -> None:
@@ -90,17 +81,3 @@ def _check_padding(model: PreTrainedModel, processor: BaseImageProcessor, transf
             "batch. Leave shortest_edges (multi_scale) empty, and use a processor that makes all images one size, such "
             "as RTDetrImageProcessor, or give it size={'height': ..., 'width': ...}."
         )
-
-
-def own_log(outputs: ModelOutput, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Terms to log of a model that hands out no parts: its `loss_dict`, unweighted, without those of inner layers.
-
-    Args:
-        outputs: Of the forward pass.
-        losses: The divided parts; how `loss_task` was scaled, its terms are scaled too.
-    """
-    if WHOLE not in losses:
-        return {}
-    scale = losses[WHOLE].detach() / outputs["loss"].detach()
-    terms = (outputs.get("loss_dict") or {}).items()
-    return {name: value.detach() * scale for name, value in terms if _OF_LAST_LAYER.fullmatch(name)}

@@ -18,7 +18,7 @@ from ..data.transforms import Record
 from ..distillation import Distiller, make_distiller
 from ..inference.precision import widen
 from ..models.losses import LossPart, divide
-from . import adapters, arguments, provenance, run_folder, supervision, upstream
+from . import adapters, arguments, detr_loss, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
 from .classes import check_head
 from .config import CrossKDConfig
@@ -112,7 +112,8 @@ class CrossKDTrainer(CheckpointingTrainer):
         self._gradient_norm: Tensor | None = None
         self._own_images, self._head_checked = True, False
         self._update_sums: UpdateSums | None = None
-        self._averaged = 1
+        self._averaged = args.world_size
+        self._micro_batches = 1
         self._first_update = False
         self._log_sums: dict[str, Tensor] = {}
         self._log_updates = 0
@@ -225,6 +226,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         self._guard.clear()
         self._gradient_norm = None
         self._update_sums, self._averaged = None, self.args.world_size
+        self._micro_batches = max(len(batches), 1)
         if len(batches) > 1 and self.args.exact_accumulation:
             self._update_sums, self._averaged = self._rehearse(batches), self.args.world_size * len(batches)
         return batches, None
@@ -297,9 +299,9 @@ class CrossKDTrainer(CheckpointingTrainer):
         outputs, own, kd = self._forward(model, inputs)
         parts = weighted(own | kd, self._weight(self.accelerator.sync_gradients))
         sums = add_up([parts]) if self._update_sums is None else self._update_sums
-        losses = divide(parts, sums.normalizers, self._averaged)
+        losses = detr_loss.balanced(divide(parts, sums.normalizers, self._averaged), sums.normalizers)
         self._guard.watch(losses, inputs, sums.bad)
-        self._note(losses if self._loss_func else losses | supervision.own_log(outputs, losses))
+        self._note(detr_loss.folded({name: losses[name] for name in own}) | {name: losses[name] for name in kd})
         if self._first_update and kd and self._own_images:
             self._check_distillation(torch.stack([losses[name] for name in kd]).sum())
         loss = torch.stack(list(losses.values())).sum()
@@ -399,7 +401,7 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _note(self, losses: Mapping[str, Tensor]) -> None:
         for name, loss in losses.items():
             value = torch.nan_to_num(loss.detach().float(), nan=0.0, posinf=0.0, neginf=0.0)
-            value = value / self.current_gradient_accumulation_steps
+            value = value / self._micro_batches
             self._log_sums[name] = self._log_sums.get(name, 0.0) + value
         self._log_updates += int(self.accelerator.sync_gradients)
 

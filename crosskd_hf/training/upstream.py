@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Iterator
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
@@ -102,18 +102,27 @@ CALLED = (
 # Attributes that the functions below read or set, by the class whose code must know them.
 ATTRIBUTES: tuple[tuple[type, str], ...] = (
     (Trainer, "_train_batch_size"),
-    (Trainer, "current_gradient_accumulation_steps"),
     (Accelerator, "_is_accelerate_prepared"),
     (TrainingArguments, "_n_gpu"),
     (PreTrainedConfig, "_commit_hash"),
 )
 
+# The detection losses of transformers by their names, and the criterion that each makes. Its `get_loss` computes one
+# kind of term, divided by a number of boxes; `DetrLoss` overrides it.
+LOSSES = {
+    "ForObjectDetectionLoss": "ImageLoss",
+    "DeformableDetrForObjectDetectionLoss": "DeformableDetrImageLoss",
+    "RTDetrForObjectDetectionLoss": "RTDetrLoss",
+    "DFineForObjectDetectionLoss": "DFineLoss",
+    "Deimv2ForObjectDetectionLoss": "Deimv2Loss",
+    "LwDetrForObjectDetectionLoss": "LwDetrImageLoss",
+}
+_GET_LOSS = "loss outputs targets indices num_boxes"
+
 # What the package imports from modules of transformers that its documentation doesn't name, module by module. Such an
 # import fails loudly, but not by itself with the releases that were tried.
 IMPORTED = {
     "transformers.backbone_utils": "BackboneMixin",
-    "transformers.loss": "loss_d_fine loss_deimv2 loss_for_object_detection loss_rt_detr",
-    "transformers.loss.loss_deformable_detr": "DeformableDetrHungarianMatcher",
     "transformers.models.auto.modeling_auto": "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
     "transformers.models.d_fine.modeling_d_fine": "distance2bbox weighting_function",
     "transformers.models.deformable_detr.image_processing_deformable_detr": (
@@ -139,13 +148,17 @@ def check(trainer: type = Trainer, callback: type = TrainerCallback) -> None:
     """
     faults = [*_method_faults(trainer), *_moment_faults(trainer, callback), *_attribute_faults(trainer)]
     if faults:
-        first, last = TRIED
-        following = f"{last.split('.')[0]}.{int(last.split('.')[1]) + 1}"
-        raise UpstreamError(
-            f"transformers {installed} doesn't fit: {'; '.join(faults)}. Going on would lose this in silence. "
-            f"crosskd_hf was tried with transformers {first} to {last}: "
-            f"pip install 'transformers>={first},<{following}', or take a newer crosskd_hf."
-        )
+        raise _error(faults)
+
+
+def _error(faults: Iterable[str]) -> UpstreamError:
+    first, last = TRIED
+    following = f"{last.split('.')[0]}.{int(last.split('.')[1]) + 1}"
+    return UpstreamError(
+        f"transformers {installed} doesn't fit: {'; '.join(faults)}. Going on would lose this in silence. "
+        f"crosskd_hf was tried with transformers {first} to {last}: "
+        f"pip install 'transformers>={first},<{following}', or take a newer crosskd_hf."
+    )
 
 
 def _method_faults(trainer: type) -> Iterator[str]:
@@ -198,6 +211,50 @@ def _names(code: CodeType) -> Iterable[str]:
 
 
 # ---- Use ----
+
+
+def detection_loss(model: Any, needed: bool) -> Any:
+    """The loss function of a DETR-type model, if it is one of transformers' that are listed here.
+
+    Args:
+        model: A model of transformers.
+        needed: Whether another loss function of transformers is a fault; one of the user's own never is.
+
+    Raises:
+        UpstreamError: It is.
+    """
+    function = None if getattr(model, "loss_type", None) is None else model.loss_function
+    name, module = (getattr(function, key, "") for key in ("__name__", "__module__"))
+    if name in LOSSES:
+        return function
+    if needed and (function is None or module.startswith("transformers.")):
+        raise _error([f"the loss of '{model.config.model_type}' is {name or 'not known'}"])
+    return None
+
+
+@functools.cache
+def criterion_of(function: Any) -> type:
+    """The class that computes the terms of a loss function of the table.
+
+    Raises:
+        UpstreamError: The function doesn't make it any more, or it computes its terms another way.
+    """
+    name = LOSSES[function.__name__]
+    criterion = function.__globals__.get(name)
+    if criterion is None or name not in _names(function.__code__):
+        raise _error([f"{function.__name__} doesn't make a {name} any more"])
+    found = " ".join(list(inspect.signature(criterion.get_loss).parameters)[1:])
+    if found != _GET_LOSS or not _is_known(criterion, "get_loss"):
+        raise _error([f"{name}.get_loss takes ({found}), not ({_GET_LOSS}), or nobody calls it"])
+    return criterion
+
+
+def with_criterion(function: Any, criterion: Any) -> Any:
+    """A copy of a loss function of the table that makes `criterion` instead of its own; the original is not touched."""
+    names = {**function.__globals__, LOSSES[function.__name__]: criterion}
+    copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 def micro_batch_size(trainer: Trainer) -> int:

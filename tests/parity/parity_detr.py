@@ -17,9 +17,8 @@ from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in
 from crosskd_hf.distillation.config import DistillationConfig
 from crosskd_hf.distillation.detr import DetrDistiller
 from crosskd_hf.distillation.detr_families import Prediction, Trace
-from crosskd_hf.distillation.detr_loss import deformable_detr_loss_parts
-from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.losses import LossPart, divide
+from crosskd_hf.training import supervision
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
 from tests.parity.figures import Figures, in_order, on_device
 from tests.parity.golden import weight_of
@@ -31,6 +30,7 @@ TRAINING = torch.float64
 
 Gradients = dict[str, Tensor]
 KD_LOSSES = ("loss_cls_kd", "loss_reg_kd", "loss_iou_kd")
+MMDET_NAMES = {"loss_ce": "loss_cls", "loss_giou": "loss_iou"}  # of terms that transformers calls otherwise
 
 
 def run(case: Mapping[str, Any]) -> Figures:
@@ -177,10 +177,9 @@ def _train_figures(
     """Losses and gradients of the case and its variants, from one forward pass of the student."""
     names = case["student"]["checkpoint_shapes"]
     distillers = {key: DetrDistiller(student, teacher, config) for key, config in distillations(case).items()}
+    supervision.prepare(student, None)
     outputs = student.train()(**inputs, labels=labels)
-    truth = divide(
-        deformable_detr_loss_parts(outputs, labels, image_sizes(inputs["pixel_values"], inputs["pixel_mask"]))
-    )
+    truth = in_mmdet_names(divide(supervision.supervised_parts(student, outputs, inputs | {"labels": labels})))
     truth_gradients = _gradients(student, torch.stack(list(truth.values())).sum(), names)
     results: dict[str, Figures] = {}
     for key, distiller in distillers.items():
@@ -192,6 +191,16 @@ def _train_figures(
         distiller.remove_hooks()
     main = results.pop("")
     return main | {"variants": results}
+
+
+def in_mmdet_names(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Terms of the trainer's loss under the names that the case has for them."""
+    renamed = {}
+    for name, loss in losses.items():
+        for ours, theirs in MMDET_NAMES.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = loss
+    return renamed
 
 
 def _identity(case: Mapping[str, Any], teacher: Any, inputs: dict[str, Tensor]) -> Figures:
