@@ -1,5 +1,6 @@
 """A new detector for a data set: architecture, timm backbone, classes and starting weights in one call."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .data.categories import CategoryMap
 from .models import DETECTORS, DenseDetectorConfig
+from .models.backbone import weights_follow
 
 ARCHITECTURES = {config.model_type.removeprefix("crosskd_"): config for config in DETECTORS}
 
@@ -67,7 +69,8 @@ def build_detector(spec: DetectorSpec, categories: CategoryMap) -> PreTrainedMod
         if _is_resnet(spec.backbone):
             fields["backbone_arguments"] = {"norm_layer": "groupnorm1"}
     config = config_class(**fields | dict(spec.fields))
-    model = DETECTORS[config_class](config)
+    with weights_follow() if spec.backbone_weights is not None else nullcontext():
+        model = DETECTORS[config_class](config)
     if spec.backbone_weights is not None:
         model.backbone.load_weights(None if spec.backbone_weights == "timm" else spec.backbone_weights)
     return model

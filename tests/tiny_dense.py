@@ -15,6 +15,8 @@ from crosskd_hf.models import (
     RetinaNetConfig,
     TOODConfig,
 )
+from crosskd_hf.models.backbone import weights_follow
+from tests.tiny_backbone import as_if_loaded
 
 CONFIGS: dict[str, type[DenseDetectorConfig]] = {
     "gfl": GFLConfig,
@@ -42,7 +44,8 @@ def make_detector(kind: str, seed: int = 0, spread: bool = True, **changes: Any)
     """A tiny detector. With `spread`, predictions differ from place to place, as those of a trained model do."""
     torch.manual_seed(seed)
     config = make_config(kind, **changes)
-    model = DETECTORS[type(config)](config)
+    with weights_follow():
+        model = as_if_loaded(DETECTORS[type(config)](config))
     if spread:
         with torch.no_grad():
             for module in model.head.modules():

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from crosskd_hf.models import FasterRCNNConfig, FasterRCNNForObjectDetection
+from crosskd_hf.models.backbone import weights_follow
 from crosskd_hf.models.roi_head import Linear
+from tests.tiny_backbone import as_if_loaded
 
 
 def make_faster_rcnn(seed: int = 0, spread: bool = True, **changes: Any) -> FasterRCNNForObjectDetection:
@@ -25,7 +27,8 @@ def make_faster_rcnn(seed: int = 0, spread: bool = True, **changes: Any) -> Fast
     }
     if "id2label" in changes:
         del settings["num_labels"]
-    model = FasterRCNNForObjectDetection(FasterRCNNConfig(**settings | changes))
+    with weights_follow():
+        model = as_if_loaded(FasterRCNNForObjectDetection(FasterRCNNConfig(**settings | changes)))
     if spread:
         with torch.no_grad():
             for module in model.roi_head.modules():

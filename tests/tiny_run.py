@@ -26,8 +26,10 @@ from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.models import DETECTORS, DetectionImageProcessor, FasterRCNNConfig, GFLConfig
+from crosskd_hf.models.backbone import weights_follow
 from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.trainer import CrossKDTrainer
+from tests.tiny_backbone import as_if_loaded
 
 SIZE = 64
 
@@ -69,7 +71,8 @@ def make_detector(seed: int, width: int = 8, kind: type = GFLConfig, **settings:
         category_ids=[1, 3, 4, 7],
         **settings,
     )
-    return DETECTORS[kind](config)
+    with weights_follow():
+        return as_if_loaded(DETECTORS[kind](config))
 
 
 def processor() -> DetectionImageProcessor:

@@ -23,6 +23,7 @@ from crosskd_hf.models import (
     GFLConfig,
     RetinaNetConfig,
 )
+from crosskd_hf.models.backbone import weights_follow
 from crosskd_hf.models.box_coders import DeltaCoder
 
 from .checkpoint import Checkpoint, CheckpointError, Conversion, load_exactly, read_checkpoint
@@ -115,7 +116,8 @@ def _convert_pyramid(state: State, settings: MMDetSettings) -> Converted:
             f"{settings.head_type}, which predicts otherwise. Can be converted: {', '.join(sorted(kind.heads))}."
         )
     _apply(config, settings.fields)
-    model = DETECTORS[type(config)](config)
+    with weights_follow():
+        model = DETECTORS[type(config)](config)
     load_exactly(model, converted)
     processor = DetectionImageProcessor(
         **{

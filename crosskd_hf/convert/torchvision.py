@@ -26,6 +26,7 @@ from crosskd_hf.models import (
     RetinaNetConfig,
     RetinaNetForObjectDetection,
 )
+from crosskd_hf.models.backbone import weights_follow
 
 from .backbones import recognise_backbone
 from .checkpoint import CheckpointError, Conversion, load_exactly, read_checkpoint
@@ -187,10 +188,11 @@ def _config(model: RetinaNet | FCOS, num_labels: int) -> DenseDetectorConfig:
 
 
 def _model(config: DenseDetectorConfig) -> FCOSForObjectDetection | RetinaNetForObjectDetection:
-    if isinstance(config, FCOSConfig):
-        return FCOSForObjectDetection(config)
-    assert isinstance(config, RetinaNetConfig)
-    return RetinaNetForObjectDetection(config)
+    with weights_follow():
+        if isinstance(config, FCOSConfig):
+            return FCOSForObjectDetection(config)
+        assert isinstance(config, RetinaNetConfig)
+        return RetinaNetForObjectDetection(config)
 
 
 def _state(model: RetinaNet | FCOS, kept: list[int], config: DenseDetectorConfig) -> dict[str, Tensor]:

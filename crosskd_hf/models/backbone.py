@@ -1,7 +1,9 @@
 """Any timm net with pyramid features as the backbone of a detector."""
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ _ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 FAMILY_ARGUMENTS: dict[str, dict[str, Any]] = {"swin": _ANY_SIZE, "swinv2": _ANY_SIZE}
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
+
+
+class RandomBackboneWarning(UserWarning):
+    """A backbone was built whose random weights are never trained, unless weights are loaded into it."""
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Inside of it detectors may be built without a :class:`RandomBackboneWarning`: weights are loaded next."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomBackboneWarning)
+        yield
 
 
 class Backbone(nn.Module):
@@ -86,6 +100,9 @@ class Backbone(nn.Module):
         self.frozen_stages, self.freeze_norm = frozen_stages, freeze_norm
         self.freeze()
         self.train(self.training)  # norm_eval holds from the start, not only from the first call of `train`
+        if self.held_at_random():
+            text = f"The backbone {name} is random, and {' and '.join(self.held_at_random())} keep it so: load weights"
+            warnings.warn(f"{text}, or build it with frozen_stages=0, norm_eval=False.", RandomBackboneWarning, 2)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to one (B, C_l, H / stride_l, W / stride_l) map per stride, always channels first."""
@@ -127,6 +144,24 @@ class Backbone(nn.Module):
             name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **self.arguments
         )
         self.net.load_state_dict(loaded.state_dict())
+
+    def held_at_random(self) -> list[str]:
+        """The settings that keep parts of a random net as they are; empty if something was loaded into it or learnt.
+
+        A net is taken for random if the scales, shifts and statistics of all its norms are constants, as they are
+        when a net is built. A net without norms is judged by its other vectors.
+        """
+        norms = [module for module in self.net.modules() if isinstance(module, NORMS)]
+        vectors = [t for norm in norms for t in (*norm.parameters(), *norm.buffers())]
+        vectors = vectors or [parameter for parameter in self.net.parameters() if parameter.ndim == 1]
+        if not vectors or vectors[0].is_meta or not all(bool((v == v.flatten()[0]).all()) for v in vectors):
+            return []
+        held = [f"frozen_stages={self.frozen_stages}"] if self.frozen_stages else []
+        if self.norm_eval and any(isinstance(norm, BATCH_NORMS) for norm in norms):
+            held.append("norm_eval=True")
+        if not held and not all(parameter.requires_grad for parameter in self.net.parameters() if parameter.ndim > 1):
+            held.append("requires_grad=False")
+        return held
 
     def freeze(self) -> None:
         """Take the gradient from `frozen_stages` and, with `freeze_norm`, from the norms.
@@ -179,6 +214,7 @@ def plain_net(name: str, arguments: dict[str, Any] | None) -> tuple[str, dict[st
     check_plain_name(plain)
     check_net_arguments(arguments)
     return plain, arguments or None
+
 
 
 def _select_features(

@@ -17,7 +17,8 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..inference.precision import as_stored, widen
-from . import checkpoints, provenance, run_folder, saving, upstream
+from . import checkpoints, provenance, resumption, run_folder, saving, upstream
+from .attempts import StartingPoint
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
 from .loading import bare_model, load_student
@@ -38,6 +39,9 @@ class CheckpointingTrainer(CocoTrainer):
     ema: WeightAverage | None = None
     _stored_types: Mapping[str, torch.dtype] = MappingProxyType({})
     _resumed: Path | None = None  # the checkpoint that this run goes on from
+    _start: StartingPoint | None = None
+    _run: Mapping[str, Any] = MappingProxyType({})
+    _group_settings: Sequence[Mapping[str, Any]] = ()
 
     # ---- Run ----
 
@@ -54,7 +58,8 @@ class CheckpointingTrainer(CocoTrainer):
             trial, ignore_keys_for_eval: As of `Trainer`.
 
         Raises:
-            ValueError: There is no such checkpoint, it is damaged, or it was distilled from another teacher.
+            ValueError: There is no such checkpoint, it is damaged or holds weights only, or it belongs to a run with
+                another teacher, other data, updates or another optimiser.
             RunFolderError: `output_dir` can't be written, or another run writes into it.
             NonFiniteLossError: A loss part became NaN or infinite.
         """
@@ -64,16 +69,24 @@ class CheckpointingTrainer(CocoTrainer):
             if args.should_save:
                 checkpoints.recover(run)
             self.accelerator.wait_for_everyone()
+            self._run = resumption.describe_run(args, self.train_dataset)
             folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
             if folder is not None:
                 self._check_resume(folder)
-            self._resumed = folder
+            self._resumed, self._start = folder, None
             self._forget_preparation()
             return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 
     def _check_resume(self, folder: Path) -> None:
         """Raise `ValueError` if this run can't go on from the complete checkpoint `folder`."""
+        resumption.check_state(folder, self.accelerator.scaler is not None)
         saving.check_average(folder, self.args.ema_decay)
+        resumption.check_run(folder, self._run, self.args.ignore_data_skip)
+        if not self.args.auto_find_batch_size:  # which goes on with the size that it found, and is checked then
+            resumption.check_update(folder, self._update())
+
+    def _update(self) -> dict[str, int]:
+        return resumption.describe_update(self.args, upstream.micro_batch_size(self))
 
     def _forget_preparation(self) -> None:
         """Let a model that `evaluate` prepared be wrapped for training; accelerate would leave it as it is."""
@@ -86,12 +99,33 @@ class CheckpointingTrainer(CocoTrainer):
     # ---- Averaged weights ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As of `CocoTrainer`, over float32 weights."""
+        """As of `CocoTrainer`, over float32 weights. `auto_find_batch_size` begins each of its attempts here."""
         self._stored_types = widen(self.model) or self._stored_types
+        if self._start is not None:
+            self._start.restore()
+        elif self.args.auto_find_batch_size:
+            self._start = StartingPoint(self._trained_modules())
         return super().create_optimizer(model)
+
+    def _trained_modules(self) -> list[nn.Module]:
+        return [self.model]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As of `CocoTrainer`; the last moment before a checkpoint's optimiser is loaded."""
+        self._group_settings = resumption.group_settings(self.optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self._resumed is not None:
+            resumption.check_optimizer(self._resumed, self._describe_optimizer())
+        return scheduler
+
+    def _describe_optimizer(self) -> dict[str, Any]:
+        return resumption.describe_optimizer(self.optimizer, self.lr_scheduler, self._group_settings)
 
     def _begin_training(self) -> None:
         super()._begin_training()
+        if self._resumed is not None:
+            resumption.check_update(self._resumed, self._update())
+            resumption.adopt_settings(self._resumed, self.optimizer, self.lr_scheduler, self._group_settings)
         saving.load_if_there(self.model, self._resumed, AVERAGED_WEIGHTS)
         if self.args.ema_decay is not None:
             self.ema = WeightAverage(self.model, self.args.ema_decay, self.state.global_step)
@@ -177,6 +211,7 @@ class CheckpointingTrainer(CocoTrainer):
             return
         if self.args.should_save:
             self._save_exact_weights(staging)
+            resumption.write(staging, {**self._run, **self._update(), **self._describe_optimizer()})
         upstream.save_training_state(self, str(staging))
 
     def _save_exact_weights(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ from ..models.dense import DenseDetector
 from . import arguments, upstream
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
-from .loading import bare_model
+from .loading import bare_model, demand_trained_backbone
 from .predictions import Kept, KeptPredictions
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
@@ -50,6 +50,7 @@ class CocoTrainer(Trainer):
 
     args: CrossKDConfig
     data_collator: Any
+    optimizer: Any
     lr_scheduler: Any
 
     def __init__(
@@ -79,6 +80,8 @@ class CocoTrainer(Trainer):
         arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)
         student = bare_model(model)
         check_classes(student, train_dataset, eval_dataset, data_collator is None)
+        if train_dataset is not None:
+            demand_trained_backbone(student)
         num_classes = len(class_names(student.config))
         collators = _collators(processing_class, train_transform, data_collator, args.seed, num_classes)
         super().__init__(
@@ -107,6 +110,7 @@ class CocoTrainer(Trainer):
         self._detections: CocoEvaluator | None = None
         self._train_sampler: Any = None
         self._step_scheduler: Any = None
+        self._optimizer_for: int | None = None  # images an update, of an optimiser that was made here
         self.model_init = model_init  # its first model is known already
         if data_collator is not None or not arguments.takes(bare_model(self.model), "pixel_mask"):
             self._check_batches()
@@ -114,6 +118,7 @@ class CocoTrainer(Trainer):
     def _adopt_model(self) -> None:
         """Make ready what depends on the student; `model_init` makes a new one for every run."""
         check_classes(bare_model(self.model), self.train_dataset, self.eval_dataset, not self._own_collator)
+        demand_trained_backbone(bare_model(self.model))
 
     # ---- Data ----
 
@@ -220,8 +225,11 @@ class CocoTrainer(Trainer):
     # ---- Optimiser ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """SGD of the schedule, or Hugging Face's optimiser."""
+        """SGD of the schedule, or Hugging Face's optimiser; a new one if updates have got another number of images."""
+        if self._optimizer_for not in (None, self._images_per_update()):
+            self.optimizer = None
         if self.optimizer is None:
+            self._optimizer_for = self._images_per_update()
             self._new_optimizer(self.model if model is None else model)
         return self.optimizer
 

@@ -10,10 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel
 from transformers.utils import is_peft_available
 
+from ..models.backbone import Backbone
+
 logger = logging.getLogger(__name__)
+
+
+def demand_trained_backbone(model: nn.Module) -> None:
+    """Refuse to train a student with a backbone that is random and would stay so.
+
+    Raises:
+        ValueError: The backbone is frozen or keeps its statistics, but nothing was loaded into it.
+    """
+    for backbone in model.modules():
+        held = backbone.held_at_random() if isinstance(backbone, Backbone) else []
+        if held:
+            raise ValueError(
+                f"The student's backbone {backbone.name} is random, and {' and '.join(held)} would keep parts of it "
+                "so. Load weights: from_pretrained, or model.backbone.load_weights(...) after building; or build it "
+                "with frozen_stages=0, norm_eval=False."
+            )
 
 
 def load_teacher(

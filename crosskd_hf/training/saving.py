@@ -19,13 +19,13 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
-from . import checkpoints
+from . import checkpoints, resumption
 from .config import CrossKDConfig
 
 TRAINING_WEIGHTS = "training_weights.safetensors"  # float32, where the student itself is an average or stored in half
 AVERAGED_WEIGHTS = "averaged_weights.safetensors"  # float32, of a student that is stored in half
 _STATE = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json"]
-_NOT_THE_STUDENT = [*_STATE, TRAINING_WEIGHTS, AVERAGED_WEIGHTS]
+_NOT_THE_STUDENT = [*_STATE, resumption.FILE, TRAINING_WEIGHTS, AVERAGED_WEIGHTS]
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +85,13 @@ def find_best(state: TrainerState, run: Path, args: CrossKDConfig) -> None:
 
 
 def note_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
-    """Put what callbacks want to be saved into `state`."""
+    """Put what callbacks want to be saved into `state`, in place of what it held."""
+    found: dict[str, list[Any]] = {}
     for callback in callbacks:
         if isinstance(callback, ExportableState):
-            name = type(callback).__name__
-            known = state.stateful_callbacks[name]
-            if isinstance(known, list):
-                known.append(callback.state())
-            else:
-                state.stateful_callbacks[name] = callback.state()
+            found.setdefault(type(callback).__name__, []).append(callback.state())
+    states = {name: several if len(several) > 1 else several[0] for name, several in found.items()}
+    state.stateful_callbacks = states  # type: ignore[assignment]
 
 
 def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:

@@ -375,6 +375,9 @@ class CrossKDTrainer(CheckpointingTrainer):
             self.distiller.train()
             adapters.share_weights(self.distiller)
 
+    def _trained_modules(self) -> list[nn.Module]:
+        return [*super()._trained_modules(), *([] if self.distiller is None else [self.distiller])]
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As of `CocoTrainer`; adapters come in a group of their own."""
         self._adopt_model()

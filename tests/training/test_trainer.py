@@ -432,6 +432,36 @@ def test_a_teacher_with_missing_weights_is_refused(folder: Path, tmp_path: Path)
         make_trainer(folder, teacher=str(tmp_path))
 
 
+# ---- Random students ----
+
+
+@pytest.mark.parametrize(
+    ("fields", "held"),
+    [
+        ({}, "frozen_stages=1 and norm_eval=True"),
+        ({"norm_eval": False}, "frozen_stages=1"),
+        ({"frozen_stages": 0}, "norm_eval=True"),
+        ({"frozen_stages": 0, "norm_eval": False}, None),
+    ],
+)
+def test_a_random_backbone_that_would_stay_so_is_refused(
+    folder: Path, tmp_path: Path, fields: dict[str, Any], held: str | None
+) -> None:
+    train, val = load_data(folder)
+    model = make_detector(2, **fields)
+    for norm in model.backbone.net.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.reset_parameters()
+    args = {"args": settings(folder, output_dir=str(tmp_path)), "processing_class": processor()}
+    CrossKDTrainer(model, eval_dataset=val.dataset, **args)  # evaluation alone may be of anything
+    if held is None:
+        CrossKDTrainer(model, train_dataset=train.dataset, **args)
+        return
+    message = f"test_resnet is random, and {held} would keep .* frozen_stages=0, norm_eval=False"
+    with pytest.raises(ValueError, match=message):
+        CrossKDTrainer(model, train_dataset=train.dataset, **args)
+
+
 # ---- Evaluation ----
 
 
