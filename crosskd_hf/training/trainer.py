@@ -417,8 +417,9 @@ class CrossKDTrainer(CheckpointingTrainer):
             logs = {**logs, **dict(zip(names, means.tolist(), strict=True))}
             if self._guard.skipped:
                 logs["skipped_updates"] = self._guard.skipped
-            if not math.isfinite(logs.get("grad_norm", 0.0)):
-                logs["grad_norm"] = 0.0  # of an update that was skipped
+            if self._gradient_norm is not None:
+                norm = float(self._gradient_norm)  # with the adapters' share
+                logs["grad_norm"] = norm if math.isfinite(norm) else 0.0  # an update that was skipped
             self._forget_log()
         super().log(logs, start_time)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +20,16 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.utils import counters
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, TrainerCallback
 
 from crosskd_hf.data import DetectionCollator
 from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
+from crosskd_hf.models.losses import LossPart
 from crosskd_hf.training import adapters, checkpoints, provenance
+from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.guard import NonFiniteLossError
+from crosskd_hf.training.normalizers import UpdateSums, add_up
 from crosskd_hf.training.saving import TRAINING_WEIGHTS
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
@@ -307,6 +312,88 @@ def test_the_average_is_what_is_evaluated_saved_and_kept(folder: Path, tmp_path:
     assert trainer.ema is None
 
 
+# ---- Clipping ----
+
+
+class GradientNorms(TrainerCallback):
+    """The norm of the clipped gradients, and of the adapters' share, at every update."""
+
+    def __init__(self, trainer: CrossKDTrainer) -> None:
+        self.trainer = trainer
+        self.norms: list[tuple[float, float]] = []
+        trainer.add_callback(self)
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        own, adapters_ = (self.norm(module) for module in (self.trainer.model, self.trainer.distiller))
+        self.norms.append((math.hypot(own, adapters_), adapters_))
+
+    @staticmethod
+    def norm(module: torch.nn.Module) -> float:
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.0])
+def test_student_and_adapters_are_clipped_together(folder: Path, tmp_path: Path, bound: float) -> None:
+    """The logged norm is that of both before clipping; 0 leaves gradients as they are."""
+    trainer = run_in(folder, tmp_path, max_steps=2, max_grad_norm=bound)
+    seen = GradientNorms(trainer)
+    trainer.train()
+    assert len(seen.norms) == 2
+    for (both, of_adapters), entry in zip(seen.norms, losses(trainer), strict=True):
+        assert of_adapters > 0.01 * both
+        assert both == pytest.approx(bound or entry["grad_norm"], rel=1e-3)
+        assert entry["grad_norm"] > 10 * 1e-3
+
+
+# ---- Repeated images ----
+
+
+@pytest.mark.parametrize("images", [5, 6, 7, 8])
+def test_images_that_fill_up_the_last_batches_do_not_count(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    """At the end of an epoch of two processes with batches of two, each of them simulated here.
+
+    With 5 images the second process has none of its own; the sampler repeats the first ones.
+    """
+    trainer = run_in(folder, tmp_path, per_device_train_batch_size=2)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.train_dataset = trainer.train_dataset.select([*range(7), 0][:images])
+    examples = [trainer.train_dataset[number] for number in range(images)]
+    last = examples[4 * ((images - 1) // 4) :]
+    expected = counted_parts(trainer, last, monkeypatch)
+    monkeypatch.setattr(CrossKDConfig, "world_size", 2)
+    monkeypatch.setattr(type(trainer.accelerator.gradient_state), "end_of_dataloader", True)
+    filled = [*last, *examples, *examples][:4]
+    spread = []
+    for rank in (0, 1):
+        monkeypatch.setattr(CrossKDConfig, "process_index", rank)
+        spread.append(counted_parts(trainer, filled[2 * rank : 2 * rank + 2], monkeypatch))
+    assert set(expected) == PARTS
+    for name, part in expected.items():
+        for field in ("total", "normalizer"):
+            found = sum(getattr(parts[name], field).item() for parts in spread)
+            assert found == pytest.approx(getattr(part, field).item(), rel=1e-4), (name, field)
+
+
+def counted_parts(
+    trainer: CrossKDTrainer, examples: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, LossPart]:
+    """What a process adds to the sums over all processes for an update of these examples."""
+    added: list[dict[str, LossPart]] = []
+
+    def noting(micro_batches: list[dict[str, LossPart]]) -> UpdateSums:
+        added.extend(micro_batches)
+        return add_up(micro_batches)
+
+    monkeypatch.setattr("crosskd_hf.training.trainer.add_up", noting)
+    batches, _ = trainer.get_batch_samples(iter([trainer.data_collator(examples)]), 1, trainer.args.device)
+    trainer.compute_loss(trainer.model.train(), *batches)
+    (parts,) = added
+    return parts
+
+
 # ---- Values that aren't finite ----
 
 
@@ -321,12 +408,12 @@ class Poison(DetectionCollator):
         return batch
 
 
-def poisoned(folder: Path, tmp_path: Path, **changes: Any) -> CrossKDTrainer:
+def poisoned(folder: Path, tmp_path: Path, teacher: bool = False, **changes: Any) -> CrossKDTrainer:
     train, val = load_data(folder)
     args = settings(folder, output_dir=str(tmp_path / "run"), per_device_train_batch_size=1, max_steps=7, **changes)
-    return CrossKDTrainer(
-        make_detector(2), args, train.dataset, val.dataset, processor(), data_collator=Poison(processor())
-    )
+    pair = make_detector(2), make_detector(1, width=12) if teacher else None
+    data = train.dataset, val.dataset, processor()
+    return CrossKDTrainer(pair[0], args, *data, teacher_model=pair[1], data_collator=Poison(processor()))
 
 
 def test_a_part_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
@@ -347,6 +434,35 @@ def test_a_part_that_is_not_finite_is_skipped_and_counted(folder: Path, tmp_path
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry.get("skipped_updates", 0) for entry in logs] == [0, 0, 0, 0, 1, 1, 1]
     assert all(torch.isfinite(torch.tensor([entry["loss"], entry["grad_norm"]])).all() for entry in logs)
+
+
+class Snapshots(TrainerCallback):
+    """Student and adapters before the first update and after each."""
+
+    def __init__(self, trainer: CrossKDTrainer) -> None:
+        self.parts = (trainer.model, trainer.distiller)
+        self.taken: list[tuple[dict[str, Tensor], ...]] = []
+        self.take()
+        trainer.add_callback(self)
+
+    def take(self) -> None:
+        self.taken.append(tuple(copied(part) for part in self.parts))
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.take()
+
+
+def test_a_skipped_update_moves_neither_student_nor_adapters(folder: Path, tmp_path: Path) -> None:
+    trainer = poisoned(folder, tmp_path, teacher=True, nonfinite="skip")
+    snapshots = Snapshots(trainer)
+    trainer.train()
+    assert trainer.state.log_history[-2]["skipped_updates"] == 1
+    for part in (0, 1):
+        states = [taken[part] for taken in snapshots.taken]
+        assert states[0]
+        assert all(tensor.isfinite().all() for tensor in states[-1].values())
+        still = [equal(before, after) for before, after in pairwise(states)]
+        assert still == [False, False, False, False, True, False, False]
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
