@@ -216,7 +216,6 @@ def plain_net(name: str, arguments: dict[str, Any] | None) -> tuple[str, dict[st
     return plain, arguments or None
 
 
-
 def _select_features(
     name: str, reductions: list[int], strides: Sequence[int], out_indices: Sequence[int] | None
 ) -> list[int]:

@@ -1,4 +1,4 @@
-"""Backbones that are random and would stay so, and nets that take images of one size only."""
+"""Backbones that are random and would stay so; windowed nets after saving."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_random_one_without_gradient_counts_too() -> None:
     assert model.backbone.held_at_random() == ["requires_grad=False"]
 
 
-# ---- Image sizes ----
+# ---- Saved and loaded ----
 
 
 @pytest.mark.parametrize(
@@ -88,20 +88,3 @@ def test_windowed_nets_take_any_size_and_reload_bit_by_bit(
         pixels = torch.randn(1, 3, *size)
         for ours, theirs in zip(outputs(model, pixels), outputs(loaded, pixels), strict=True):
             assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("backbone", ["maxvit_rmlp_pico_rw_256", "coatnet_0_rw_224", "halonet26t"])
-def test_nets_of_one_size_say_so_when_built(backbone: str) -> None:
-    size = "224" if "224" in backbone else "256"
-    with pytest.raises(ValueError, match=rf"{backbone} takes no images of 96 x 160 px .*such as {size} x {size}"):
-        make(backbone)
-
-
-def test_a_net_of_one_size_is_built_for_that_size() -> None:
-    random_state = torch.get_rng_state()
-    with torch.device("meta"):
-        model = make("maxvit_rmlp_pico_rw_256", backbone_arguments={"img_size": [512, 512]}, frozen_stages=0)
-        assert model.backbone(torch.empty(1, 3, 512, 512))[0].shape[-2:] == (64, 64)
-    with pytest.raises(ValueError, match="takes no images of 200 x 200 px"):
-        make("maxvit_rmlp_pico_rw_256", backbone_arguments={"img_size": 200})
-    assert torch.equal(torch.get_rng_state(), random_state)
