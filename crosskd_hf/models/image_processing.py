@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert
+from torchvision.ops import box_convert
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import AnnotationFormat, ImageInput, SizeDict, validate_annotations
 from transformers.models.deformable_detr.image_processing_deformable_detr import (
@@ -21,6 +21,7 @@ from transformers.models.deformable_detr.image_processing_deformable_detr import
 )
 from transformers.utils import ModelOutput
 
+from .nms import nms_by_class
 from .pixels import FORMATS, array_to_8_bit, check_pixel_range, to_rgb
 
 
@@ -214,7 +215,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         columns = (column.split(counts) for column in (found.score[rows], found.label[rows], boxes))
         results = []
         for scores, labels, xyxy in zip(*columns, strict=True):
-            kept = batched_nms(xyxy, scores, labels, nms_threshold)[:max_detections]
+            kept = nms_by_class(xyxy, scores, labels, nms_threshold, max_detections)
             results.append({"scores": scores[kept], "labels": labels[kept], "boxes": xyxy[kept]})
         return results
 
@@ -228,25 +229,18 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         of no level: then all pairs above the threshold are candidates (MMDetection, `bbox_head.py`).
         Fields are read as keys: a pipeline hands on a plain `ModelOutput` without those that were None.
         """
-        logits, centerness = outputs["logits"].float(), outputs.get("centerness")
-        _, priors, classes = logits.shape
+        logits, centerness, lengths = outputs["logits"].float(), outputs.get("centerness"), outputs.get("level_lengths")
         least = torch.tensor(score_threshold, dtype=torch.float64).logit().item()  # so the scores needn't all be made
-        pair = (logits.flatten() > least).nonzero().squeeze(1)  # (M,) of B * N * K
-        image, prior = pair // (priors * classes), pair // classes % priors
-        score = logits.flatten()[pair].sigmoid()
-
         if outputs["pred_boxes"].ndim == 4:
-            label = pair % classes
+            image, prior, label = (logits > least).nonzero().unbind(1)
+            score = logits[image, prior, label].sigmoid()
             return Candidates(image, label, score, outputs["pred_boxes"][image, prior, label].float())
-        group, lengths = image, outputs.get("level_lengths")
-        if lengths is not None:
-            ends = lengths.cumsum(1)  # (B, L)
-            group = image * ends.shape[1] + (prior[:, None] >= ends[image]).sum(1)
-        best = _best_of_each_group(score, group, candidates_per_level)
-        pair, image, prior, score = pair[best], image[best], prior[best], score[best]
+        levels = [[logits.shape[1]]] * len(logits) if lengths is None else lengths.tolist()
+        image, prior, label = _highest_pairs(logits, levels, least, candidates_per_level)
+        score = logits[image, prior, label].sigmoid()
         if centerness is not None:
             score = score * centerness[image, prior].float().sigmoid()
-        return Candidates(image, pair % classes, score, outputs["pred_boxes"][image, prior].float())
+        return Candidates(image, label, score, outputs["pred_boxes"][image, prior].float())
 
 
 def _complete(annotation: dict[str, Any]) -> dict[str, Any]:
@@ -299,10 +293,40 @@ def _pad_and_stack(images: list[Tensor], pad_size: SizeDict | None, divisor: int
     return {"pixel_values": values, "pixel_mask": mask}
 
 
-def _best_of_each_group(score: Tensor, group: Tensor, count: int) -> Tensor:
-    """Rows of the `count` highest scores of each group, group by group: (M,), (M,) -> (at most M,)."""
-    order = score.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
-    ordered = group[order]
-    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
-    return order[rank < count]
+def _highest_pairs(logits: Tensor, levels: list[list[int]], least: float, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The (prior, class) pairs of the `count` highest scores of each image and level, of those above a logit.
+
+    Only priors whose highest class may be among them are looked at, so that time hardly depends on the scores.
+
+    Args:
+        logits: (B, N, K).
+        levels: Per image the priors of each level, N in all.
+        least: Pairs must be above this logit.
+        count: So many pairs of each image and level at most; of equal scores the first ones.
+
+    Returns:
+        Image, prior and class of M pairs, image by image, level by level, the highest score first.
+    """
+    highest = logits.amax(-1)  # (B, N)
+    images, priors, classes = [], [], []
+    for image, lengths in enumerate(levels):
+        start = 0
+        for level in highest[image].split(lengths):
+            wanted = ~(level <= least) & ~(level < _bound(level, count))  # with those that are no number, in doubt
+            rows = wanted.nonzero().squeeze(1) + start
+            pairs = logits[image, rows]  # (R, K)
+            row, label = ((pairs > least) & (pairs >= _bound(pairs.flatten(), count))).nonzero().unbind(1)
+            best = pairs[row, label].sigmoid().argsort(descending=True, stable=True)[:count]
+            images.append(torch.full_like(best, image))
+            priors.append(rows[row[best]])
+            classes.append(label[best])
+            start += len(level)
+    return torch.cat(images), torch.cat(priors), torch.cat(classes)
+
+
+def _bound(logits: Tensor, count: int) -> Tensor | float:
+    """A logit that the `count` highest scores of (n,) reach, a little below: scores of two logits may be equal."""
+    if len(logits) <= count:
+        return -math.inf
+    score = logits.nan_to_num(nan=-math.inf).topk(count, sorted=False).values.min().sigmoid().double()
+    return (score * (1 - 1e-6)).logit().to(logits)

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import batched_nms
 
 from .assigners import Priors, Targets, assign_max_iou
 from .boxes import anchors_around_origin, decode_delta, encode_delta
 from .layers import Conv, maps_to_rows
 from .losses import LossPart
+from .nms import nms_by_class
 from .sampling import sample
 
 
@@ -84,8 +84,8 @@ class RPN(nn.Module):
         kept = []
         for image_boxes, image_scores, image_levels, rows in zip(boxes, scores, levels, solid, strict=True):
             candidates = image_boxes[rows]
-            best = batched_nms(candidates, image_scores[rows], image_levels[rows], self.config.proposal_nms)
-            kept.append(candidates[best[:per_image]])
+            scored = candidates, image_scores[rows], image_levels[rows]
+            kept.append(candidates[nms_by_class(*scored, self.config.proposal_nms, per_image)])
         counts = torch.tensor([len(rows) for rows in kept], device=boxes.device)
         padded = pad_sequence(kept, batch_first=True)
         return Proposals(padded, torch.arange(padded.shape[1], device=boxes.device) < counts[:, None])

@@ -242,6 +242,32 @@ class TestPostProcess:
             assert result["labels"].tolist() == labels.tolist()
             torch.testing.assert_close(result["boxes"], boxes)
 
+    @pytest.mark.parametrize("scores", ["young", "equal", "few values", "saturated", "some not a number"])
+    def test_candidates_of_a_young_model(self, scores: str) -> None:
+        """Where nearly all pairs are above the threshold, the highest scores are taken, the first of equals."""
+        outputs = make_outputs([[90, 40, 10], [100, 30, 10]], classes=20)
+        logits = torch.randn(2, 140, 20)
+        changes = {
+            "young": logits * 0.01 - 2.9,
+            "equal": torch.full_like(logits, -2.0),
+            "few values": (logits - 1).bfloat16().float(),
+            "saturated": logits * 30,
+            "some not a number": torch.where(logits > 2, torch.nan, logits),
+        }
+        outputs["logits"] = changes[scores]
+        got = self.processor.candidates(outputs, 0.05, 25)
+        expected = []
+        for image, lengths in enumerate(outputs.level_lengths.tolist()):
+            for level in torch.arange(140).split(lengths):
+                pairs = outputs.logits[image, level].sigmoid().nan_to_num(0).flatten()
+                order = pairs.argsort(descending=True, stable=True)[:25]
+                order = order[pairs[order] > 0.05]
+                expected += [(image, int(level[row // 20]), row % 20) for row in order.tolist()]
+        found = [(i, int((outputs.pred_boxes[i] == box).all(1).nonzero()), label) for i, label, box in
+                 zip(got.image.tolist(), got.label.tolist(), got.box, strict=True)]  # fmt: skip
+        assert found == expected
+        assert len(found) > 100
+
     def test_an_image_does_not_change_its_neighbours(self) -> None:
         outputs = make_outputs([[60, 20], [60, 20]])
         together = self.processor.post_process_object_detection(outputs)
