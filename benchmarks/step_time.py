@@ -26,7 +26,7 @@ from torch import nn
 
 from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data.categories import CategoryMap
-from crosskd_hf.distillation import DistillationConfig, make_distiller
+from crosskd_hf.distillation import Distiller
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.losses import divide
 
@@ -43,7 +43,7 @@ class Bench:
         self.dtype = getattr(torch, options.dtype)
         self.student = self._model(options.student).train()
         self.teacher = self._model(options.teacher).eval()
-        self.distiller = make_distiller(self.student, self.teacher, DistillationConfig()).to(self.device)
+        self.distiller = Distiller(self.student, self.teacher, ["crosskd"]).to(self.device)
         self.optimizer = torch.optim.SGD([p for p in self.student.parameters() if p.requires_grad], 1e-4, momentum=0.9)
         self.processor = DetectionImageProcessor()
         pixels = torch.randn(options.batch, 3, options.height, options.width, device=self.device)

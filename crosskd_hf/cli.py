@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_convert(commands)
     _add_checks(commands)
+    _add_methods(commands)
     _add_train(commands)
     _add_use(commands)
     _command(commands, "env", _env, "Versions of everything that matters, for a bug report.")
@@ -120,6 +121,7 @@ def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     pair.add_argument("student", help="folder or Hub id")
     pair.add_argument("teacher", help="folder or Hub id")
+    pair.add_argument("--methods", nargs="+", default=["crosskd"], help="what is distilled (default: crosskd)")
     pair.add_argument("--annotations", type=Path, help="COCO-format json: the teacher is evaluated on it")
     pair.add_argument("--images", type=Path, help="folder of its images")
     pair.add_argument("--number", type=int, default=100, help="so many of them (default: 100)")
@@ -134,6 +136,17 @@ def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     data.add_argument("images", type=Path, help="folder of its images; all are decoded")
     data.add_argument("--train", type=Path, help="json of the training split, where this is another one")
     data.add_argument("--all", action="store_true", help="list every place of a fault, not only the first ones")
+
+
+def _add_methods(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    methods = _command(
+        commands,
+        "methods",
+        _methods,
+        "Distillation methods with their options, defaults, sources and the detectors that they work for.",
+        "example: crosskd-hf methods crosskd",
+    )
+    methods.add_argument("name", nargs="?", help="one of them, or a class of your own as my_package.my_module:MyConfig")
 
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -209,9 +222,17 @@ def _check_pair(arguments: argparse.Namespace) -> int:
         raise ValueError("Give both of --annotations and --images, or neither.")
     data = None if arguments.annotations is None else load_coco(arguments.annotations, arguments.images)
     (student, processor), (teacher, teacher_processor) = map(load_detector, (arguments.student, arguments.teacher))
-    report = check_pair(student, teacher, None, processor, teacher_processor, data, arguments.number)
+    chosen = arguments.methods
+    report = check_pair(student, teacher, chosen, processor, teacher_processor, data, arguments.number)
     print(report)
     return 0 if report.ok else 1
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    from .distillation.reference import reference
+
+    print(reference(arguments.name))
+    return 0
 
 
 def _check_data(arguments: argparse.Namespace) -> int:
@@ -234,12 +255,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from .experiments.train import RunArguments, train
     from .inference.predict import table
     from .training.config import CrossKDConfig
+    from .training.moved import refuse_words
 
     parser = HfArgumentParser((RunArguments, CrossKDConfig), prog="crosskd-hf train")
     parser.set_defaults(report_to="none")
     if arguments.full_help:
         parser.print_help()
         return 0
+    refuse_words(arguments.rest)
     run, config = parser.parse_args_into_dataclasses(arguments.rest)
     metrics = train(run, config)
     if config.process_index == 0:

@@ -25,6 +25,7 @@ from crosskd_hf.experiments.comparison import Comparison, detect, load_detector,
 from crosskd_hf.experiments.comparison_options import PATHS, ComparisonOptions
 from crosskd_hf.experiments.presets import Preset, preset
 from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.training.moved import refuse_words
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 
@@ -87,6 +88,7 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     if any(word.split("=")[0] == "--schedule" for word in argv):
         common.pop("lr_scheduler_type", None)  # a schedule has its own
     parser.set_defaults(**common | ({} if name is None else published_defaults(preset(name))))
+    refuse_words(argv)
     arguments, config = parser.parse_args_into_dataclasses(argv)
     arguments.check_push(config)
     return arguments, config

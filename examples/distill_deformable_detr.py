@@ -43,6 +43,7 @@ from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison, load_detector
 from crosskd_hf.experiments.comparison_options import ComparisonOptions
+from crosskd_hf.training.moved import refuse_words
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 
@@ -117,6 +118,7 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     if any(word.split("=")[0] == "--schedule" for word in argv):
         del defaults["lr_scheduler_type"]  # a schedule has its own
     parser.set_defaults(**defaults)
+    refuse_words(argv)
     arguments, config = parser.parse_args_into_dataclasses(argv)
     arguments.check_push(config)
     return arguments, config

@@ -44,9 +44,10 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 def quoted() -> list[str]:
-    """What the first columns of the tables of messages quote."""
+    """What the first columns of the tables of messages quote, and the messages of the methods' own page."""
     rows = [line for line in page("troubleshooting.md").splitlines() if line.startswith("| `")]
-    return [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    of_methods = re.findall(r"^- message `([^`]+)`", page("methods.md"), re.MULTILINE)
+    return [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|")[1])] + of_methods
 
 
 def test_every_message_has_an_entry() -> None:
@@ -70,6 +71,12 @@ def test_every_kind_of_finding_has_an_entry() -> None:
     kinds = {kind for kind in kinds if "{" not in kind} | set(_FILE_FINDINGS)
     assert len(kinds) > 25
     assert kinds <= set(quoted())
+
+
+def test_methods_are_what_the_command_prints() -> None:
+    from crosskd_hf.distillation.reference import reference
+
+    assert page("methods.md") == reference() + "\n"  # crosskd-hf methods > docs/methods.md
 
 
 @pytest.mark.parametrize("name", ["reliability.md", "troubleshooting.md"])

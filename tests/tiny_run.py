@@ -158,7 +158,10 @@ def make_trainer(
 def losses(trainer: CrossKDTrainer) -> list[dict[str, float]]:
     """What was logged of every update: loss parts and gradient norm."""
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{name: v for name, v in entry.items() if name.startswith("loss") or name == "grad_norm"} for entry in logs]
+    return [
+        {name: v for name, v in entry.items() if name.startswith("loss") or "/" in name or name == "grad_norm"}
+        for entry in logs
+    ]
 
 
 def perform(case: dict[str, Any]) -> dict[str, Any]:

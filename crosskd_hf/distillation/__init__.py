@@ -1,9 +1,7 @@
-"""Distillation methods: what passes between a student and its frozen teacher."""
+"""Distillation: methods (what is distilled), views of detectors (who), and the distiller that brings them together."""
 
-from .base import Distiller
-from .config import DistillationConfig
-from .dense import DenseDistiller
-from .faster_rcnn import FasterRCNNDistiller
-from .pair import make_distiller
+from .distiller import Distiller
+from .method import METHODS, Method, MethodConfig, option
+from .methods import KD, PKD, CrossKD, FitNets
 
-__all__ = ["DenseDistiller", "DistillationConfig", "Distiller", "FasterRCNNDistiller", "make_distiller"]
+__all__ = ["KD", "METHODS", "PKD", "CrossKD", "Distiller", "FitNets", "Method", "MethodConfig", "option"]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..models.losses import LossPart
-from .classes import match_classes
 from .detectors import view
 from .method import Method, MethodConfig
 from .passes import Batch, Needs, Pair
@@ -100,15 +99,20 @@ class Distiller(nn.Module):
             method.prepare_student(*self.pair)
 
     def describe(self) -> dict[str, Any]:
-        """Every method with all its numbers, adapters and class map, fit for JSON."""
-        shared = match_classes(self.pair.student.model.config, self.pair.teacher.model.config)
+        """What is distilled, fit for JSON.
+
+        Returns:
+            `methods` with all their numbers, their `papers`, the shapes of `adapters`, and `classes`, the indices of
+            those that are compared by either model and the names of the `unknown` ones; None if none are compared.
+        """
+        shared = next((m.classes for m in self.named_methods.values() if m.classes is not None), None)
         return {
             "methods": {name: method.config.describe() for name, method in self.named_methods.items()},
+            "papers": {name: str(m.paper) for name, m in self.named_methods.items() if m.paper is not None},
             "adapters": {
                 name.removeprefix("methods."): list(parameter.shape) for name, parameter in self.named_parameters()
             },
-            "classes": {"teacher": shared.teacher, "student": shared.student},
-            "classes_not_distilled": shared.unknown,
+            "classes": None if shared is None else shared._asdict(),
         }
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_orig
 from torch import nn
 
 from ..models.losses import LossPart
+from .classes import ClassMap
 from .passes import Batch, DetectorView, Needs, Pair, Pass
 
 METHODS: dict[str, type[MethodConfig]] = {}
@@ -26,6 +27,9 @@ class Paper(NamedTuple):
     title: str
     venue: str
     url: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.venue}){', ' * bool(self.url)}{self.url}"
 
 
 def option(default: Any, text: str, source: str = "", least: float | None = None, most: float | None = None) -> Any:
@@ -56,8 +60,9 @@ class MethodConfig:
     """
 
     method: ClassVar[type[Method]]
+    published_numbers: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by the teacher's kind, for the documentation
 
-    weight: float = option(1.0, "Factor on the whole method.", least=0)
+    weight: float | None = option(1.0, "Factor on the whole method.", least=0)
     terms: dict[str, float] | None = option(None, "Factor of single terms by their name; 0 leaves a term out.")
 
     def __post_init__(self) -> None:
@@ -109,7 +114,7 @@ class MethodConfig:
                 "out."
             )
         weights = {name: (self.terms or {}).get(name, weight) for name, weight in known.items()}
-        if not self.weight or not any(weights.values()):
+        if self.weight == 0 or not any(weights.values()):
             raise ValueError(f"{self.name}: every term has the weight 0. Leave the method out.")
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -121,7 +126,7 @@ class MethodConfig:
 
     def __str__(self) -> str:
         said = [
-            f"{name}={_say(value)}"
+            f"{name}={spell_value(value)}"
             for entry in fields(self)
             if (given := getattr(self, entry.name)) != entry.default
             for name, value in _flat(entry.name, given)
@@ -166,6 +171,7 @@ class Method(nn.Module):
         terms: Names of the terms that :meth:`forward` may return.
         paper: Its source, for the documentation and the model card.
         families: In words, which detectors it works for.
+        classes: Those that are compared, if the method compares classes; set by the constructor.
     """
 
     name: ClassVar[str]
@@ -177,6 +183,7 @@ class Method(nn.Module):
     def __init__(self, config: Any, student: DetectorView, teacher: DetectorView):
         super().__init__()
         self.config = config
+        self.classes: ClassMap | None = None
 
     @property
     def student_needs(self) -> Needs:
@@ -205,7 +212,7 @@ class Method(nn.Module):
 
 
 def _check_value(method: str, name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
-    choices = get_args(_without_none(hint)) if get_origin(_without_none(hint)) is Literal else ()
+    choices = get_args(without_none(hint)) if get_origin(without_none(hint)) is Literal else ()
     if value is None:
         return
     if choices and value not in choices:
@@ -216,7 +223,8 @@ def _check_value(method: str, name: str, value: Any, hint: Any, metadata: Mappin
         raise ValueError(f"{method}: {name}={value} must be {bounds}.")
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
+    """The kind in `kind | None`."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint
     rest = [kind for kind in get_args(hint) if kind is not type(None)]
@@ -242,7 +250,7 @@ def _build(kind: type[MethodConfig], text: str) -> MethodConfig:
 
 
 def _read(name: str, text: str, hint: Any) -> Any:
-    kind = _without_none(hint)
+    kind = without_none(hint)
     if text.lower() == "none":
         return None
     if kind is bool and text.lower() in ("true", "false"):
@@ -273,7 +281,7 @@ def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{name}.{key}", item) for key, item in value.items()] if isinstance(value, Mapping) else [(name, value)]
 
 
-def _say(value: Any) -> str:
+def spell_value(value: Any) -> str:
     """A value in as few letters as a person would use: 2 for 2.0, 1e-3 for 0.001."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..models.assigners import Assignment, Priors, Targets
 from ..models.boxes import image_sizes
+from .classes import ClassMap, match_classes
 from .pixels import PixelAdapter
 
 T = TypeVar("T")
@@ -23,9 +24,6 @@ Role = Literal["student", "teacher"]
 BoxKind = Literal["distribution", "delta", "distance", "regions", "queries"]
 Hold = Literal["post", "pre"]
 Queries = Literal["teacher", "student"]
-# How an adapter of the method takes a feature of the source to the head that finishes it: name of the tap, feature of
-# the source, feature of the head's own model. The result has the shape of the last one.
-Adapt = Callable[[str, Tensor, Tensor], Tensor]
 
 
 class FeatureMap(NamedTuple):
@@ -54,9 +52,9 @@ class Prediction(NamedTuple):
     regression: Tensor
     centerness: Tensor | None = None
 
-    def of_classes(self, classes: list[int]) -> Prediction:
-        """The class scores of `classes` alone, in this order."""
-        if classes == list(range(self.logits.shape[-1])):
+    def of_classes(self, classes: list[int] | None) -> Prediction:
+        """The logits of `classes` alone, in this order; None keeps all."""
+        if classes is None or classes == list(range(self.logits.shape[-1])):
             return self
         return self._replace(logits=self.logits[..., classes])
 
@@ -150,6 +148,8 @@ class Comparison(NamedTuple):
         positive: (B, N) bool, rows with an object; None where no row is assigned to one.
         normalizer: What sums over rows are divided by,
         floor: but at least this.
+        confidence: (B, N) how much the box of a row counts; None: the target's highest class score.
+        class_weight: (B, N) how much the classes of a row count; None: as `weight`.
     """
 
     prediction: Prediction
@@ -161,6 +161,8 @@ class Comparison(NamedTuple):
     positive: Tensor | None
     normalizer: Tensor
     floor: float = 1.0
+    confidence: Tensor | None = None
+    class_weight: Tensor | None = None
 
 
 class DetectorView(abc.ABC):
@@ -175,7 +177,7 @@ class DetectorView(abc.ABC):
     """
 
     family: ClassVar[str]
-    offers: ClassVar[frozenset[str]] = frozenset({"features"})
+    offers: Needs = frozenset({"features"})
     kind: BoxKind
     softmax: bool = False
     has_centerness: bool = False
@@ -208,10 +210,11 @@ class DetectorView(abc.ABC):
             ValueError: The family has something of it not at all.
         """
         missing = sorted(str(need) for need in needs if not isinstance(need, Cut) and need not in self.offers)
+        offered = ", ".join(sorted(map(str, self.offers)))
         if missing:
             raise ValueError(
-                f"The {self.role} {type(self.model).__name__} has no {', '.join(missing)}; it offers "
-                f"{', '.join(sorted(self.offers))}. Choose a method that needs nothing else."
+                f"The {self.role} {type(self.model).__name__} has no {', '.join(missing)}; it offers {offered}. Choose "
+                "a method that needs nothing else."
             )
         self.needs, self.arguments = needs, self.prepare(needs)
         return self.arguments
@@ -252,27 +255,46 @@ class DetectorView(abc.ABC):
 
 
 class SplitHead(DetectorView):
-    """A detector whose head can be cut, and can finish the features of another detector of its family."""
+    """A detector whose head can be cut, and can finish features of another detector of its family.
 
-    by_class: bool = True  # whether only the classes that both models know are compared
+    Attributes:
+        by_class: Whether only the classes that both models know are compared.
+        depth: Convolutions in a row, in front of each of which the head can be cut; None if there is one cut only.
+    """
+
+    by_class: bool = True
+    depth: int | None = None
 
     @abc.abstractmethod
     def check_cut(self, student: DetectorView, cut: Cut, own: Cut) -> None:
-        """Raises ValueError, saying what can be done, if this head can't finish what the student has at `cut`."""
+        """Raises ValueError, saying what can be done, if this head can't finish what the student has at `cut`.
+
+        Args:
+            student: The other model, of the same family.
+            cut: Where the student's head is cut.
+            own: Where this head is cut.
+        """
 
     @abc.abstractmethod
     def tap_widths(self, cut: Cut) -> dict[str, int]:
         """Channels of the features at the cut by the name of the tap, equal names for all of the family."""
 
     @abc.abstractmethod
-    def cross(self, source: Pass, own: Pass, cut: Cut, adapt: Adapt) -> Iterator[Comparison]:
+    def taps(self, own: Pass, cut: Cut) -> dict[str, list[Tensor]]:
+        """Features of this model's pass at the cut by the name of the tap: maps (B, C, H, W) or a memory (B, S, C)."""
+
+    @abc.abstractmethod
+    def cross(
+        self, features: dict[str, list[Tensor]], source: Pass, own: Pass, cut: Cut, classes: list[int] | None
+    ) -> Iterator[Comparison]:
         """What this head makes of another model's features, as `prediction`, beside what it makes of its own.
 
         Args:
-            source: Pass of the model whose features are finished here.
-            own: Pass of this view's model on the same batch.
-            cut: The head's own.
-            adapt: Applied to each feature of the source.
+            features: Of the other model at its cut, adapted to this head; as of :meth:`taps`.
+            source: Pass of the other model,
+            own: and of this view's model, on the same batch.
+            cut: Where this head is cut.
+            classes: This model's classes that are compared; None if not `by_class`.
 
         Yields:
             One comparison for each decoder layer, in order.
@@ -280,19 +302,36 @@ class SplitHead(DetectorView):
 
     @abc.abstractmethod
     def beyond_cut(self, cut: Cut) -> list[nn.Parameter]:
-        """Parameters that features from in front of the cut never pass."""
+        """Parameters that features from in front of the cut never pass in this model."""
 
 
 class ComparableHead(DetectorView):
-    """A detector whose predictions can be compared row by row with those of another detector of its family."""
+    """A detector whose predictions can be compared row by row with those of another detector of its family.
+
+    Attributes:
+        compared: What :meth:`compare` reads of this model's pass.
+        priors_per_location: Rows at each location of a map.
+    """
+
+    compared: Needs = frozenset({"predictions", "assignment"})
+    priors_per_location: int = 1
 
     @abc.abstractmethod
     def same_rows(self, student: DetectorView) -> bool:
         """Whether a row of both heads means the same box, so that rows are compared as they are."""
 
     @abc.abstractmethod
-    def compare(self, student: Pass, own: Pass) -> Comparison:
-        """The student's own predictions, as `prediction`, beside this model's of the same rows."""
+    def same_priors(self, student: DetectorView) -> bool:
+        """Whether both heads have the same priors at every location, whatever they predict of them."""
+
+    @abc.abstractmethod
+    def compare(self, student: Pass, own: Pass, classes: ClassMap) -> Comparison:
+        """The student's own predictions, as `prediction`, beside this model's of the same rows.
+
+        Args:
+            student, own: Passes of both models on the same batch.
+            classes: Those that are compared.
+        """
 
 
 class Pair(NamedTuple):
@@ -311,3 +350,8 @@ def same_size(feature: Tensor, target: Tensor) -> Tensor:
     if feature.shape[-2:] == target.shape[-2:]:
         return feature
     return F.interpolate(feature, size=target.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def shared_classes(student: DetectorView, teacher: DetectorView) -> ClassMap:
+    """The classes that both models know, by name. Raises ValueError if there is none."""
+    return match_classes(student.model.config, teacher.model.config)

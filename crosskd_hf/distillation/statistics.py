@@ -1,11 +1,11 @@
-"""Per-channel statistics of feature maps, shared by the alignment of taps and by PKD. Always in float32."""
+"""Per-channel statistics of feature maps, and what aligns a map by them. Always in float32."""
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
-from .config import Statistics
-
+Statistics = Literal["image", "batch"]
 AXES: dict[Statistics, tuple[int, ...]] = {"image": (2, 3), "batch": (0, 2, 3)}
 
 
@@ -36,3 +36,20 @@ def standardise(feature: Tensor, statistics: Statistics) -> Tensor:
     """Zero mean and unit deviation per channel; constant channels and single elements become zero, not NaN."""
     centered, _, deviation = center(feature, statistics)
     return centered / (deviation + 1e-6)
+
+
+def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") -> Tensor:
+    """Give `feature` the mean and standard deviation of `reference`, channel by channel.
+
+    Gradient flows through the statistics of `feature`, not through those of `reference`. A map of a single element has
+    no deviation and is returned as it is.
+
+    Args:
+        feature, reference: (B, C, H, W); the maps may differ in size.
+        statistics: "image" takes them over (H, W), "batch" over (B, H, W) as the authors' code does.
+    """
+    if min(count(feature, statistics), count(reference, statistics)) == 1:
+        return feature.float()
+    centered, _, deviation = center(feature, statistics)
+    _, target_mean, target_deviation = center(reference.detach(), statistics)
+    return centered * (target_deviation / (deviation + 1e-6)) + target_mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.class_names import are_placeholders, class_names, match_names
 from ..data.dataset import DetectionCollator, DetectionData
-from ..distillation import DistillationConfig, Distiller, make_distiller
+from ..distillation import Distiller, MethodConfig
 from ..distillation.classes import match_classes
 from ..distillation.pixels import PixelAdapter, PixelFormat
 from ..inference.coco_evaluator import CocoEvaluator
@@ -94,21 +94,24 @@ class PairReport:
         if not self.distillation:
             return []
         plan = self.distillation
-        cut, teacher_cut = plan.get("cut"), plan.get("teacher_cut", plan.get("cut"))
-        weights = plan.get("loss_weights", plan.get("weights", {}))
-        adapters = plan.get("adapters") or ["none needed"]
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in plan["adapters"])
         return [
-            ("methods", ", ".join(plan["methods"])),
-            ("cut", "" if cut is None else f"{cut}" if cut == teacher_cut else f"student {cut}, teacher {teacher_cut}"),
-            ("losses", ", ".join(f"{key} x {weight:g}" for key, weight in weights.items() if weight)),
-            ("adapters", ", ".join(adapters)),
+            *(("method", _method(name, options)) for name, options in plan["methods"].items()),
+            ("adapters", ", ".join(modules) or "none needed"),
         ]
+
+
+def _method(name: str, options: Mapping[str, Any]) -> str:
+    """A method with its options and the weights of its loss keys."""
+    losses = [f"{name}/{term} x {options['weight'] * weight:g}" for term, weight in options["terms"].items()]
+    others = [f"{key}={value}" for key, value in options.items() if key not in ("weight", "terms")]
+    return f"{', '.join(losses)} ({', '.join(others)})" if others else ", ".join(losses)
 
 
 def check_pair(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    config: DistillationConfig | None = None,
+    methods: Sequence[MethodConfig | str] = ("crosskd",),
     student_processor: BaseImageProcessor | None = None,
     teacher_processor: BaseImageProcessor | None = None,
     dataset: DetectionData | None = None,
@@ -121,7 +124,7 @@ def check_pair(
 
     Args:
         student, teacher: The models.
-        config: What shall be distilled. Default: CrossKD as published.
+        methods: What shall be distilled. Default: CrossKD as published.
         student_processor, teacher_processor: Their image processors, for the conversion of pixels and the AP.
         dataset: With data, the teacher's AP is computed on images prepared as in training. Needs `student_processor`.
         images: At most so many images of it, the first ones.
@@ -138,11 +141,10 @@ def check_pair(
     """
     if dataset is not None and student_processor is None:
         raise ValueError("The teacher's AP needs student_processor: images are prepared with it, as in training.")
-    config = config or DistillationConfig()
     names = describe_model(student), describe_model(teacher)
     with _left_as_found(student), _left_as_found(teacher):
         try:
-            distiller = make_distiller(student, teacher, config, student_processor, teacher_processor)
+            distiller = Distiller(student, teacher, methods, student_processor, teacher_processor)
             cost = _measure(student, distiller, image_size, batch_size) if measure else None
         except (ValueError, RuntimeError) as error:
             return PairReport(*names, problem=str(error))
@@ -279,12 +281,12 @@ def _step(student: PreTrainedModel, distiller: Distiller | None, inputs: dict[st
             outputs = student(**inputs, **({} if distiller is None else distiller.student_request))
             loss = outputs["loss"]
             if distiller is not None:
-                kd_loss = torch.stack(list(divide(distiller(outputs, inputs)).values())).sum()
-                loss = loss + kd_loss
+                losses = divide(distiller(outputs, inputs))
+                loss = loss + torch.stack(list(losses.values())).sum()
         trained = [p for m in models for p in m.parameters() if p.requires_grad]
         torch.autograd.grad(loss, trained, retain_graph=distiller is not None, allow_unused=True)
     if distiller is not None:
-        distiller.check_gradients(student, kd_loss)
+        distiller.check_gradients(losses)
     return counter.get_total_flops(), sum(kept.values())
 
 

@@ -17,7 +17,7 @@ from ..data.class_names import class_names
 from ..data.dataset import DetectionData
 from ..data.schema import names_of
 from ..data.transforms import TrainTransform
-from ..distillation import make_distiller
+from ..distillation import Distiller
 from ..inference.coco_evaluator import SUMMARY
 from ..inference.drawing import draw_objects
 from ..inference.precision import widened
@@ -79,7 +79,7 @@ class Comparison:
         check_processor(models[0], processor)
         check_classes(models[0], self.train.dataset, self.val.dataset)
         supervision.prepare(models[0], processor, self.transform)
-        make_distiller(models[0], models[1], self.args.distillation_config(), processor, teacher_processor)
+        Distiller(models[0], models[1], self.args.methods, processor, teacher_processor).close()
 
     def run(
         self,

@@ -9,11 +9,10 @@ marked as such in the `source` that stands beside them. None of these runs has b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..create import DetectorSpec
-from ..distillation import DistillationConfig
 
 AUTHORS = "configs/crosskd of the authors' code (jbwang1997/CrossKD)"
 MMDETECTION = "configs of MMDetection"
@@ -47,18 +46,12 @@ class Losses:
     """What is distilled.
 
     Args:
-        methods: Of `DistillationConfig`.
-        weights: Of the losses by key.
+        methods: What `CrossKDConfig.methods` takes. What they leave open is filled in as published.
         source: Where these numbers stand.
-        cut: Tower convolution in front of which the student's head is cut; None without CrossKD.
-        beta: Exponent of the quality focal loss.
     """
 
     methods: tuple[str, ...]
-    weights: dict[str, float]
     source: str
-    cut: int | None = None
-    beta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,11 +92,6 @@ class Preset:
     teacher: Teacher | None = None
     losses: Losses | None = None
     note: str = ""
-    statistics: str = field(default="batch", init=False)  # over the local batch, as the authors' code takes them
-
-    def distillation_config(self) -> DistillationConfig | None:
-        """Settings of the distillation; None for a student that is trained alone."""
-        return None if self.losses is None else DistillationConfig(**self._distillation(self.losses))
 
     def training_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `CrossKDConfig`, beside paths, batch size and hardware."""
@@ -113,16 +101,7 @@ class Preset:
             "bias_lr_factor": training.bias_lr_factor,
             "bias_weight_decay": training.bias_weight_decay,
             "max_grad_norm": training.max_grad_norm,
-            **({} if self.losses is None else self._distillation(self.losses)),
-        }
-
-    def _distillation(self, losses: Losses) -> dict[str, Any]:
-        return {
-            "methods": list(losses.methods),
-            "cut": losses.cut,
-            "loss_weights": dict(losses.weights),
-            "beta": losses.beta,
-            "statistics": self.statistics,
+            **({} if self.losses is None else {"methods": list(self.losses.methods)}),
         }
 
 
@@ -175,30 +154,30 @@ BY_ATSS_R101 = Teacher(ATSS_R101, 41.5, "atss_r101_fpn_1x_coco")
 
 # Losses -----------------------------------------------------------------------------------------------------------
 
-OF_GFL = {"loss_cls_kd": 1.0, "loss_reg_kd": 4.0}
-OF_DELTAS = {"loss_cls_kd": 1.0, "loss_reg_kd": 1.0}
-OF_ATSS = {"loss_cls_kd": 1.0, "loss_reg_kd": 1.0, "loss_centerness_kd": 1.0}
-OF_FCOS = {"loss_cls_kd": 0.4, "loss_reg_kd": 0.75}
-MNV2 = f"not published: weights of the other RetinaNet pairs ({AUTHORS})"
+MNV2 = f"not published: as the other RetinaNet pairs ({AUTHORS})"
 NO_CONFIGURATION = "No configuration was published."
 ACROSS = "not published: the weights of the teacher's own kind of head"
 
 
-def _crosskd(
-    weights: dict[str, float], cut: int = 3, source: str = AUTHORS, beta: float = 1.0, methods: tuple[str, ...] = ()
-) -> Losses:
-    return Losses(("crosskd", *methods), weights, source, cut, beta)
+def _crosskd(*options: str, source: str = AUTHORS, beside: tuple[str, ...] = ()) -> Losses:
+    """CrossKD with statistics over the local batch, as the authors' code takes them."""
+    return Losses((f"crosskd:{','.join([*options, 'statistics=batch'])}", *beside), source)
 
 
-def _kd(weights: dict[str, float], source: str = f"not published: CrossKD's weights ({AUTHORS})") -> Losses:
-    return Losses(("kd",), weights, source)
+def _kd(*options: str, source: str = f"not published: CrossKD's weights ({AUTHORS})") -> Losses:
+    return Losses((f"kd:{','.join(options)}" if options else "kd",), source)
 
 
-def _pkd(weight: float, source: str) -> Losses:
-    return Losses(("pkd",), {"loss_feat_kd": weight}, source)
+def _pkd(*options: str, source: str) -> Losses:
+    return Losses((f"pkd:{','.join([*options, 'statistics=batch'])}",), source)
 
 
 PKD_ALONE = f"weight not published for PKD alone: that beside CrossKD ({AUTHORS})"
+PKD_HEAD = (
+    f"main paper, Table 2 (third layer); the weight is not published: that of the neck beside CrossKD ({AUTHORS})"
+)
+REGIONS = f"supplement, Table 1 (beta 0 is BCE); the region is that of the classes; weights: {AUTHORS}"
+STRATEGIES = f"supplement, Fig. 1; which operand is constant and the weights are not published: those of {AUTHORS}"
 PKD_SWIN = "weight of MMRazor's PKD from a Swin teacher to RetinaNet; not published for this pair"
 BRANCH = "main paper, Table 3; weights of the branch: " + AUTHORS
 CUT = "main paper, Table 1; weights: " + AUTHORS
@@ -232,81 +211,94 @@ _ALL = (
     _alone("atss-r101", ATSS_R101, ONE, 41.5, ("t6_atss_t", "t7_atss_t")),
     # Ablations: GFL R50 -> R18 (main paper, Tables 1 to 4; supplement, Table 1)
     Preset("crosskd-gfl-r18-from-r50", GFL_R18, ONE, 38.7,
-           ("t1_i3", "t2_crosskd", "t3_ck_both", "t4_ck", "s1_qfl_pn", "s4_a"), BY_GFL_R50, _crosskd(OF_GFL)),
-    Preset("crosskd-gfl-r18-from-r50-cut-0", GFL_R18, ONE, 38.2, ("t1_i0",), BY_GFL_R50, _crosskd(OF_GFL, 0, CUT)),
-    Preset("crosskd-gfl-r18-from-r50-cut-1", GFL_R18, ONE, 38.3, ("t1_i1",), BY_GFL_R50, _crosskd(OF_GFL, 1, CUT)),
-    Preset("crosskd-gfl-r18-from-r50-cut-2", GFL_R18, ONE, 38.6, ("t1_i2",), BY_GFL_R50, _crosskd(OF_GFL, 2, CUT)),
-    Preset("crosskd-gfl-r18-from-r50-cut-4", GFL_R18, ONE, 38.2, ("t1_i4",), BY_GFL_R50, _crosskd(OF_GFL, 4, CUT)),
+           ("t1_i3", "t2_crosskd", "t3_ck_both", "t4_ck", "s1_qfl_pn", "s4_a"), BY_GFL_R50, _crosskd()),
+    Preset("crosskd-gfl-r18-from-r50-cut-0", GFL_R18, ONE, 38.2, ("t1_i0",), BY_GFL_R50, _crosskd("cut=0", source=CUT)),
+    Preset("crosskd-gfl-r18-from-r50-cut-1", GFL_R18, ONE, 38.3, ("t1_i1",), BY_GFL_R50, _crosskd("cut=1", source=CUT)),
+    Preset("crosskd-gfl-r18-from-r50-cut-2", GFL_R18, ONE, 38.6, ("t1_i2",), BY_GFL_R50, _crosskd("cut=2", source=CUT)),
+    Preset("crosskd-gfl-r18-from-r50-cut-4", GFL_R18, ONE, 38.2, ("t1_i4",), BY_GFL_R50, _crosskd("cut=4", source=CUT)),
     Preset("crosskd-gfl-r18-from-r50-cls", GFL_R18, ONE, 37.7, ("t3_ck_cls",), BY_GFL_R50,
-           _crosskd({"loss_cls_kd": 1.0, "loss_reg_kd": 0.0}, source=BRANCH)),
+           _crosskd("terms.reg=0", source=BRANCH)),
     Preset("crosskd-gfl-r18-from-r50-reg", GFL_R18, ONE, 37.2, ("t3_ck_reg",), BY_GFL_R50,
-           _crosskd({"loss_cls_kd": 0.0, "loss_reg_kd": 4.0}, source=BRANCH)),
+           _crosskd("terms.cls=0", source=BRANCH)),
     Preset("crosskd-gfl-r18-from-r50-bce", GFL_R18, ONE, 36.9, ("s1_bce_pn",), BY_GFL_R50,
-           _crosskd(OF_GFL, source=f"supplement, Table 1 (beta 0 is BCE); weights: {AUTHORS}", beta=0.0)),
-    Preset("kd-gfl-r18-from-r50", GFL_R18, ONE, 37.8, ("t1_ld", "t3_ld_both", "t4_ld"), BY_GFL_R50, _kd(OF_GFL)),
+           _crosskd("beta=0", source=f"supplement, Table 1 (beta 0 is BCE); weights: {AUTHORS}")),
+    Preset("crosskd-gfl-r18-from-r50-bce-positives", GFL_R18, ONE, 36.3, ("s1_bce_p",), BY_GFL_R50,
+           _crosskd("region=P", "beta=0", source=REGIONS)),
+    Preset("crosskd-gfl-r18-from-r50-bce-negatives", GFL_R18, ONE, 36.2, ("s1_bce_n",), BY_GFL_R50,
+           _crosskd("region=N", "beta=0", source=REGIONS)),
+    Preset("crosskd-gfl-r18-from-r50-strategy-b", GFL_R18, ONE, 35.4, ("s4_b",), BY_GFL_R50,
+           _crosskd("strategy=b", source=STRATEGIES)),
+    Preset("crosskd-gfl-r18-from-r50-strategy-c", GFL_R18, ONE, 34.5, ("s4_c",), BY_GFL_R50,
+           _crosskd("strategy=c", source=STRATEGIES)),
+    Preset("crosskd-gfl-r18-from-r50-strategy-d", GFL_R18, ONE, 32.5, ("s4_d",), BY_GFL_R50,
+           _crosskd("strategy=d", source=STRATEGIES)),
+    Preset("kd-gfl-r18-from-r50", GFL_R18, ONE, 37.8, ("t1_ld", "t3_ld_both", "t4_ld"), BY_GFL_R50, _kd()),
     Preset("kd-gfl-r18-from-r50-cls", GFL_R18, ONE, 37.3, ("t3_ld_cls",), BY_GFL_R50,
-           _kd({"loss_cls_kd": 1.0, "loss_reg_kd": 0.0})),
+           _kd("terms.reg=0")),
     Preset("kd-gfl-r18-from-r50-reg", GFL_R18, ONE, 36.8, ("t3_ld_reg",), BY_GFL_R50,
-           _kd({"loss_cls_kd": 0.0, "loss_reg_kd": 4.0})),
-    Preset("pkd-gfl-r18-from-r50", GFL_R18, ONE, 38.0, ("t2_pkd_neck",), BY_GFL_R50, _pkd(6.0, PKD_ALONE)),
+           _kd("terms.cls=0")),
+    Preset("pkd-gfl-r18-from-r50", GFL_R18, ONE, 38.0, ("t2_pkd_neck",), BY_GFL_R50, _pkd(source=PKD_ALONE)),
+    Preset("pkd-gfl-r18-from-r50-cls", GFL_R18, ONE, 37.5, ("t2_pkd_cls",), BY_GFL_R50,
+           _pkd("location=cls", source=PKD_HEAD)),
+    Preset("pkd-gfl-r18-from-r50-reg", GFL_R18, ONE, 37.2, ("t2_pkd_reg",), BY_GFL_R50,
+           _pkd("location=reg", source=PKD_HEAD)),
+    Preset("pkd-gfl-r18-from-r50-cls-reg", GFL_R18, ONE, 37.3, ("t2_pkd_clsreg",), BY_GFL_R50,
+           _pkd("location=cls+reg", source=PKD_HEAD)),
     Preset("crosskd-kd-gfl-r18-from-r50", GFL_R18, ONE, 38.1, ("t4_ck_ld",), BY_GFL_R50,
-           _crosskd(OF_GFL, source="not published: each with CrossKD's weights", methods=("kd",))),
+           _crosskd(source="not published: each with CrossKD's weights", beside=("kd",))),
     # Comparison with other methods: GFL R101 -> R50 (main paper, Table 5), smaller students (supplement, Table 2)
-    Preset("crosskd-gfl-r50-from-r101", GFL_R50, ONE, 43.7, ("t5_crosskd", "s2_r50_ck"), BY_GFL_R101, _crosskd(OF_GFL)),
-    Preset("kd-gfl-r50-from-r101", GFL_R50, ONE, 43.0, ("t5_ld",), BY_GFL_R101, _kd(OF_GFL),
+    Preset("crosskd-gfl-r50-from-r101", GFL_R50, ONE, 43.7, ("t5_crosskd", "s2_r50_ck"), BY_GFL_R101, _crosskd()),
+    Preset("kd-gfl-r50-from-r101", GFL_R50, ONE, 43.0, ("t5_ld",), BY_GFL_R101, _kd(),
            "Run by the authors in an undocumented setting; LD's own figure is 42.1."),
-    Preset("pkd-gfl-r50-from-r101", GFL_R50, ONE, 43.3, ("t5_pkd",), BY_GFL_R101, _pkd(6.0, PKD_ALONE)),
+    Preset("fitnets-gfl-r50-from-r101", GFL_R50, ONE, 40.7, ("t5_fitnets",), BY_GFL_R101,
+           Losses(("fitnets:weight=2,adapter=False",), "HikariTJU/LD: whole map, weight 2, no adapter")),
+    Preset("pkd-gfl-r50-from-r101", GFL_R50, ONE, 43.3, ("t5_pkd",), BY_GFL_R101, _pkd(source=PKD_ALONE)),
     Preset("crosskd-pkd-gfl-r50-from-r101", GFL_R50, ONE, 43.9, ("t5_crosskd_pkd",), BY_GFL_R101,
-           _crosskd(OF_GFL | {"loss_feat_kd": 6.0}, methods=("pkd",))),
-    Preset("crosskd-gfl-r18-from-r101", GFL_R18, ONE, 39.2, ("s2_r18_ck",), BY_GFL_R101, _crosskd(OF_GFL)),
-    Preset("crosskd-gfl-r34-from-r101", GFL_R34, ONE, 42.4, ("s2_r34_ck",), BY_GFL_R101, _crosskd(OF_GFL)),
+           _crosskd(beside=("pkd:statistics=batch",))),
+    Preset("crosskd-gfl-r18-from-r101", GFL_R18, ONE, 39.2, ("s2_r18_ck",), BY_GFL_R101, _crosskd()),
+    Preset("crosskd-gfl-r34-from-r101", GFL_R34, ONE, 42.4, ("s2_r34_ck",), BY_GFL_R101, _crosskd()),
     # Other detectors (main paper, Table 6)
     Preset("crosskd-retinanet-r50-from-r101", RETINA_R50_ON_OUTPUT, TWO, 39.7, ("t6_retina_ck",), BY_RETINA_R101,
-           _crosskd(OF_DELTAS)),
+           _crosskd()),
     Preset("crosskd-fcos-r50-from-r101", FCOS_R50, FCOS_MS_2X, 41.3, ("t6_fcos_ck",), BY_FCOS_R101,
-           _crosskd(OF_FCOS, 2), f"The authors' README has 41.1. {CAFFE_NOTE} {WARMUP_NOTE}"),
-    Preset("crosskd-atss-r50-from-r101", ATSS_R50, ONE, 41.8, ("t6_atss_ck",), BY_ATSS_R101, _crosskd(OF_ATSS)),
+           _crosskd(), f"The authors' README has 41.1. {CAFFE_NOTE} {WARMUP_NOTE}"),
+    Preset("crosskd-atss-r50-from-r101", ATSS_R50, ONE, 41.8, ("t6_atss_ck",), BY_ATSS_R101, _crosskd()),
     # Teachers with other heads (main paper, Table 7)
     Preset("crosskd-gfl-r50-from-atss-r101", GFL_R50, ONE, 42.1, ("t7_atss_ck",), BY_ATSS_R101,
-           _crosskd(OF_ATSS, source=ACROSS), DESIGN_NOTE),
+           _crosskd(source=ACROSS), DESIGN_NOTE),
     Preset("kd-gfl-r50-from-atss-r101", GFL_R50, ONE, 39.7, ("t7_atss_kd",), BY_ATSS_R101,
-           _kd(OF_DELTAS, ACROSS), DESIGN_NOTE),
+           _kd(source=ACROSS), DESIGN_NOTE),
     Preset("crosskd-gfl-r50-from-retinanet-r101", GFL_R50, ONE, 41.2, ("t7_retina_ck",), BY_RETINA_R101,
-           _crosskd(OF_DELTAS, source=ACROSS), DESIGN_NOTE),
+           _crosskd(source=ACROSS), DESIGN_NOTE),
     Preset("kd-gfl-r50-from-retinanet-r101", GFL_R50, ONE, 30.3, ("t7_retina_kd",), BY_RETINA_R101,
-           _kd(OF_DELTAS, ACROSS), DESIGN_NOTE),
+           _kd(source=ACROSS), DESIGN_NOTE),
     # Other backbones (main paper, Table 8)
     Preset("crosskd-retinanet-r50-from-swin-t", RETINA_R50_ON_OUTPUT, ONE, 38.0, ("t8_swin_ck",), BY_SWIN_T,
-           _crosskd(OF_DELTAS)),
-    Preset("pkd-retinanet-r50-from-swin-t", RETINA_R50, ONE, 37.2, ("t8_swin_pkd",), BY_SWIN_T, _pkd(6.0, PKD_SWIN)),
+           _crosskd()),
+    Preset("pkd-retinanet-r50-from-swin-t", RETINA_R50, ONE, 37.2, ("t8_swin_pkd",), BY_SWIN_T,
+           _pkd("weight=6", source=PKD_SWIN)),
     Preset("crosskd-retinanet-mobilenetv2-from-r50", RETINA_MNV2_ON_OUTPUT, ONE, 34.1, ("t8_mnv2_ck",), BY_RETINA_R50,
-           _crosskd(OF_DELTAS, source=MNV2), NO_CONFIGURATION),
+           _crosskd(source=MNV2), NO_CONFIGURATION),
     Preset("pkd-retinanet-mobilenetv2-from-r50", RETINA_MNV2, ONE, 33.2, ("t8_mnv2_pkd",), BY_RETINA_R50,
-           _pkd(6.0, PKD_SWIN), NO_CONFIGURATION),
+           _pkd("weight=6", source=PKD_SWIN), NO_CONFIGURATION),
 )  # fmt: skip
 
 PRESETS: dict[str, Preset] = {entry.name: entry for entry in _ALL}
 """Every preset by its name."""
 
-_HEAD_PKD = "PKD inside the head is not built, PKD of the pyramid is"
 _FEATURES = "this method is not built"
-_REGIONS = "regions of the classification loss are not built"
-_STRATEGIES = "only strategy (a), CrossKD itself, is built"
 _LD = "LD on its main region is not built"
 _COST = "LD's figures for the same models; its schedule is not restated"
 _FRCNN = "two-stage: Faster R-CNN, not a dense head"
 _DETR = "DETR family, not a dense head: see `docs/detr.md`"
 
 NOT_AVAILABLE: dict[str, str] = {
-    **dict.fromkeys(("t2_pkd_cls", "t2_pkd_reg", "t2_pkd_clsreg"), _HEAD_PKD),
     **dict.fromkeys(
-        ("t5_fitnets", "t5_inside_gt", "t5_defeat", "t5_main_region", "t5_fine_grained", "t5_fgd", "t5_gid", "t5_skd"),
+        ("t5_inside_gt", "t5_defeat", "t5_main_region", "t5_fine_grained", "t5_fgd", "t5_gid", "t5_skd"),
         _FEATURES,
     ),
-    **dict.fromkeys(("s1_bce_p", "s1_bce_n"), _REGIONS),
     **dict.fromkeys(("s3_frcnn_s", "s3_frcnn_t", "s3_frcnn_ck"), _FRCNN),
     **dict.fromkeys(("s3_ddetr_s", "s3_ddetr_t", "s3_ddetr_ck"), _DETR),
-    **dict.fromkeys(("s4_b", "s4_c", "s4_d"), _STRATEGIES),
     **dict.fromkeys(("l1_only_ld", "l1_both", "l2_r18_self", "l2_r50_self"), _LD),
     **dict.fromkeys(("l2_x101", "l2_x101_self"), "deformable convolutions are not built"),
     **dict.fromkeys(("l2_r50", "l3_retina", "l3_fcos", "l3_atss", "l3_gfl"), _COST),
@@ -354,7 +346,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _result(entry: Preset) -> list[str]:
     taught = f"{_words(entry.teacher.detector)} ({entry.teacher.ap})" if entry.teacher else "–"
-    methods = _methods(entry.losses) if entry.losses else "–"
+    methods = " ".join(f"`{method}`" for method in entry.losses.methods) if entry.losses else "–"
     models = [f"`{entry.name}`", _words(entry.student), taught, methods]
     return [*models, _schedule(entry.training), f"{entry.ap}", ", ".join(entry.rows), "not run"]
 
@@ -368,12 +360,6 @@ def _origin(entry: Preset) -> list[str]:
 
 def _words(detector: DetectorSpec) -> str:
     return f"{detector.architecture} {detector.backbone}"
-
-
-def _methods(losses: Losses) -> str:
-    weights = ", ".join(f"{key} {weight:g}" for key, weight in losses.weights.items() if weight)
-    cut = "" if losses.cut is None else f", cut {losses.cut}"
-    return f"{' + '.join(losses.methods)}{cut}{', beta 0' * (losses.beta == 0)}: {weights}"
 
 
 def _schedule(training: Training) -> str:

@@ -63,13 +63,13 @@ def load(module: nn.Module, folder: Path) -> None:
         return
     if not (folder / FILE).is_file():
         raise ValueError(
-            f"{folder} has no {FILE}, but this distillation has trainable adapters. Resume with the cut and "
-            "methods of the run that wrote the checkpoint."
+            f"{folder} has no {FILE}, but this distillation has trainable adapters. Resume with the methods of the run "
+            "that wrote the checkpoint."
         )
     try:
         module.load_state_dict(load_file(folder / FILE), strict=True)
     except RuntimeError as error:
         raise ValueError(
-            f"the adapters in {folder / FILE} belong to another distillation: {error}. Resume with the cut "
-            "and methods of the run that wrote the checkpoint."
+            f"the adapters in {folder / FILE} belong to another distillation: {error}. Resume with the methods of the "
+            "run that wrote the checkpoint, or start a new run from its student."
         ) from error

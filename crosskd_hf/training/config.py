@@ -7,16 +7,17 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ..distillation.config import DistillationConfig
+from ..distillation import MethodConfig
 from ..files import without_folders
 from . import ineffective, upstream
+from .moved import tell_of_moved_options
 from .schedules import SCHEDULES, Schedule, default_warmup
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+@tell_of_moved_options
 @dataclass
 class CrossKDConfig(TrainingArguments):
     """Arguments of `CrossKDTrainer`. Everything of `TrainingArguments` holds, with these differences:
@@ -46,10 +48,9 @@ class CrossKDConfig(TrainingArguments):
     - Several visible devices without a launcher are not used by `nn.DataParallel`, which can't carry detection labels:
       one device is used, and the `accelerate launch` line for all of them is logged.
 
-    `methods`, `cut`, `teacher_cut`, `loss_weights`, `statistics`, `normalizer`, `normalizer_floor`, `beta`,
-    `temperature`, `queries`, `box_loss` and `mapping` are those of `DistillationConfig`.
-
     Args:
+        methods: What is distilled: configurations such as `CrossKD(cut=2)`, or strings that mean the same, such as
+            "crosskd:cut=2" or "my_package.my_module:MyConfig". Here they are configurations; `to_dict` has the strings.
         schedule: "1x" (12 epochs, learning rate divided by ten after 8 and 11) or "2x" (24; 16 and 22): SGD with
             momentum 0.9, weight decay 1e-4, gradient norm clipped at 35, learning rate 0.01 for 16 images an update
             and scaled linearly with the real number (micro-batch x accumulation x processes), linear warm-up from a
@@ -80,8 +81,6 @@ class CrossKDConfig(TrainingArguments):
     Raises:
         ValueError: A value out of range or without effect, or several processes that don't form one run.
     """
-
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights", "mapping"]
 
     # None is filled in by `__post_init__`
     learning_rate: float = _option(None, "Learning rate; with a schedule, for 16 images an update (0.01).")
@@ -119,27 +118,17 @@ class CrossKDConfig(TrainingArguments):
     teacher_revision: str | None = _option(None, "Branch, tag or commit of the teacher on the Hub.")
     teacher_trust_remote_code: bool = _option(False, "The teacher may run code that lies beside its weights.")
 
-    methods: list[str] = field(default_factory=lambda: ["crosskd"], metadata={"help": "crosskd, kd, pkd."})
-    cut: int | None = _option(None, "Tower convolution in front of which the student's head is cut.")
-    teacher_cut: int | None = _option(None, "The teacher's cut, if it differs.")
-    loss_weights: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Weights of distillation losses by key, as JSON."}
-    )
-    statistics: str = _option("image", "Channels are standardised per 'image' or 'batch'.")
-    normalizer: str = _option("teacher", "Whose positives divide dense losses.")
-    normalizer_floor: float = _option(1.0, "Smallest normalizer.")
-    beta: float | None = _option(None, "Exponent of the quality focal loss.")
-    temperature: float | None = _option(None, "Softmax temperature.")
-    queries: str = _option("teacher", "DETR: whose queries read the memories.")
-    box_loss: str = _option("l1_pixel", "DETR: distance of boxes.")
-    mapping: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Plain KD between heads of different kinds: choices by name, as JSON."}
+    methods: list[str] = field(
+        default_factory=lambda: ["crosskd"],
+        metadata={"help": "What is distilled: NAME or NAME:OPTION=VALUE,... each, see `crosskd-hf methods`."},
     )
 
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Keys of the labels."})
     metric_for_best_model: str | None = _option(None, "Default with load_best_model_at_end: eval_map.")
 
     def __post_init__(self) -> None:
+        chosen = [self.methods] if isinstance(self.methods, str | MethodConfig) else list(self.methods)
+        self.methods = [MethodConfig.parse(each) if isinstance(each, str) else each for each in chosen]  # type: ignore[misc]
         self._fill_in()
         self._check()
         of_schedule = {name: None for name in ("optim", "lr_scheduler_type", "warmup_steps") if self._is_none(name)}
@@ -158,8 +147,11 @@ class CrossKDConfig(TrainingArguments):
             self.lr_scheduler_kwargs = {"mode": mode} | given
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = self.device.type != "cpu"
-        self.distillation_config()
         self._check_processes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `TrainingArguments`; methods are strings."""
+        return super().to_dict() | {"methods": [str(method) for method in self.methods]}
 
     def to_json_string(self) -> str:
         """As of `TrainingArguments`, without the folders of this machine: it is saved beside the weights and pushed."""
@@ -168,10 +160,6 @@ class CrossKDConfig(TrainingArguments):
     def _named_after_the_folder(self) -> dict[str, str]:
         folder = Path(self.output_dir).absolute().name
         return {"output_dir": folder} | ({"run_name": folder} if self.run_name == self.output_dir else {})
-
-    def distillation_config(self) -> DistillationConfig:
-        """The part that says what is distilled and how."""
-        return DistillationConfig(**{f.name: getattr(self, f.name) for f in fields(DistillationConfig)})
 
     def schedule_settings(self) -> Schedule | None:
         """The chosen schedule, or None."""

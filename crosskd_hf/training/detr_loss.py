@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..distillation.detr_families import FAMILIES
+from ..distillation.detectors.detr_families import FAMILIES
 from ..models.losses import LossPart
 from . import upstream
 

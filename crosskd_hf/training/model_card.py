@@ -146,6 +146,8 @@ def _results(content: CardContent) -> str:
 def _distillation(content: CardContent) -> str:
     if not content.provenance:
         return ""
-    settings = json.dumps(content.provenance["distillation"], indent=2, sort_keys=True)
+    distillation = content.provenance["distillation"]
+    papers = "".join(f"- {markdown(name)}: {markdown(paper)}\n" for name, paper in distillation["papers"].items())
+    settings = json.dumps(distillation, indent=2, sort_keys=True)
     sha256 = content.provenance["teacher"]["sha256"]
-    return f"## Distillation\n\nTeacher weights: sha256 `{sha256}`\n\n```json\n{settings}\n```\n"
+    return f"## Distillation\n\n{papers}\nTeacher weights: sha256 `{sha256}`\n\n```json\n{settings}\n```\n"

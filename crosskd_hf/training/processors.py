@@ -8,7 +8,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..distillation.detr_families import FAMILIES
+from ..distillation.detectors.detr_families import FAMILIES
 from ..models import DETECTORS, DetectionImageProcessor
 
 _ALSO_SOFTMAX = {"yolos", "table-transformer"}  # of transformers; can be trained here, not distilled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,11 @@ def warn_of_changes(folder: Path, content: Mapping[str, Any] | None) -> None:
     """
     if content is None:
         return
-    now = json.loads(json.dumps(content["distillation"]))
-    then = json.loads((folder / FILE).read_text(encoding="utf-8"))["distillation"]
+    saved = json.loads((folder / FILE).read_text(encoding="utf-8"))["distillation"]
+    if not isinstance(saved["methods"], dict):
+        logger.warning("%s was written by an earlier version, whose settings of distillation aren't compared.", folder)
+        return
+    now, then = dict(_leaves(json.loads(json.dumps(content["distillation"])))), dict(_leaves(saved))
     changed = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
     if changed:
         told = "; ".join(f"{key}: {then.get(key)} -> {now.get(key)}" for key in changed)
@@ -113,6 +116,15 @@ def _public_name(model: PreTrainedModel) -> str | None:
     except ValueError:
         return None
     return None if Path(name).exists() else str(name)
+
+
+def _leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping, by its keys joined with dots."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.transforms import is_multi_scale
-from ..distillation.detr_families import FAMILIES
+from ..distillation.detectors.detr_families import FAMILIES
 from ..models.losses import LossPart
 from . import detr_loss
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.transforms import Record
-from ..distillation import Distiller, make_distiller
+from ..distillation import Distiller
 from ..inference.precision import widen
 from ..models.losses import LossPart, divide
 from . import adapters, arguments, detr_loss, provenance, run_folder, supervision, upstream
@@ -111,6 +111,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
         self._gradient_norm: Tensor | None = None
         self._own_images, self._head_checked = True, False
+        self._prepared: Distiller | None = None  # whose methods have prepared the student
         self._update_sums: UpdateSums | None = None
         self._averaged = args.world_size
         self._micro_batches = 1
@@ -160,8 +161,7 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _make_distiller(self) -> None:
         assert self._teacher is not None
         teacher, processor = self._teacher
-        config = self.args.distillation_config()
-        distiller = make_distiller(self.student, teacher, config, self.processing_class, processor)
+        distiller = Distiller(self.student, teacher, self.args.methods, self.processing_class, processor)
         self.distiller = distiller.to(self.args.device)
 
     # ---- Teacher ----
@@ -277,6 +277,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         own = self._own_parts(outputs, inputs)
         if self.distiller is None:
             return outputs, own, {}
+        self.distiller.update = self.state.global_step
         with self.accelerator.autocast():
             return outputs, own, self.distiller(outputs, inputs)
 
@@ -303,17 +304,17 @@ class CrossKDTrainer(CheckpointingTrainer):
         self._guard.watch(losses, inputs, sums.bad)
         self._note(detr_loss.folded({name: losses[name] for name in own}) | {name: losses[name] for name in kd})
         if self._first_update and kd and self._own_images:
-            self._check_distillation(torch.stack([losses[name] for name in kd]).sum())
+            self._check_distillation({name: losses[name] for name in kd})
         loss = torch.stack(list(losses.values())).sum()
         return (loss, outputs) if return_outputs else loss
 
-    def _check_distillation(self, kd_loss: Tensor) -> None:
+    def _check_distillation(self, losses: Mapping[str, Tensor]) -> None:
         assert self.distiller is not None
-        self.distiller.check_gradients(self.model, kd_loss)
-        if kd_loss.item() == 0:
+        self.distiller.check_gradients(losses)
+        if torch.stack(list(losses.values())).eq(0).all():
             logger.warning(
                 "The distillation loss of the first update is exactly 0. That is right only if the student "
-                "equals the teacher; otherwise look at methods and loss_weights."
+                "equals the teacher, or if the methods begin later."
             )
 
     def training_step(
@@ -368,6 +369,9 @@ class CrossKDTrainer(CheckpointingTrainer):
         self.args.ddp_find_unused_parameters = given
 
     def _begin_training(self) -> None:
+        if self.distiller is not None and self._resumed is None and self._prepared is not self.distiller:
+            self.distiller.prepare_student()
+        self._prepared = self.distiller
         super()._begin_training()
         self._first_update = self.args.check_first_step
         self._forget_log()

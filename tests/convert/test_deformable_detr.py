@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import DeformableDetrForObjectDetection
 
 from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in_transformers
-from crosskd_hf.distillation.config import DistillationConfig
-from crosskd_hf.distillation.detr import DetrDistiller
-from crosskd_hf.models.losses import divide
+from crosskd_hf.distillation import Distiller
 from tests.parity import parity_detr
+from tests.parity.golden import LOSS_NAMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deformable_detr_r18_from_r50.json"
 
@@ -120,14 +119,14 @@ def test_distillation_losses_are_the_authors(case: dict[str, Any]) -> None:
     student, teacher = (parity_detr.build(case, role).eval() for role in ("student", "teacher"))
     inputs, _ = parity_detr.batch(case)
     distillers = {
-        "": DetrDistiller(student, teacher, DistillationConfig()),
-        "student_queries": DetrDistiller(student, teacher, DistillationConfig(queries="student")),
-        "teacher_queries_l1_giou_beta1": DetrDistiller(
-            student, teacher, DistillationConfig(box_loss="l1+giou", beta=1.0)
-        ),
+        "": Distiller(student, teacher, ["crosskd"]),
+        "student_queries": Distiller(student, teacher, ["crosskd:queries=student"]),
+        "teacher_queries_l1_giou_beta1": Distiller(student, teacher, ["crosskd:box_loss=l1+giou,beta=1"]),
     }
     outputs = student.train()(**inputs)  # all its dropout is 0
     for variant, distiller in distillers.items():
         expected = (case["expected"]["variants"][variant] if variant else case["expected"])["losses"]
-        for key, loss in divide(distiller(outputs, inputs)).items():
-            assert float(loss) == pytest.approx(expected[key], rel=1e-4), (variant, key)
+        for key, part in distiller(outputs, inputs).items():
+            for layer, loss in enumerate(part.total / part.normalizer):
+                name = f"d{layer}.{LOSS_NAMES[key]}"
+                assert float(loss) == pytest.approx(expected[name], rel=1e-4), (variant, name)

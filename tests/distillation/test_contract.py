@@ -10,15 +10,26 @@ from torch import Tensor
 from crosskd_hf.distillation.detectors import VIEWS, view
 from crosskd_hf.distillation.distiller import Distiller
 from crosskd_hf.distillation.method import MethodConfig
-from crosskd_hf.distillation.methods import METHODS, FitNets
+from crosskd_hf.distillation.methods import METHODS
 from crosskd_hf.distillation.passes import Batch
 from crosskd_hf.models.losses import divide
-from tests.distillation import detector_zoo
+from tests.distillation import detector_zoo, detr_zoo
 from tests.distillation.detector_zoo import FAMILIES
 
-# A configuration of each method whose loss is zero for a student that is its teacher.
-ZERO: dict[str, MethodConfig] = {"fitnets": FitNets(adapter=False)}
 NAMES = list(METHODS)
+
+
+def zero(name: str, family: str) -> str:
+    """The configuration of a method whose loss is zero for a student that is its teacher.
+
+    A trainable adapter between equal widths isn't the identity. Cross entropy of centerness, and of the classes of
+    queries as published, is not zero but the entropy of its target.
+    """
+    softmax = family in ("detr", "faster_rcnn")
+    if name == "crosskd":
+        queries = family in detr_zoo.MODELS and not softmax
+        return "crosskd:terms.centerness=0" + ",beta=1" * queries
+    return {"fitnets": "fitnets:adapter=False", "kd": "kd:terms.centerness=0"}.get(name, name)
 
 
 def losses(distiller: Distiller, student: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -39,9 +50,9 @@ def distil(family: str, config: MethodConfig | str, teacher_seed: int = 1, **cha
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryMethodOnEveryFamily:
     def test_a_student_that_is_its_teacher_has_no_loss(self, name: str, family: str) -> None:
-        distiller, student = distil(family, ZERO[name], teacher_seed=0)
+        distiller, student = distil(family, zero(name, family), teacher_seed=0)
         for key, loss in losses(distiller, student, detector_zoo.batch(family)).items():
-            assert loss.item() == pytest.approx(0, abs=1e-6), key
+            assert loss.item() == pytest.approx(0, abs=1e-4), key
 
     def test_gradients_reach_the_student_and_nothing_else(self, name: str, family: str) -> None:
         distiller, student = distil(family, name)

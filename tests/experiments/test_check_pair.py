@@ -8,7 +8,7 @@ import torch
 
 from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.data.shapes import make_shapes
-from crosskd_hf.distillation import DistillationConfig
+from crosskd_hf.distillation import CrossKD
 from crosskd_hf.experiments.check_pair import PairReport, check_pair, teacher_ap
 from crosskd_hf.models import DenseDetector, DetectionImageProcessor
 from crosskd_hf.models.boxes import to_relative
@@ -36,11 +36,11 @@ class TestGoodPairs:
         for model in (student, teacher):
             names(model, "cow", "cat", "dog")
         processors = DetectionImageProcessor(size=SIZE), DetectionImageProcessor(size=SIZE, **CAFFE)
-        report = check_pair(student, teacher, None, *processors)
+        report = check_pair(student, teacher, ["crosskd"], *processors)
         assert report.ok
         assert report.student.startswith("GFL (test_resnet, 3 classes, 0.")
-        assert report.distillation["cut"] == 3
-        assert report.distillation["adapters"] == ["cross_head.cls_adapter", "cross_head.reg_adapter"]
+        assert report.distillation["methods"]["crosskd"]["cut"] == 3
+        assert report.distillation["adapters"]["crosskd.adapters.cls.weight"] == [24, 16, 1, 1]
         assert report.classes == "3 classes shared by name"
         assert "converted from RGB mean (0.485" in report.pixels
         assert "to BGR mean (103" in report.pixels
@@ -48,7 +48,8 @@ class TestGoodPairs:
         assert report.teacher_ap is None
         text = str(report)
         assert text.startswith("ok: GFL (")
-        for line in ("cut         3", "adapters    cross_head.cls_adapter", "step        ", "memory      about "):
+        method = "method      crosskd/cls x 1, crosskd/reg x 1 (cut=3"
+        for line in (method, "adapters    crosskd.adapters.cls, crosskd", "step        ", "memory      about "):
             assert f"\n  {line}" in text
 
     def test_cost(self) -> None:
@@ -126,7 +127,7 @@ class TestBadPairs:
         assert "share no class name" in self.problem(check_pair(student, make_detector("gfl")))
 
     def test_cut(self) -> None:
-        report = check_pair(make_detector("gfl"), make_detector("gfl"), DistillationConfig(cut=9))
+        report = check_pair(make_detector("gfl"), make_detector("gfl"), [CrossKD(cut=9)])
         assert "choose 0 to 4" in self.problem(report)
 
     def test_a_teacher_with_nan(self) -> None:
@@ -197,7 +198,7 @@ class TestTeacherAP:
             names(make_detector("gfl", seed, num_labels=4), *shapes.categories.names) for seed in (0, 1)
         )
         processors = DetectionImageProcessor(size=SIZE), DetectionImageProcessor()
-        report = check_pair(student, teacher, None, *processors, dataset=shapes, images=3, measure=False)
+        report = check_pair(student, teacher, ["crosskd"], *processors, dataset=shapes, images=3, measure=False)
         assert report.ok
         assert report.teacher_images == 3
         assert report.teacher_ap < 0.05

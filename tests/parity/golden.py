@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crosskd_hf.convert.mmdet import MMDetOptions, convert_mmdet, rename
-from crosskd_hf.distillation import DistillationConfig, make_distiller
+from crosskd_hf.distillation import PKD, CrossKD, Distiller, MethodConfig
 from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
 from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import divide
@@ -21,7 +21,13 @@ from tests.parity.figures import Figures, in_order, on_device
 # The reference's FCOS divides by at least 1e-6, to which it adds float32's epsilon: empty batches explode there.
 REFERENCE_FLOOR = 1e-6 + torch.finfo(torch.float32).eps
 # The reference's names of losses where they differ from ours.
-LOSS_NAMES = {"loss_centerness_kd": "losses_center_kd"}
+LOSS_NAMES = {
+    "crosskd/cls": "loss_cls_kd",
+    "crosskd/reg": "loss_reg_kd",
+    "crosskd/iou": "loss_iou_kd",
+    "crosskd/centerness": "losses_center_kd",
+    "pkd/features": "loss_feat_kd",
+}
 
 
 def run(case: dict[str, Any]) -> Figures:
@@ -44,22 +50,23 @@ def load_model(spec: dict[str, Any], seed: int) -> DenseDetector:
     return model
 
 
-def distillation_config(case: dict[str, Any]) -> DistillationConfig:
+def distillation_methods(case: dict[str, Any]) -> list[MethodConfig]:
     """Parity settings: statistics over the batch, and FCOS's normalizer floor of the reference."""
     settings = case["distillation"]
-    weights = {"loss_cls_kd": weight_of(settings["cls"]), "loss_reg_kd": weight_of(settings["reg"])}
-    weights["loss_centerness_kd"] = weight_of(settings["centerness"]) if "centerness" in settings else 0.0
-    methods = ["crosskd"]
-    if "pkd" in settings:
-        methods.append("pkd")
-        weights["loss_feat_kd"] = float(settings["pkd"]["weight"])
-    return DistillationConfig(
-        methods=tuple(methods),
+    terms = {"cls": weight_of(settings["cls"]), "reg": weight_of(settings["reg"])}
+    terms["centerness"] = weight_of(settings["centerness"]) if "centerness" in settings else 0.0
+    crosskd = CrossKD(
+        terms=terms,
         cut=settings["cross_head_index"],
-        loss_weights=weights,
         statistics="batch",
         normalizer_floor=REFERENCE_FLOOR if case["teacher"]["architecture"] == "fcos" else 1.0,
     )
+    return [crosskd, *pkd_of(settings)]
+
+
+def pkd_of(settings: dict[str, Any]) -> list[MethodConfig]:
+    """PKD, if the case has it."""
+    return [PKD(weight=float(settings["pkd"]["weight"]), statistics="batch")] if "pkd" in settings else []
 
 
 def weight_of(text: str, default: float = 1.0) -> float:
@@ -75,7 +82,7 @@ class Case:
         self.case = case
         self.student = load_model(case["student"], case["seed"]["student"]).train()
         self.teacher = load_model(case["teacher"], case["seed"]["teacher"]).eval()
-        self.distiller = make_distiller(self.student, self.teacher, distillation_config(case))
+        self.distiller = Distiller(self.student, self.teacher, distillation_methods(case))
         self.shapes = [tuple(shape) for shape in case["batch"]["image_shapes"]]
         pad = tuple(case["batch"]["pad_shape"])
         pixels = on_device(seeded_images([len(self.shapes), 3, *pad], self.shapes, case["seed"]["inputs"]))

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from crosskd_hf.convert.mmdet import MMDetOptions, convert_mmdet, rename
-from crosskd_hf.distillation import DistillationConfig, make_distiller
-from crosskd_hf.distillation.faster_rcnn import PKD_WEIGHT
-from crosskd_hf.distillation.pkd import PearsonKD
+from crosskd_hf.distillation import PKD, CrossKD, Distiller, MethodConfig
+from crosskd_hf.distillation.passes import Batch, FeatureMap, Pass
 from crosskd_hf.models import DetectionImageProcessor, FasterRCNNConfig, FasterRCNNForObjectDetection, FasterRCNNOutput
 from crosskd_hf.models.assigners import Targets
 from crosskd_hf.models.boxes import to_relative
@@ -22,11 +21,11 @@ from crosskd_hf.models.roi_head import RoIPredictions, RoIs
 from crosskd_hf.models.rpn import Proposals, count_rows
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
 from tests.parity.figures import Figures, in_order, on_device
-from tests.parity.golden import weight_of
+from tests.parity.golden import LOSS_NAMES, pkd_of, weight_of
 
 # With this divisor every anchor takes part in the loss, as in a batch whose images are all padded alike.
 WHOLE_BATCH = 2**16
-KD_LOSSES = ("loss_cls_kd", "loss_reg_kd")
+KD_LOSSES = ("crosskd/cls", "crosskd/reg")
 
 
 def run(case: dict[str, Any]) -> Figures:
@@ -58,21 +57,13 @@ def load_model(case: dict[str, Any], role: str) -> FasterRCNNForObjectDetection:
     return model.eval()
 
 
-def distillation_config(case: dict[str, Any]) -> DistillationConfig:
+def distillation_methods(case: dict[str, Any]) -> list[MethodConfig]:
     """What the case's words say of weights, temperature and methods."""
     settings = case["distillation"]
-    weights = {"loss_cls_kd": weight_of(settings["cls"]), "loss_reg_kd": weight_of(settings["reg"])}
-    methods = ["crosskd"]
-    if "pkd" in settings:
-        methods.append("pkd")
-        weights["loss_feat_kd"] = float(settings["pkd"]["weight"])
+    terms = {"cls": weight_of(settings["cls"]), "reg": weight_of(settings["reg"])}
     temperature = re.search(r"\bT ([\d.]+)", settings["cls"])
-    return DistillationConfig(
-        methods=tuple(methods),
-        loss_weights=weights,
-        temperature=float(temperature[1]) if temperature else None,
-        statistics="batch",
-    )
+    crosskd = CrossKD(terms=terms, temperature=float(temperature[1]) if temperature else None)
+    return [crosskd, *pkd_of(settings)]
 
 
 class FasterRCNNCase:
@@ -82,7 +73,7 @@ class FasterRCNNCase:
         self.case, self.expected = case, case["expected"]
         self.student = load_model(case, "student").train()
         self.teacher = load_model(case, "teacher")
-        self.distiller = make_distiller(self.student, self.teacher, distillation_config(case))
+        self.distiller = Distiller(self.student, self.teacher, distillation_methods(case))
         seed, batch = case["seed"]["inputs"], case["batch"]
         self.shapes = [tuple(shape) for shape in batch["image_shapes"]]
         self.sizes = torch.tensor(self.shapes, dtype=torch.float32)
@@ -132,7 +123,7 @@ class FasterRCNNCase:
         assert outputs.predictions is not None
         losses = divide({**outputs.loss_parts, **self.distiller(outputs, self.inputs)})
         total = torch.stack(list(losses.values())).sum()
-        numbers: Figures = {key: value.item() for key, value in losses.items()}
+        numbers: Figures = {LOSS_NAMES.get(key, key): value.item() for key, value in losses.items()}
         numbers |= {"total": total.item(), "acc": accuracy(outputs.predictions, rois)}
         per_level, samples = self._rpn_rows()
         samples |= {"rois": rois.mask.sum(1).tolist(), "rois_total": int(rois.mask.sum())}
@@ -214,7 +205,8 @@ class FasterRCNNCase:
                 for found, positive in zip(matched, rows, strict=True)
             ],
             "avg_factor": count_rows(rois.positive, rois.mask & ~rois.positive).item(),
-            "losses": {name: value.item() for name, value in losses.items()} | {"acc": accuracy(own, rois)},
+            "losses": {LOSS_NAMES.get(name, name): value.item() for name, value in losses.items()}
+            | {"acc": accuracy(own, rois)},
             **self._gradients("kd_"),
         }
 
@@ -244,13 +236,20 @@ class FasterRCNNCase:
 
     @torch.no_grad()
     def _pkd(self, note: str) -> Figures:
-        pyramids = [model.pyramid(self.inputs["pixel_values"]) for model in (self.student, self.teacher)]
-        pearson = PearsonKD(pyramids[0][0].shape[1], pyramids[1][0].shape[1], weight_of(note, PKD_WEIGHT), "batch")
+        pkd = Distiller(self.student, self.teacher, [PKD(statistics="batch")]).named_methods["pkd"]
+        weight = weight_of(note, pkd.config.weight)
+        strides, pixels = self.student.config.strides, self.inputs["pixel_values"]
         levels = [
-            divide({"loss": pearson([student], [teacher])})["loss"].item()
-            for student, teacher in zip(*pyramids, strict=True)
+            [FeatureMap(stride, values) for stride, values in zip(strides, model.pyramid(pixels), strict=True)]
+            for model in (self.student, self.teacher)
         ]
-        return {"per_level": levels, "total": divide({"loss": pearson(*pyramids)})["loss"].item()}
+
+        def loss(chosen: slice) -> float:
+            parts = pkd(*(Pass(maps[chosen]) for maps in levels), Batch(pixels, None, []))
+            return weight * divide(parts)["features"].item()
+
+        per_level = [loss(slice(level, level + 1)) for level in range(len(strides))]
+        return {"per_level": per_level, "total": loss(slice(None))}
 
     # ---- Prediction ----
 
@@ -299,13 +298,13 @@ class FasterRCNNCase:
     def _identity(self) -> Figures:
         """The distillation where the teacher is its own student: all of it is zero."""
         twin = load_model(self.case, "teacher").train()
-        distiller = make_distiller(twin, self.teacher, distillation_config(self.case))
+        distiller = Distiller(twin, self.teacher, distillation_methods(self.case))
         losses = divide(distiller(twin(**self.inputs, **distiller.student_request), self.inputs))
         torch.stack(list(losses.values())).sum().backward()
         gradient = nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
         return {
-            "loss_cls_kd_below": losses["loss_cls_kd"].item(),
-            "loss_reg_kd": losses["loss_reg_kd"].item(),
+            "loss_cls_kd_below": losses["crosskd/cls"].item(),
+            "loss_reg_kd": losses["crosskd/reg"].item(),
             "kd_total_grad_norm_below": gradient.item(),
         }
 

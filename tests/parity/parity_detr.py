@@ -14,14 +14,13 @@ from torchvision.ops import box_convert
 from transformers import DeformableDetrForObjectDetection, DeformableDetrImageProcessor
 
 from crosskd_hf.convert.deformable_detr import convert_deformable_detr, names_in_transformers
-from crosskd_hf.distillation.config import DistillationConfig
-from crosskd_hf.distillation.detr import DetrDistiller
-from crosskd_hf.distillation.detr_families import Prediction, Trace
+from crosskd_hf.distillation import CrossKD, Distiller
+from crosskd_hf.distillation.passes import Batch, Prediction
 from crosskd_hf.models.losses import LossPart, divide
 from crosskd_hf.training import supervision
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
 from tests.parity.figures import Figures, in_order, on_device
-from tests.parity.golden import weight_of
+from tests.parity.golden import LOSS_NAMES, weight_of
 
 # Gradients are taken in float64. A sampling point that rounding moves over the border of a cell changes the gradient
 # norm of its offsets by some 0.3 %, and in float32 every run has a few of them. (Predictions are float32: the position
@@ -59,26 +58,26 @@ def run(case: Mapping[str, Any]) -> Figures:
     return got
 
 
-def distillations(case: Mapping[str, Any]) -> dict[str, DistillationConfig]:
+def distillations(case: Mapping[str, Any]) -> dict[str, CrossKD]:
     """The case's own distillation under "", and the variants that it stores figures of, by their names."""
     settings = case["distillation"]
-    main = DistillationConfig(
+    main = CrossKD(
         queries="student" if settings.get("variant", "").startswith("student") else "teacher",
         box_loss="l1+giou" if "GIoU" in settings["reg"] else "l1_pixel",
         beta=float(match[1]) if (match := re.search(r"beta ([\d.]+)", settings["cls"])) else None,
-        loss_weights={"loss_cls_kd": weight_of(settings["cls"]), "loss_reg_kd": weight_of(settings["reg"])},
+        terms={"cls": weight_of(settings["cls"]), "reg": weight_of(settings["reg"])},
     )
     known = {name: _variant(name) for name in case["expected"].get("variants", {})}
     return {"": main} | {name: config for name, config in known.items() if config is not None}
 
 
-def _variant(name: str) -> DistillationConfig | None:
+def _variant(name: str) -> CrossKD | None:
     """None for a variant that isn't known: then its figures are named as not computed."""
     match = re.fullmatch(r"(teacher|student)_queries(_l1_giou|_giou_only)?(?:_beta(\d))?", name)
     if match is None:
         return None
     queries, boxes, beta = match.groups()
-    return DistillationConfig(
+    return CrossKD(
         queries=queries,  # type: ignore[arg-type]
         box_loss={None: "l1_pixel", "_l1_giou": "l1+giou", "_giou_only": "giou"}[boxes],  # type: ignore[arg-type]
         beta=None if beta is None else float(beta),
@@ -176,19 +175,19 @@ def _train_figures(
 ) -> Figures:
     """Losses and gradients of the case and its variants, from one forward pass of the student."""
     names = case["student"]["checkpoint_shapes"]
-    distillers = {key: DetrDistiller(student, teacher, config) for key, config in distillations(case).items()}
-    supervision.prepare(student, None)
+    distillers = {key: Distiller(student, teacher, [config]) for key, config in distillations(case).items()}
     outputs = student.train()(**inputs, labels=labels)
     truth = in_mmdet_names(divide(supervision.supervised_parts(student, outputs, inputs | {"labels": labels})))
     truth_gradients = _gradients(student, torch.stack(list(truth.values())).sum(), names)
     results: dict[str, Figures] = {}
     for key, distiller in distillers.items():
-        trace = distiller._student_tap._latest
+        trace = distiller.pair.student.tap._latest
         assert trace is not None
         parts = distiller(outputs, inputs)
         results[key] = _distilled_figures(student, parts, truth, truth_gradients, names)
-        results[key]["kd_forward"] = _cross_figures(distiller, trace, inputs)
-        distiller.remove_hooks()
+        distiller.pair.student.tap._latest = trace
+        results[key]["kd_forward"] = _cross_figures(distiller, inputs)
+        distiller.close()
     main = results.pop("")
     return main | {"variants": results}
 
@@ -206,8 +205,8 @@ def in_mmdet_names(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _identity(case: Mapping[str, Any], teacher: Any, inputs: dict[str, Tensor]) -> Figures:
     """The distillation where the teacher is its own student: all of it is zero but the entropy of soft targets."""
     twin = build(case, "teacher").to(TRAINING).train()
-    configs = {beta: DistillationConfig(box_loss="l1+giou", beta=float(beta)) for beta in (0, 1)}
-    distillers = {beta: DetrDistiller(twin, teacher, config) for beta, config in configs.items()}
+    configs = {beta: CrossKD(box_loss="l1+giou", beta=float(beta)) for beta in (0, 1)}
+    distillers = {beta: Distiller(twin, teacher, [config]) for beta, config in configs.items()}
     outputs = twin(**inputs)
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     figures: Figures = {"kd_total_grad_norm_below": 0.0}
@@ -217,7 +216,7 @@ def _identity(case: Mapping[str, Any], teacher: Any, inputs: dict[str, Tensor]) 
         gradients = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
         norm = float(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
         figures["kd_total_grad_norm_below"] = max(norm, figures["kd_total_grad_norm_below"])
-        sums = {key: sum(loss.item() for name, loss in losses.items() if name.endswith(key)) for key in KD_LOSSES}
+        sums = {LOSS_NAMES[name]: loss.item() for name, loss in losses.items()}
         figures[f"loss_cls_kd_beta{beta}"] = sums["loss_cls_kd"]
         figures |= {key: sums[key] for key in ("loss_reg_kd", "loss_iou_kd")}
     return figures
@@ -226,11 +225,15 @@ def _identity(case: Mapping[str, Any], teacher: Any, inputs: dict[str, Tensor]) 
 def _distilled_figures(
     student: Any, parts: dict[str, LossPart], truth: dict[str, Tensor], truth_gradients: Gradients, names: Any
 ) -> Figures:
-    losses = divide(parts)
-    kd_loss = torch.stack(list(losses.values())).sum()
+    kd_loss = torch.stack(list(divide(parts).values())).sum()
+    layers = parts["crosskd/cls"].total.numel()
+    losses = {
+        f"d{layer}.{LOSS_NAMES[key]}": loss
+        for key, part in parts.items()
+        for layer, loss in enumerate(part.total / part.normalizer.clamp(min=part.floor))
+    }
     kd_gradients = _gradients(student, kd_loss, names)
     total = {name: truth_gradients[name] + gradient for name, gradient in kd_gradients.items()}
-    layers = max(int(key[1 : key.index(".")]) for key in losses) + 1
     numbers = {key: float(loss.detach()) for key, loss in (truth | losses).items()}
     numbers["total"] = float((torch.stack(list(truth.values())).sum() + kd_loss).detach())
     sums: Figures = {}
@@ -275,18 +278,19 @@ def _total_norm(gradients: Gradients) -> float:
 
 
 @torch.no_grad()
-def _cross_figures(distiller: DetrDistiller, student: Trace, inputs: dict[str, Tensor]) -> Figures:
-    teacher = distiller._run_teacher(inputs["pixel_values"], inputs["pixel_mask"])
-    pairs = list(distiller.predictions(student.memory, student, teacher))
-    output: Any = teacher.output
-    references = [teacher.arguments["reference_points"], *output.intermediate_reference_points.unbind(1)]
+def _cross_figures(distiller: Distiller, inputs: dict[str, Tensor]) -> Figures:
+    given = Batch(inputs["pixel_values"], inputs["pixel_mask"], [])
+    student, teacher = distiller.pair.student.read(None, given), distiller.pair.teacher.teacher_pass(given)
+    pairs = list(distiller.named_methods["crosskd"]._pairs(student, teacher))
+    trace = teacher.head
+    references = [trace.arguments["reference_points"], *trace.output.intermediate_reference_points.unbind(1)]
     return {
-        "cross": [_prediction_figures(cross) for cross, _ in pairs],
-        "target": [_prediction_figures(target) for _, target in pairs],
-        "target_confidence_sum_per_layer": [float(target.logits.sigmoid().amax(-1).sum()) for _, target in pairs],
+        "cross": [_prediction_figures(pair.prediction) for pair in pairs],
+        "target": [_prediction_figures(pair.target) for pair in pairs],
+        "target_confidence_sum_per_layer": [float(pair.target.logits.sigmoid().amax(-1).sum()) for pair in pairs],
         "references": references,
     }
 
 
 def _prediction_figures(prediction: Prediction) -> Figures:
-    return {"cls_logits": prediction.logits, "boxes": prediction.boxes}
+    return {"cls_logits": prediction.logits, "boxes": prediction.regression}

@@ -261,7 +261,7 @@ def test_other_distillations_of_deformable_detr() -> None:
     words = {"variant": "student queries", "cls": "beta 1, weight 2.0", "reg": "L1 plus GIoU, weight 0.5"}
     config = parity_detr.distillations(case | {"distillation": words, "expected": {}})[""]
     assert (config.queries, config.box_loss, config.beta) == ("student", "l1+giou", 1.0)
-    assert config.loss_weights == {"loss_cls_kd": 2.0, "loss_reg_kd": 0.5}
+    assert config.terms == {"cls": 2.0, "reg": 0.5}
     case["expected"] = {"variants": {"student_queries": {"losses": {"total": 1.0}}, "no_queries": {"losses": {}}}}
     case.pop("checks")
     pairs, _ = parity.compare(case)

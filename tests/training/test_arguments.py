@@ -106,7 +106,7 @@ def test_a_teacher_that_refuses_to_move_teaches_where_it_is(folder: Path, tmp_pa
     teacher.to = to
     trainer = build(folder, tmp_path, teacher_model=teacher, args={"max_steps": 1})
     trainer.train()
-    assert losses(trainer)[0]["loss_cls_kd"] > 0
+    assert losses(trainer)[0]["crosskd/cls"] > 0
     with pytest.raises(ValueError, match=r"lies on cpu and can't be moved to meta .*device_map=\{'': 'meta'\}"):
         move_teacher(teacher, torch.device("meta"))
 
@@ -268,7 +268,7 @@ def test_compute_loss_func_replaces_the_students_loss(folder: Path, tmp_path: Pa
         expected = whole.model(batch["pixel_values"], batch["pixel_mask"]).logits.sigmoid().mean()
     for trainer in (whole, small):
         trainer.train()
-        assert set(losses(trainer)[0]) == {"loss", "grad_norm", "loss_task", "loss_cls_kd", "loss_reg_kd"}
+        assert set(losses(trainer)[0]) == {"loss", "grad_norm", "loss_task", "crosskd/cls", "crosskd/reg"}
     assert losses(whole)[0]["loss_task"] == pytest.approx(float(expected), rel=1e-5)
     for ours, theirs in zip(losses(small), losses(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)

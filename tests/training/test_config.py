@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from crosskd_hf.distillation import DistillationConfig
-from crosskd_hf.distillation.config import MapperOptions
+from crosskd_hf.distillation import KD, PKD, CrossKD, Method, MethodConfig
 from crosskd_hf.training import ineffective
 from crosskd_hf.training.config import CrossKDConfig
+from crosskd_hf.training.moved import refuse_words
 
 
 def config(tmp_path: Path, **options: Any) -> CrossKDConfig:
@@ -56,26 +56,78 @@ def test_memory_is_pinned_for_accelerators_only(tmp_path: Path) -> None:
     assert CrossKDConfig(str(tmp_path), report_to="none", dataloader_pin_memory=True).dataloader_pin_memory is True
 
 
-def test_every_distillation_setting_is_an_option(tmp_path: Path) -> None:
-    defaults = DistillationConfig()
-    options = {field.name for field in dataclasses.fields(CrossKDConfig)}
-    assert options >= {field.name for field in dataclasses.fields(DistillationConfig)}
-    assert config(tmp_path).distillation_config() == defaults
-    changed = config(tmp_path, methods=["crosskd", "pkd"], cut=2, loss_weights='{"loss_cls_kd": 2.0}')
-    expected = DistillationConfig(methods=("crosskd", "pkd"), cut=2, loss_weights={"loss_cls_kd": 2.0})
-    assert changed.distillation_config() == expected
+class MineMethod(Method):
+    name = "mine"
 
 
-def test_the_command_line_knows_them(tmp_path: Path) -> None:
-    line = f"--output_dir {tmp_path} --use_cpu --schedule 1x --methods crosskd pkd --cut 3 --ema_decay .99"
-    words = [*line.split(), "--loss_weights", '{"loss_feat_kd": 2}', "--exact_accumulation", "false"]
-    words += ["--mapping", '{"reduce": "max", "joint_quality": true}']
-    (args,) = HfArgumentParser(CrossKDConfig).parse_args_into_dataclasses(words)
-    assert args.distillation_config().methods == ("crosskd", "pkd")
-    assert args.distillation_config().loss_weights == {"loss_feat_kd": 2}
-    assert args.distillation_config().mapper_options() == MapperOptions(reduce="max", joint_quality=True)
-    assert (args.schedule, args.learning_rate, args.ema_decay) == ("1x", 0.01, 0.99)
-    assert not args.exact_accumulation
+@dataclasses.dataclass(frozen=True)
+class Mine(MethodConfig):
+    """A method that is at home in a test."""
+
+    method = MineMethod
+
+    alpha: float = 1.0
+
+
+class TestMethods:
+    def test_objects_and_strings_mean_the_same(self, tmp_path: Path) -> None:
+        objects = config(tmp_path, methods=[CrossKD(cut=2, terms={"reg": 0.5}), PKD(weight=3)])
+        strings = config(tmp_path, methods=["crosskd:terms.reg=0.5,cut=2", "pkd:weight=3"])
+        assert objects.methods == strings.methods == [CrossKD(cut=2, terms={"reg": 0.5}), PKD(weight=3)]
+        assert objects.to_dict()["methods"] == ["crosskd:terms.reg=0.5,cut=2", "pkd:weight=3"]
+        assert config(tmp_path).methods == [CrossKD()]
+        assert config(tmp_path, methods="kd").methods == [KD()]
+
+    def test_the_command_line_knows_them(self, tmp_path: Path) -> None:
+        line = f"--output_dir {tmp_path} --use_cpu --schedule 1x --ema_decay .99 --exact_accumulation false"
+        words = [*line.split(), "--methods", "crosskd:cut=3", "kd:reduce=max,joint_quality=true"]
+        (args,) = HfArgumentParser(CrossKDConfig).parse_args_into_dataclasses(words)
+        assert args.methods == [CrossKD(cut=3), KD(reduce="max", joint_quality=True)]
+        assert (args.schedule, args.learning_rate, args.ema_decay) == ("1x", 0.01, 0.99)
+        assert not args.exact_accumulation
+
+    def test_a_yaml_file_knows_them(self, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text(
+            f"output_dir: {tmp_path}\nuse_cpu: true\nmethods:\n- crosskd:cut=2\n- pkd:location=cls\n"
+        )
+        (args,) = HfArgumentParser(CrossKDConfig).parse_yaml_file(str(tmp_path / "run.yaml"))
+        assert args.methods == [CrossKD(cut=2), PKD(location="cls")]
+
+    def test_a_class_of_ones_own_by_its_module(self, tmp_path: Path) -> None:
+        (written,) = config(tmp_path, methods=[Mine(alpha=0.5)]).to_dict()["methods"]
+        assert written == f"{__name__}:Mine:alpha=0.5"
+        assert config(tmp_path, methods=[written]).methods == [Mine(alpha=0.5)]
+
+
+class TestMovedOptions:
+    @pytest.mark.parametrize(
+        ("options", "new"),
+        [
+            ({"cut": 2}, ["crosskd:cut=2"]),
+            (
+                {"methods": ("crosskd", "pkd"), "loss_weights": {"loss_cls_kd": 2.0, "loss_feat_kd": 3.0}},
+                ["crosskd:terms.cls=2.0", "pkd:weight=3.0"],
+            ),
+            ({"methods": ["kd"], "mapping": '{"reduce": "max"}', "beta": 2.0}, ["kd:beta=2.0,reduce=max"]),
+            (
+                {"methods": ["crosskd", "pkd"], "statistics": "batch"},
+                ["crosskd:statistics=batch", "pkd:statistics=batch"],
+            ),
+        ],
+    )
+    def test_are_answered_with_their_new_spelling(
+        self, tmp_path: Path, options: dict[str, Any], new: list[str]
+    ) -> None:
+        with pytest.raises(ValueError, match="have moved to the methods") as raised:
+            config(tmp_path, **options)
+        assert f"methods={new}" in str(raised.value)
+        assert config(tmp_path, methods=new).methods
+
+    def test_on_a_command_line_too(self) -> None:
+        words = ["--methods", "crosskd", "kd", "--cut=2", "--loss_weights", '{"loss_reg_kd": 0.5}', "--max_steps", "2"]
+        with pytest.raises(ValueError, match=r"--methods crosskd:cut=2,terms.reg=0.5 kd:terms.reg=0.5;"):
+            refuse_words(words)
+        refuse_words(["--methods", "crosskd:cut=2", "--max_steps", "2"])
 
 
 def test_the_best_model_is_the_one_of_highest_ap(tmp_path: Path) -> None:
@@ -163,10 +215,10 @@ def test_a_copy_of_the_arguments_is_equal(tmp_path: Path) -> None:
         ({"ema_decay": 1.0}, "must lie between 0 and 1"),
         ({"eval_threshold": 1.5}, "must lie in"),
         ({"remove_unused_columns": True}, "would drop the image"),
-        ({"methods": ["fitnets"]}, "choose from crosskd"),
-        ({"loss_weights": {"loss_kd": 1.0}}, "loss_kd"),
-        ({"mapping": {"anchors": 1}}, r"mapping has \['anchors'\]; its choices are reduce, broadcast"),
-        ({"mapping": {"reduce": "mean"}}, "reduce='mean': choose one of best, max"),
+        ({"methods": ["fitnots"]}, "choose from crosskd"),
+        ({"methods": ["crosskd:terms.kd=1"]}, r"crosskd has no terms \['kd'\]"),
+        ({"methods": ["kd:anchors=1"]}, "kd has no option 'anchors=1'; its options are weight, terms, beta"),
+        ({"methods": ["kd:reduce=mean"]}, "reduce='mean': choose one of 'best', 'max'"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

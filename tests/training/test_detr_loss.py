@@ -20,9 +20,8 @@ from transformers import DetrImageProcessor, RTDetrImageProcessor, Trainer, Trai
 from transformers.loss import loss_d_fine, loss_for_object_detection, loss_rt_detr
 
 from crosskd_hf.data import TrainTransform
-from crosskd_hf.distillation.config import DistillationConfig
-from crosskd_hf.distillation.detr import DetrDistiller
-from crosskd_hf.distillation.detr_families import FAMILIES
+from crosskd_hf.distillation import Distiller
+from crosskd_hf.distillation.detectors.detr_families import FAMILIES
 from crosskd_hf.models.losses import LossPart, divide
 from crosskd_hf.training import upstream
 from crosskd_hf.training.detr_loss import DetrLoss, balanced, folded, is_taken_over, proposal_parts, take_over
@@ -203,7 +202,7 @@ def all_losses(name: str, start: int, stop: int) -> dict[str, Tensor]:
     model, teacher = student(name), build(name, seed=1)
     prepare(model, None)
     inputs = part_of(four_images(SPREADS["one-sided"]), start, stop)
-    with DetrDistiller(model, teacher, DistillationConfig(methods=("crosskd", "pkd"))) as distiller:
+    with Distiller(model, teacher, ["crosskd", "pkd"]) as distiller:
         outputs = model(**inputs)
         parts = supervised_parts(model, outputs, inputs) | distiller(outputs, inputs)
     sums = add_up([parts])
@@ -385,8 +384,7 @@ def test_compute_loss_is_the_authors_loss(tmp_path: Path) -> None:
     make_data(tmp_path)
     train, val = load_data(tmp_path)
     config = parity_detr.distillations(case)[""]
-    options = {name: getattr(config, name) for name in ("queries", "box_loss", "beta", "loss_weights")}
-    arguments = settings(tmp_path, schedule=None, methods=["crosskd"], check_first_step=False, **options)
+    arguments = settings(tmp_path, schedule=None, methods=[config], check_first_step=False)
     processor = RTDetrImageProcessor(size={"height": 64, "width": 64})
     trainer = CrossKDTrainer(model, arguments, train.dataset, val.dataset, processor, teacher_model=teacher)
     for one in (model, teacher):

@@ -14,7 +14,7 @@ from crosskd_hf.training.model_card import CardContent, model_card
 METRICS = {"eval_map": 0.4123, "eval_map_50": 0.6, "eval_map_large": float("nan"), "eval_loss": 1.0, "epoch": 12.0}
 PROVENANCE = {
     "teacher": {"class": "GFLForObjectDetection", "name_or_path": "org/teacher", "revision": "abc", "sha256": "0123"},
-    "distillation": {"methods": ["crosskd"], "cut": 3},
+    "distillation": {"methods": {"crosskd": {"cut": 3}}, "papers": {"crosskd": "CrossKD (CVPR 2024)"}},
 }
 
 
@@ -65,7 +65,8 @@ EVIL = "<img src=x onerror=alert(1)>\n\n# heading\n```\n---\nlicense: evil\n| a 
 @pytest.mark.parametrize("own_code", [False, True])
 def test_names_of_others_stay_text(own_code: bool) -> None:
     """No HTML, no heading, no metadata, no end of a code block comes out of a name."""
-    distillation = {"methods": ["crosskd"], "classes_not_distilled": [EVIL]}
+    classes = {"teacher": [0], "student": [1], "unknown": [EVIL]}
+    distillation = {"methods": {"crosskd": {"cut": 3}}, "papers": {"crosskd": EVIL}, "classes": classes}
     provenance = {"teacher": {"class": EVIL, "sha256": "0123"}, "distillation": distillation}
     evil = CardContent(EVIL, EVIL, METRICS, EVIL, EVIL, "mit", None, provenance, own_code=own_code)
     plain = CardContent("name", "Net", METRICS, "data", "id", "mit", None, provenance, own_code=own_code)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crosskd_hf.distillation import CrossKD
 from crosskd_hf.models import GFLConfig, TOODConfig
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests import tiny_run
@@ -54,10 +55,10 @@ def test_distilled_in_both_directions(pair: str, static_epochs: int, cut: int, d
         for seed, width, name in ((1, 12, teacher_name), (2, 8, student_name))
     )
     before = student.head.convs[0].conv.weight.clone() if student_name == "tood" else None
-    trainer = make_trainer(data, student, teacher, methods=["crosskd"], cut=cut, max_steps=2)
+    trainer = make_trainer(data, student, teacher, methods=[CrossKD(cut=cut)], max_steps=2)
     trainer.train()
     logged = tiny_run.losses(trainer)
-    assert [update["loss_cls_kd"] > 0 and update["loss_reg_kd"] > 0 for update in logged] == [True, True]
+    assert [update["crosskd/cls"] > 0 and update["crosskd/reg"] > 0 for update in logged] == [True, True]
     if before is not None:
         assert not torch.equal(student.head.convs[0].conv.weight, before)
 

@@ -34,7 +34,7 @@ from crosskd_hf.training.saving import TRAINING_WEIGHTS
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
 
-PARTS = {"loss_cls", "loss_bbox", "loss_dfl", "loss_cls_kd", "loss_reg_kd", "loss_feat_kd"}
+PARTS = {"loss_cls", "loss_bbox", "loss_dfl", "crosskd/cls", "crosskd/reg", "pkd/features"}
 SUMMARY = {"eval_map", "eval_map_50", "eval_map_75", "eval_map_small", "eval_map_medium", "eval_map_large"}
 
 
@@ -73,8 +73,8 @@ def test_every_part_is_logged_and_their_sum_is_the_loss(folder: Path, tmp_path: 
     for entry in losses(trainer):
         assert set(entry) == PARTS | {"loss", "grad_norm"}
         assert sum(entry[name] for name in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
-        assert entry["loss_cls_kd"] > 0
-        assert entry["loss_feat_kd"] > 0
+        assert entry["crosskd/cls"] > 0
+        assert entry["pkd/features"] > 0
 
 
 def test_without_a_teacher_the_student_learns_alone(folder: Path, tmp_path: Path) -> None:
@@ -164,7 +164,8 @@ def test_a_saved_student_is_plain(folder: Path, tmp_path: Path) -> None:
         assert load_file(saved / adapters.FILE)
         content = json.loads((saved / provenance.FILE).read_text())
         assert content["teacher"]["sha256"] == provenance.weight_hash(trainer.distiller.teacher)
-        assert content["distillation"]["methods"] == ["crosskd", "pkd"]
+        assert list(content["distillation"]["methods"]) == ["crosskd", "pkd"]
+        assert content["distillation"]["methods"]["crosskd"]["terms"] == {"cls": 1.0, "reg": 4.0}
         assert not (saved / "training_args.bin").exists()
     assert (run / "README.md").read_text().startswith("---\n")
     assert not list(run.glob("_*"))
@@ -247,8 +248,8 @@ def test_other_settings_on_resume(folder: Path, tmp_path: Path, caplog: pytest.L
     run_in(folder, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     with pytest.raises(ValueError, match="without ema_decay"):
         run_in(folder, tmp_path, max_steps=2, ema_decay=0.9).train(resume_from_checkpoint=True)
-    run_in(folder, tmp_path, max_steps=2, beta=2.0).train(resume_from_checkpoint=True)
-    assert "beta: 1.0 -> 2.0" in caplog.text
+    run_in(folder, tmp_path, max_steps=2, methods=["crosskd:beta=2", "pkd"]).train(resume_from_checkpoint=True)
+    assert "methods.crosskd.beta: 1.0 -> 2.0" in caplog.text
 
 
 def test_incomplete_checkpoints_are_passed_over(folder: Path, tmp_path: Path) -> None:
@@ -491,9 +492,7 @@ def test_a_teacher_that_changes_is_noticed(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_distillation_of_zero_is_warned_about(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = run_in(
-        folder, tmp_path, max_steps=1, loss_weights={f"loss_{name}_kd": 0.0 for name in ("cls", "reg", "feat")}
-    )
+    trainer = run_in(folder, tmp_path, teacher=make_detector(2), max_steps=1, methods=["fitnets:adapter=False"])
     trainer.train()
     assert "exactly 0" in caplog.text
 
@@ -534,9 +533,9 @@ def test_a_teacher_is_loaded_with_its_processor(folder: Path, tmp_path: Path) ->
     trainer = CrossKDTrainer(
         make_detector(2), args, train.dataset, processing_class=processor(), teacher_model=tmp_path / "teacher"
     )
-    assert trainer.distiller.pixels is not None
+    assert trainer.distiller.pair.teacher.pixels is not None
     trainer.train()
-    assert losses(trainer)[0]["loss_cls_kd"] > 0
+    assert losses(trainer)[0]["crosskd/cls"] > 0
 
 
 def test_a_teacher_with_missing_weights_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,15 +1,35 @@
 """Dense detectors on a pyramid: GFL, RetinaNet, FCOS, ATSS and every other child of `DenseDetector`."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from ...models.assigners import Assignment, Priors
-from ...models.dense import DenseDetector, DenseDetectorOutput, DenseHead
-from ..passes import Batch, BoxKind, Cut, DetectorView, Needs, Pass, Prediction, Role
+from ...models.dense import DenseDetector, DenseDetectorOutput, DenseHead, Taps
+from ..classes import ClassMap
+from ..passes import (
+    Batch,
+    BoxKind,
+    ComparableHead,
+    Comparison,
+    Cut,
+    DetectorView,
+    Needs,
+    Pass,
+    Prediction,
+    Role,
+    SplitHead,
+)
 from ..pixels import PixelAdapter
 
 
-class DenseView(DetectorView):
-    """A dense detector. Its rows are the priors of all levels."""
+class DenseView(SplitHead, ComparableHead):
+    """A dense detector. Its rows are the priors of all levels; `Pass.head` holds its taps at every cut that is needed.
+
+    Taps are named "cls" and "reg", one map for each level.
+    """
 
     family = "dense detectors"
     offers = frozenset({"features", "predictions", "priors", "assignment"})
@@ -18,10 +38,11 @@ class DenseView(DetectorView):
         super().__init__(model, role, pixels)
         self.strides = self.all_strides = tuple(model.config.strides)
         self.channels = (model.config.fpn_channels,) * len(self.strides)
+        self.cuts: list[Cut] = []
 
     @property
     def head(self) -> DenseHead:
-        """The head, as it is at present."""
+        """The model's head."""
         return self.model.head  # type: ignore[no-any-return]
 
     @property
@@ -32,28 +53,53 @@ class DenseView(DetectorView):
     def has_centerness(self) -> bool:  # type: ignore[override]
         return self.head.centerness is not None
 
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        return self.head.num_convs
+
+    @property
+    def priors_per_location(self) -> int:  # type: ignore[override]
+        return self.head.priors_per_location
+
+    # ---- Passes ----
+
     def prepare(self, needs: Needs) -> dict[str, Any]:
-        self._cut = min((need.index for need in needs if isinstance(need, Cut)), default=0)
-        self._rows = bool(needs - {"features"})
-        return {"output_features": "features" in needs} | ({"cut": self._cut} if self._rows else {})
+        cuts = sorted({need for need in needs if isinstance(need, Cut)}, key=lambda cut: (cut.hold, cut.index))
+        self.cuts = cuts
+        features = "features" in needs or len(cuts) > 1 or any(cut.hold == "pre" for cut in cuts)
+        arguments: dict[str, Any] = {"output_features": features}
+        if needs - {"features"}:
+            arguments["cut"] = cuts[0].index if cuts else 0
+        return arguments
 
     def read(self, outputs: DenseDetectorOutput, batch: Batch) -> Pass:
-        found = Pass(self.maps(outputs.features or [], self.all_strides) if "features" in self.needs else [])
-        if not self._rows:
+        found = Pass()
+        if self.arguments["output_features"] and outputs.features is None:
+            raise ValueError(f"The {self.role}'s outputs hold no features: pass `**distiller.student_request`.")
+        if "features" in self.needs:
+            found.features = self.maps(outputs.features or [], self.all_strides)
+        if "cut" not in self.arguments:
             return found
-        if outputs.predictions is None or outputs.priors is None:
-            raise ValueError("The student's outputs hold no taps: call the student with `**distiller.student_request`.")
+        if outputs.predictions is None or outputs.priors is None or outputs.taps is None:
+            raise ValueError(f"The {self.role}'s outputs hold no taps: pass `**distiller.student_request`.")
         priors, head = outputs.priors, self.head
         found.predictions = [Prediction(*outputs.predictions)]
         found.decode = lambda regression: head.decode(regression, priors)
-        found.priors, found.head = priors, outputs.taps
-        if self.needs - {"features", "predictions", "priors"}:
+        found.priors, found.head = priors, self._taps(outputs)
+        if self.cuts or "assignment" in self.needs:
             found.assignment = self._assignment(outputs, priors, batch)
             found.normalizer = head.normalizer(priors, found.assignment)
         return found
 
+    def _taps(self, outputs: DenseDetectorOutput) -> dict[Cut, Taps]:
+        taps = {}
+        for cut in self.cuts:
+            taken = cut.hold == "post" and cut.index == self.arguments["cut"]
+            taps[cut] = outputs.taps if taken else self.head.tap(outputs.features or [], cut.index, cut.hold == "post")
+        return taps  # type: ignore[return-value]
+
     def _assignment(self, outputs: DenseDetectorOutput, priors: Priors, batch: Batch) -> Assignment:
-        """What the priors are trained on: the student's own, or the same again where both assign alike."""
+        """What the priors are trained on: that of the student's loss, or the same again where both assign alike."""
         head = self.head
         if outputs.assignment is not None:
             return batch.once(head.assignment_rule, lambda: outputs.assignment)  # type: ignore[return-value]
@@ -65,3 +111,62 @@ class DenseView(DetectorView):
         return batch.once(
             head.assignment_rule, lambda: head.assign(priors, priors.inside(batch.sizes), batch.targets, rows, boxes)
         )
+
+    # ---- The head in two halves ----
+
+    def check_cut(self, student: DetectorView, cut: Cut, own: Cut) -> None:
+        assert isinstance(student, DenseView)
+        student.head.check_cut(cut.index)
+        self.head.check_cut(own.index)
+        if student.all_strides != self.all_strides:
+            raise ValueError(
+                f"The student's pyramid has strides {student.all_strides}, the teacher's {self.all_strides}. "
+                f"Distillation needs the same levels: build the student with strides={self.all_strides}."
+            )
+
+    def tap_widths(self, cut: Cut) -> dict[str, int]:
+        return dict.fromkeys(Taps._fields, self.head.tap_width(cut.index))
+
+    def taps(self, own: Pass, cut: Cut) -> dict[str, list[Tensor]]:
+        return own.head[cut]._asdict()  # type: ignore[no-any-return]
+
+    def cross(
+        self, features: dict[str, list[Tensor]], source: Pass, own: Pass, cut: Cut, classes: list[int] | None
+    ) -> Iterator[Comparison]:
+        finished = Prediction(*self.head.finish(Taps(**features), cut.index))
+        yield self._comparison(finished.of_classes(classes), own.predictions[-1].of_classes(classes), own)
+
+    def beyond_cut(self, cut: Cut) -> list[nn.Parameter]:
+        return self.head.parameters_from(cut.index)
+
+    def _comparison(self, prediction: Prediction, target: Prediction, own: Pass) -> Comparison:
+        assert own.decode is not None
+        assert own.assignment is not None
+        assert own.normalizer is not None
+        weight, positive = own.assignment.weight, own.assignment.positive
+        return Comparison(prediction, target, self.kind, False, own.decode, weight, positive, own.normalizer)
+
+    # ---- Row by row ----
+
+    def same_rows(self, student: DetectorView) -> bool:
+        if not isinstance(student, DenseView):
+            return False
+        own, other = self.head, student.head
+        if (own.regression_kind, own.regression_width) != (other.regression_kind, other.regression_width):
+            return False
+        if own.priors_per_location != other.priors_per_location or len(self.all_strides) != len(student.all_strides):
+            return False
+        shapes = [(2, 2)] * len(self.all_strides)
+        priors = [head.priors(shapes, torch.device("cpu")) for head in (own, other)]
+        probe = torch.linspace(-2, 2, own.regression_width).expand(1, len(priors[0].boxes), -1)
+        return torch.equal(own.decode(probe, priors[0]), other.decode(probe, priors[1]))
+
+    def same_priors(self, student: DetectorView) -> bool:
+        if not isinstance(student, DenseView):
+            return False
+        pairs = [(self.head.prior_boxes(s), student.head.prior_boxes(s)) for s in self.all_strides]
+        return all(torch.equal(own, other) for own, other in pairs)
+
+    def compare(self, student: Pass, own: Pass, classes: ClassMap) -> Comparison:
+        mine, target = student.predictions[-1], own.predictions[-1]
+        return self._comparison(mine.of_classes(classes.student), target.of_classes(classes.teacher), own)

@@ -19,6 +19,10 @@ class FitNets(ImitationConfig):
 
     Args:
         adapter: See :class:`ImitationConfig`. False is the form of LD's comparison (weight 2 there).
+
+    Raises:
+        ValueError:
+            "adapter=False, but the student's features are": Features of different widths need an adapter.
     """
 
     method = FitNetsMethod

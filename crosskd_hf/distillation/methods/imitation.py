@@ -19,6 +19,10 @@ class ImitationConfig(MethodConfig):
     Args:
         adapter: A trainable 1x1 convolution on each of the student's maps. False compares the maps as they are, which
             needs equal widths.
+
+    Raises:
+        ValueError:
+            "adapter=False, but the student's features are": Features of different widths need an adapter.
     """
 
     adapter: bool = option(True, "A trainable 1x1 convolution on each of the student's maps.")

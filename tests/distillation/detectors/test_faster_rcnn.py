@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crosskd_hf.distillation import DistillationConfig, FasterRCNNDistiller, make_distiller
+from crosskd_hf.distillation import CrossKD, Distiller
 from crosskd_hf.models import FasterRCNNForObjectDetection
 from crosskd_hf.models.losses import divide
 from tests.tiny_dense import make_batch, make_detector
@@ -22,9 +22,7 @@ def make_pair(**changes: Any) -> tuple[FasterRCNNForObjectDetection, FasterRCNNF
     return make_faster_rcnn(**changes).train(), make_faster_rcnn(seed=1)
 
 
-def distil(
-    student: FasterRCNNForObjectDetection, distiller: FasterRCNNDistiller, batch: dict[str, Any]
-) -> dict[str, Tensor]:
+def distil(student: FasterRCNNForObjectDetection, distiller: Distiller, batch: dict[str, Any]) -> dict[str, Tensor]:
     return divide(distiller(student(**batch, **distiller.student_request), batch))
 
 
@@ -32,15 +30,14 @@ def distil(
 @pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])
 def test_every_method_on_every_batch(methods: tuple[str, ...], counts: tuple[int, int]) -> None:
     student, teacher = make_pair()
-    distiller = make_distiller(student, teacher, DistillationConfig(methods=methods))
-    assert isinstance(distiller, FasterRCNNDistiller)
+    distiller = Distiller(student, teacher, methods)
     losses = distil(student, distiller, make_batch(counts=counts))
     assert all(loss.isfinite() for loss in losses.values())
-    assert ("loss_feat_kd" in losses) == ("pkd" in methods)
-    assert ("loss_cls_kd" in losses) == ("loss_reg_kd" in losses) == (methods != ("pkd",))
-    total = torch.stack(list(losses.values())).sum()
-    distiller.check_gradients(student, total)
-    total.backward()
+    assert ("pkd/features" in losses) == ("pkd" in methods)
+    for name in ("crosskd", "kd"):
+        assert (f"{name}/cls" in losses) == (f"{name}/reg" in losses) == (name in methods)
+    distiller.check_gradients(losses)
+    torch.stack(list(losses.values())).sum().backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.backbone.parameters())
     json.dumps(distiller.describe())
@@ -49,24 +46,26 @@ def test_every_method_on_every_batch(methods: tuple[str, ...], counts: tuple[int
 @pytest.mark.parametrize("width", [16, 8])
 def test_gradient_reaches_the_pyramid_but_neither_head(width: int) -> None:
     student, teacher = make_pair(fpn_channels=width)
-    distiller = make_distiller(student, teacher, DistillationConfig())
+    distiller = Distiller(student, teacher, ["crosskd"])
     losses = distil(student, distiller, make_batch())
     torch.stack(list(losses.values())).sum().backward()
     assert student.neck.output[0].weight.grad.any()
-    assert all(parameter.grad is None for parameter in distiller.silent_parameters(student))
+    unreached = distiller.named_methods["crosskd"].unreached(distiller.pair.student)
+    assert all(parameter.grad is None for parameter in unreached)
     heads = {id(p) for head in (student.rpn, student.roi_head) for p in head.parameters()}
-    assert {id(p) for p in distiller.silent_parameters(student)} == heads
-    adapters = dict(distiller.named_parameters())
-    assert set(adapters) == (set() if width == 16 else {"adapter.weight", "adapter.bias"})
-    assert all(parameter.grad.any() for parameter in adapters.values())
+    assert {id(p) for p in unreached} == heads
+    names = {f"crosskd.adapters.pyramid.{p}" for p in ("weight", "bias")}
+    assert set(distiller.describe()["adapters"]) == (set() if width == 16 else names)
+    assert all(parameter.grad.any() for parameter in distiller.parameters())
 
 
 def test_zero_where_the_pyramids_are_equal() -> None:
     student = make_faster_rcnn(seed=1).train()
-    distiller = make_distiller(student, make_faster_rcnn(seed=1), DistillationConfig(methods=("crosskd", "kd")))
+    distiller = Distiller(student, make_faster_rcnn(seed=1), ["crosskd", "kd"])
     losses = distil(student, distiller, make_batch())
-    assert losses["loss_reg_kd"] == 0
-    assert losses["loss_cls_kd"].abs() < 1e-6
+    assert losses["crosskd/reg"] == losses["kd/reg"] == 0
+    assert losses["crosskd/cls"].abs() < 1e-6
+    assert losses["kd/cls"].abs() < 1e-6
     torch.stack(list(losses.values())).sum().backward()
     assert max(p.grad.abs().max() for p in student.parameters() if p.grad is not None) < 1e-6
 
@@ -74,7 +73,7 @@ def test_zero_where_the_pyramids_are_equal() -> None:
 def test_own_head_does_not_matter() -> None:
     """Only the pyramid and the regions of the student enter."""
     student, teacher = make_pair()
-    distiller = make_distiller(student, teacher, DistillationConfig())
+    distiller = Distiller(student, teacher, ["crosskd"])
     batch = make_batch()
     outputs = student(**batch, **distiller.student_request)
     before = divide(distiller(outputs, batch))
@@ -87,7 +86,7 @@ def test_own_head_does_not_matter() -> None:
 
 def test_losses_against_plain_steps() -> None:
     student, teacher = make_pair(roi_samples=None)
-    distiller = make_distiller(student, teacher, DistillationConfig())
+    distiller = Distiller(student, teacher, ["crosskd"])
     batch = make_batch(counts=(3, 0))
     outputs = student(**batch, **distiller.student_request)
     losses = divide(distiller(outputs, batch))
@@ -100,16 +99,16 @@ def test_losses_against_plain_steps() -> None:
         (cross.logits[rows] / 3).log_softmax(-1), (target.logits[rows] / 3).softmax(-1), reduction="sum"
     )
     # The second image has no positive and counts one region too many.
-    torch.testing.assert_close(losses["loss_cls_kd"], 0.5 * 9 * divergence / (rows.sum() + 1))
+    torch.testing.assert_close(losses["crosskd/cls"], 0.5 * 9 * divergence / (rows.sum() + 1))
     score, best = target.logits[rows].softmax(-1)[:, :3].max(-1)
     index = torch.arange(len(best))
     distance = (cross.deltas[rows][index, best] - target.deltas[rows][index, best]).abs().sum(-1)
-    torch.testing.assert_close(losses["loss_reg_kd"], (distance * score).sum() / (4 * score.sum()))
+    torch.testing.assert_close(losses["crosskd/reg"], (distance * score).sum() / (4 * score.sum()))
 
 
 def test_regions_of_the_padding_do_not_count() -> None:
     student, teacher = make_pair(roi_samples=12)
-    distiller = make_distiller(student, teacher, DistillationConfig())
+    distiller = Distiller(student, teacher, ["crosskd"])
     batch = make_batch()
     outputs = student(**batch, **distiller.student_request)
     before = divide(distiller(outputs, batch))
@@ -144,70 +143,72 @@ class TestClasses:
         results = []
         for model in (teacher, other):
             torch.manual_seed(0)
-            distiller = make_distiller(student, model, DistillationConfig(methods=("crosskd", "kd")))
+            distiller = Distiller(student, model, ["crosskd", "kd"])
             results.append(distil(student, distiller, batch))
-        assert distiller.classes.teacher == [3, 2, 1]
+        assert distiller.describe()["classes"]["teacher"] == [3, 2, 1]
         for key, loss in results[0].items():
             torch.testing.assert_close(results[1][key], loss, rtol=1e-4, atol=1e-6)
 
     def test_unknown_classes_are_left_out(self) -> None:
         student = make_faster_rcnn(id2label=NAMES).train()
         teacher = make_faster_rcnn(seed=1, id2label={0: "cow", 1: "cat"})
-        distiller = make_distiller(student, teacher, DistillationConfig(methods=("crosskd", "kd")))
-        assert distiller.describe()["classes_not_distilled"] == ["dog"]
+        distiller = Distiller(student, teacher, ["crosskd", "kd"])
+        assert distiller.describe()["classes"]["unknown"] == ["dog"]
         assert all(loss.isfinite() for loss in distil(student, distiller, make_batch()).values())
 
 
 class TestRefuses:
     def test_a_cut(self) -> None:
-        with pytest.raises(ValueError, match="Leave both unset"):
-            make_distiller(*make_pair(), DistillationConfig(cut=3))
+        with pytest.raises(ValueError, match="cut=3 has no effect on a FasterRCNN.* Leave it out"):
+            Distiller(*make_pair(), [CrossKD(cut=3)])
 
     def test_other_strides(self) -> None:
         student = make_faster_rcnn(strides=(8, 16, 32, 64), backbone_strides=(8, 16, 32))
         with pytest.raises(ValueError, match=r"build the student with strides=\(4, 8, 16, 32, 64\)"):
-            make_distiller(student, make_faster_rcnn(), DistillationConfig())
+            Distiller(student, make_faster_rcnn(), ["crosskd"])
 
     def test_another_family(self) -> None:
-        with pytest.raises(ValueError, match=r"What works between kinds is PKD .* methods=\('pkd',\)"):
-            make_distiller(make_faster_rcnn(), make_detector("gfl"), DistillationConfig())
+        with pytest.raises(ValueError, match="are Faster R-CNN and dense detectors.* compares features, such as pkd"):
+            Distiller(make_faster_rcnn(), make_detector("gfl"), ["crosskd"])
 
     def test_outputs_without_regions(self) -> None:
         student, teacher = make_pair()
-        distiller, batch = make_distiller(student, teacher, DistillationConfig()), make_batch()
-        with pytest.raises(ValueError, match="call the student with labels and distiller.student_request"):
+        distiller, batch = Distiller(student, teacher, ["crosskd"]), make_batch()
+        with pytest.raises(ValueError, match="outputs hold no features"):
             distiller(student(**batch), batch)
+        unlabelled = {key: value for key, value in batch.items() if key != "labels"}
+        with pytest.raises(ValueError, match="call the student with labels"):
+            distiller(student(**unlabelled, **distiller.student_request), batch)
 
     def test_plain_kd_between_other_boxes(self) -> None:
         pair = make_pair(class_agnostic=True)
-        with pytest.raises(ValueError, match="which works across heads"):
-            make_distiller(*pair, DistillationConfig(methods=("kd",)))
-        losses = distil(pair[0], make_distiller(*pair, DistillationConfig()), make_batch())
-        assert losses["loss_reg_kd"] > 0
+        with pytest.raises(ValueError, match="regions of class-agnostic heads no classes"):
+            Distiller(*pair, ["kd"])
+        losses = distil(pair[0], Distiller(*pair, ["crosskd"]), make_batch())
+        assert losses["crosskd/reg"] > 0
 
 
 def test_class_agnostic_teacher() -> None:
     student, teacher = make_faster_rcnn().train(), make_faster_rcnn(seed=1, class_agnostic=True)
-    losses = distil(student, make_distiller(student, teacher, DistillationConfig()), make_batch())
-    assert losses["loss_reg_kd"] > 0
+    losses = distil(student, Distiller(student, teacher, ["crosskd"]), make_batch())
+    assert losses["crosskd/reg"] > 0
 
 
 def test_weights_and_temperature() -> None:
     student, teacher = make_pair(roi_samples=None)
     batch = make_batch()
-    plain = distil(student, make_distiller(student, teacher, DistillationConfig()), batch)
-    config = DistillationConfig(loss_weights={"loss_cls_kd": 1.0, "loss_reg_kd": 3.0})
-    heavy = distil(student, make_distiller(student, teacher, config), batch)
-    torch.testing.assert_close(heavy["loss_cls_kd"], 2 * plain["loss_cls_kd"])
-    torch.testing.assert_close(heavy["loss_reg_kd"], 3 * plain["loss_reg_kd"])
-    sharp = distil(student, make_distiller(student, teacher, DistillationConfig(temperature=1.0)), batch)
-    assert sharp["loss_cls_kd"] != plain["loss_cls_kd"]
+    plain = distil(student, Distiller(student, teacher, ["crosskd"]), batch)
+    heavy = distil(student, Distiller(student, teacher, ["crosskd:terms.cls=1,terms.reg=3"]), batch)
+    torch.testing.assert_close(heavy["crosskd/cls"], 2 * plain["crosskd/cls"])
+    torch.testing.assert_close(heavy["crosskd/reg"], 3 * plain["crosskd/reg"])
+    sharp = distil(student, Distiller(student, teacher, ["crosskd:temperature=1"]), batch)
+    assert sharp["crosskd/cls"] != plain["crosskd/cls"]
 
 
 def test_one_step_leaves_the_teacher_as_it_was() -> None:
     student, teacher = make_pair()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    distiller = make_distiller(student, teacher, DistillationConfig(methods=("crosskd", "pkd")))
+    distiller = Distiller(student, teacher, ["crosskd", "pkd"])
     optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], 0.1)
     torch.stack(list(distil(student, distiller, make_batch()).values())).sum().backward()
     optimizer.step()
@@ -218,7 +219,7 @@ def test_one_step_leaves_the_teacher_as_it_was() -> None:
 def test_halves_of_a_batch_add_up() -> None:
     """Totals and normalizers of single images are those of the batch, so that processes don't matter."""
     student, teacher = make_pair(rpn_samples=None, roi_samples=None)
-    distiller = make_distiller(student, teacher, DistillationConfig(methods=("crosskd", "pkd")))
+    distiller = Distiller(student, teacher, ["crosskd", "pkd"])
     batch = make_batch()
     whole = student(**batch, **distiller.student_request)
     whole_parts = {**whole.loss_parts, **distiller(whole, batch)}

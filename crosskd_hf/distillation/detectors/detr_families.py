@@ -4,18 +4,18 @@ All of them are an encoder that makes a memory and a decoder whose layers read i
 differs is where the heads sit, what a box is refined from, and how queries are multiplied in training.
 """
 
-import inspect
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.backbone_utils import BackboneMixin
 from transformers.models.d_fine.modeling_d_fine import distance2bbox, weighting_function
 from transformers.models.lw_detr.modeling_lw_detr import refine_bboxes
-from transformers.utils import ModelOutput
+
+from ..passes import Prediction
+from .decoder_tap import Trace
 
 # Arguments of a decoder layer that belong to the queries; all others belong to the memory or to the whole batch.
 QUERY_ARGUMENTS = (
@@ -26,127 +26,6 @@ QUERY_ARGUMENTS = (
     "query_sine_embed",
     "reference_points",
 )
-
-
-class Prediction(NamedTuple):
-    """What the heads say of Q queries after one decoder layer."""
-
-    logits: Tensor  # (B, Q, K), with softmax families K counts "no object" as the last class
-    boxes: Tensor  # (B, Q, 4) cxcywh in [0, 1], relative to the unpadded image
-
-
-@dataclass
-class Trace:
-    """One pass of a decoder: arguments by name, of it and of each layer, and what each layer and the decoder gave."""
-
-    arguments: dict[str, Any]
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    hidden_states: list[Tensor] = field(default_factory=list)  # per layer (B, Q, C)
-    output: ModelOutput | None = None
-
-    @property
-    def memory(self) -> Tensor:
-        """What the decoder reads, (B, S, C)."""
-        return self.arguments["encoder_hidden_states"]
-
-    @property
-    def level_shapes(self) -> list[tuple[int, int]] | None:
-        """(height, width) of each level of the memory; None where the decoder isn't told (one level)."""
-        shapes = self.arguments.get("spatial_shapes_list")
-        return None if shapes is None else [(int(height), int(width)) for height, width in shapes]
-
-    @property
-    def maps(self) -> list[Tensor]:
-        """The memory as maps (B, C, H_l, W_l); a row of places where the shapes aren't known."""
-        shapes = self.level_shapes or [(1, self.memory.shape[1])]
-        levels = self.memory.split([height * width for height, width in shapes], 1)
-        return [level.mT.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]
-
-
-class DecoderTap:
-    """Hooks that keep the latest pass of a decoder until it is taken.
-
-    Args:
-        model: A detection model of transformers; its decoder is `model.model.decoder`. Copies and pickles of it work;
-            there the hooks keep nothing.
-        layers: Whether to keep the arguments and outputs of the layers too.
-        owner: The hooks are taken off when it is garbage-collected; with None they stay until `remove`.
-        predictions: Whether to keep passes in evaluation mode without gradient too. A teacher's are all like that; a
-            student's are evaluation.
-    """
-
-    def __init__(self, model: Any, layers: bool, owner: object | None = None, predictions: bool = True) -> None:
-        decoder = model.model.decoder
-        self._open, self._predictions = True, predictions
-        self._latest: Trace | None = None
-        self._handles = [
-            decoder.register_forward_pre_hook(self._enter, with_kwargs=True),
-            decoder.register_forward_hook(self._leave),
-        ]
-        for layer in decoder.layers if layers else ():
-            self._handles += [
-                layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True),
-                layer.register_forward_hook(self._leave_layer),
-            ]
-        if owner is not None:
-            weakref.finalize(owner, self.remove).atexit = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Nobody takes what a copy's hooks find, and the tensors of a pass don't belong into a pickled model."""
-        return _closed_tap, ()
-
-    def _enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._open and (self._predictions or decoder.training or torch.is_grad_enabled()):
-            self._latest = Trace(_by_name(decoder, args, kwargs))
-
-    def _enter_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._latest is not None and self._latest.output is None:  # not in a cross pass, not when recomputing
-            self._latest.layers.append(_by_name(layer, args, kwargs))
-
-    def _leave_layer(self, layer: Any, args: tuple[Any, ...], output: Any) -> None:
-        if self._latest is not None and self._latest.output is None:
-            self._latest.hidden_states.append(first(output))
-
-    def _leave(self, decoder: Any, args: tuple[Any, ...], output: ModelOutput) -> None:
-        if self._latest is not None:
-            self._latest.output = output
-
-    def take(self) -> Trace:
-        """Hand out the latest pass and forget it.
-
-        Raises:
-            RuntimeError: The model has not been run since the last call.
-        """
-        trace, self._latest = self._latest, None
-        if trace is None or trace.output is None:
-            raise RuntimeError(
-                "No pass of the decoder to distil from: run the model once before each call of the distiller, the very "
-                "model (or a wrapper of it) that the distiller was built with, and a student not just to predict (in "
-                "evaluation mode without gradient)."
-            )
-        return trace
-
-    def remove(self) -> None:
-        """Take the hooks off the model, and forget its latest pass."""
-        self._latest = None
-        for handle in self._handles:
-            handle.remove()
-
-
-def _closed_tap() -> DecoderTap:
-    tap = DecoderTap.__new__(DecoderTap)
-    tap._open, tap._predictions, tap._latest, tap._handles = False, False, None, []
-    return tap
-
-
-def first(output: Any) -> Tensor:
-    """Hidden states of a decoder layer, which some families return in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _by_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(module.forward).parameters
-    return dict(zip(names, args, strict=False)) | kwargs
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
@@ -172,8 +51,8 @@ class DetrFamily:
 
     Args:
         context: What layer l's heads need besides hidden states, from the model and the pass whose queries are used.
-        predict: The model's heads after layer l on hidden states (B, Q, C) and such a context.
-        levels: Number of feature levels of the memory, from the config.
+        predict: The model's heads after layer l on hidden states (B, Q, C) and such a context: logits (B, Q, K), where
+            K counts "no object" as the last class if `softmax`, and boxes (B, Q, 4), cxcywh in [0, 1].
         strides: Pixels per cell of each level of the memory, from the model.
         width: Channels of the memory, from the config.
         softmax: Whether classes compete and the last one is "no object", rather than one sigmoid per class.
@@ -186,7 +65,6 @@ class DetrFamily:
 
     context: Callable[[Any, Trace, int], Context]
     predict: Callable[[Any, int, Tensor, Context], Prediction]
-    levels: Callable[[Any], int]
     strides: Callable[[Any], tuple[int, ...]]
     width: Callable[[Any], int] = lambda config: config.d_model
     softmax: bool = False
@@ -196,22 +74,14 @@ class DetrFamily:
     reads_mask: bool = True
 
 
-def _feature_levels(config: Any) -> int:
-    return config.num_feature_levels
-
-
-def _one_level(config: Any) -> int:
-    return 1
-
-
 def _backbone_strides(model: Any) -> tuple[int, ...]:
-    """Strides of the maps that a convolutional backbone hands out, finest first."""
+    """Strides of the maps that a convolutional backbone hands out, finest first; of one of no known kind the usual."""
     for module in model.model.modules():
         if "feature_info" in vars(module):  # a net of timm
             return tuple(module.feature_info.reduction())
         if isinstance(module, BackboneMixin):  # a net of transformers: stage i halves the image i + 1 times
             return tuple(2 ** (index + 1) for index in module.out_indices)
-    raise ValueError(f"No backbone was found in {type(model).__name__}, so the strides of its features are unknown.")
+    return (4, 8, 16, 32)
 
 
 def _doubled(strides: Sequence[int], levels: int) -> tuple[int, ...]:
@@ -345,28 +215,21 @@ def _first_queries(count: int, trace: Trace) -> slice:
     return slice(count)
 
 
-_RT_DETR = DetrFamily(
-    _layer_reference, _rt_detr_predict, _feature_levels, _hybrid_strides, own_queries=_last_queries, reads_mask=False
-)
-_D_FINE = DetrFamily(
-    _d_fine_context, _d_fine_predict, _feature_levels, _hybrid_strides, student_queries=False, reads_mask=False
-)
-_LW_DETR = DetrFamily(_lw_detr_context, _lw_detr_predict, _feature_levels, _patch_strides, own_queries=_first_queries)
+_RT_DETR = DetrFamily(_layer_reference, _rt_detr_predict, _hybrid_strides, own_queries=_last_queries, reads_mask=False)
+_D_FINE = DetrFamily(_d_fine_context, _d_fine_predict, _hybrid_strides, student_queries=False, reads_mask=False)
+_LW_DETR = DetrFamily(_lw_detr_context, _lw_detr_predict, _patch_strides, own_queries=_first_queries)
 
 FAMILIES: dict[str, DetrFamily] = {
-    "deformable_detr": DetrFamily(_deformable_context, _deformable_predict, _feature_levels, _multi_scale_strides),
+    "deformable_detr": DetrFamily(_deformable_context, _deformable_predict, _multi_scale_strides),
     "rt_detr": _RT_DETR,
     "rt_detr_v2": _RT_DETR,
     "d_fine": _D_FINE,
     "deimv2": _D_FINE,
-    "detr": DetrFamily(_no_context, _detr_predict, _one_level, _last_stride, softmax=True, query_arguments=_MASKED),
-    "conditional_detr": DetrFamily(
-        _conditional_context, _conditional_predict, _one_level, _last_stride, query_arguments=_MASKED
-    ),
+    "detr": DetrFamily(_no_context, _detr_predict, _last_stride, softmax=True, query_arguments=_MASKED),
+    "conditional_detr": DetrFamily(_conditional_context, _conditional_predict, _last_stride, query_arguments=_MASKED),
     "dab-detr": DetrFamily(
         _dab_context,
         _dab_predict,
-        _one_level,
         _last_stride,
         width=lambda config: config.hidden_size,
         query_arguments=_MASKED,

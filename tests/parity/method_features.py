@@ -1,0 +1,93 @@
+"""Figures of methods that read drawn features alone: PKD and FitNets."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crosskd_hf.distillation import PKD, FitNets
+from crosskd_hf.distillation.method import Method
+from crosskd_hf.distillation.passes import same_size
+from crosskd_hf.models.losses import divide
+from tests.distillation.stubs import STRIDES, build_method, empty_batch, maps_pass
+from tests.golden.methods import seeded_methods as sm
+
+WEIGHT = re.compile(r"weight (\d+)")
+
+
+def loss_of(method: Method, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """The method's loss of maps, with its weight."""
+    parts = method(maps_pass(list(student)), maps_pass(list(teacher)), empty_batch(len(student[0])))
+    return method.config.weight * divide(parts)["features"]
+
+
+def of_maps(name: str, method: Method, student: list[Tensor], teacher: list[Tensor]) -> dict[str, Any]:
+    """Total, one figure for each level, and the gradient of the student's maps."""
+    from tests.parity.methods import gradient_figures
+
+    loss = loss_of(method, student[: len(teacher)], teacher)
+    pairs = zip(student, teacher, strict=False)  # a variant may leave out the last levels
+    levels = [one_level(method, level, *pair) for level, pair in enumerate(pairs)]
+    return {
+        "losses": {name: {"total": loss.item(), "per_level": levels}},
+        "gradients": {name: {"student_features": gradient_figures(loss, student)}},
+    }
+
+
+def one_level(method: Method, level: int, student: Tensor, teacher: Tensor) -> float:
+    """The loss of one level; a method with an adapter for each level uses that level's."""
+    adapters = method.adapters
+    if isinstance(adapters, torch.nn.ModuleList):
+        method.adapters = torch.nn.ModuleList([adapters[level]])
+    value = loss_of(method, [student], [teacher]).item()
+    method.adapters = adapters
+    return value
+
+
+def pkd(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """PKD of drawn pyramids, of other sizes, of single elements and of affine maps."""
+    case = document["case"]
+    return {name: pkd_variant(name, case) for name in document["variants"]}
+
+
+def pkd_variant(name: str, case: dict[str, Any]) -> dict[str, Any]:
+    """One variant, told apart by the words of its name."""
+    config = PKD(weight=float(found[1]) if (found := WEIGHT.search(name)) else 6.0, statistics="batch")
+    strides = re.search(r"student strides (\d+)\.\.(\d+).*teacher strides (\d+)\.\.(\d+)", name)
+    chosen = [STRIDES, STRIDES]
+    if strides is not None:
+        bounds = [int(number) for number in strides.groups()]
+        chosen = [tuple(s for s in STRIDES if low <= s <= high) for low, high in (bounds[:2], bounds[2:])]
+    student = sm.seeded_features(case, "student", 32, chosen[0])
+    teacher = sm.seeded_features(case, "teacher", 32, chosen[1])
+    if "1x1 map" in name:
+        images = 1 if name.startswith("one image") else 2
+        student, teacher = ([maps[-1][:images, :, :1, :1]] for maps in (student, teacher))
+    if name.startswith("student = "):
+        student = [2.5 * values - 1 if "2.5" in name else -values for values in teacher]
+    student = [values.requires_grad_() for values in student]
+    targets = teacher[:4] if "first four levels" in name else teacher
+    if "resize_stu=False" in name:  # the other direction is the method's own
+        targets = [same_size(target, own) for target, own in zip(targets, student, strict=True)]
+    return of_maps("pkd", build_method(config, 32, 32, len(targets)), student, targets)
+
+
+def fitnets(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """FitNets of drawn pyramids, with drawn adapters and without."""
+    case, found = document["case"], {}
+    for name in document["variants"]:
+        width = int(match[1]) if (match := re.search(r"adapter (\d+) -> 32", name)) else 32
+        method = build_method(FitNets(adapter=width != 32), width, 32)
+        drawn = {f"fitnets.{key}": value for key, value in method.adapters.named_parameters()}
+        with torch.no_grad():
+            for key, parameter in drawn.items():
+                parameter.copy_(sm.seeded_parameter(key, parameter.shape, case["seed"]))
+        student = [values.requires_grad_() for values in sm.seeded_features(case, "student", width)]
+        teacher = sm.seeded_features(case, "teacher", 32)
+        found[name] = of_maps("fitnets", method, student, teacher)
+        gradients = torch.autograd.grad(loss_of(method, student, teacher), list(drawn.values())) if drawn else ()
+        norms = {key: g.double().norm().item() for key, g in zip(drawn, gradients, strict=True)}
+        found[name]["gradients"]["fitnets"]["adapters"] = {"norm_per_parameter": norms}
+    return found
