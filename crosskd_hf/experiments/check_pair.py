@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.class_names import are_placeholders, class_names, match_names
+from ..data.class_names import are_placeholders, are_reordered, are_same, class_names, listing, match_names
 from ..data.dataset import DetectionCollator, DetectionData
 from ..distillation import Distiller, MethodConfig
 from ..distillation.classes import match_classes
@@ -156,7 +156,10 @@ def check_pair(
             count = len(part)
     return PairReport(
         *names,
-        warnings=tuple(_warnings(student, teacher, student_processor, teacher_processor, average_precision)),
+        warnings=(
+            *_warnings(student, teacher, student_processor, teacher_processor, average_precision),
+            *(() if dataset is None else _class_warnings(student, dataset)),
+        ),
         distillation=distiller.describe(),
         classes=_classes(student, teacher),
         pixels=_pixels(student_processor, teacher_processor),
@@ -317,6 +320,14 @@ def _pixels(student: BaseImageProcessor | None, teacher: BaseImageProcessor | No
 def _format(pixels: PixelFormat) -> str:
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (pixels.mean, pixels.std))
     return f"{'BGR' if pixels.bgr else 'RGB'} mean ({mean}) std ({std}) x {pixels.rescale:.3g}"
+
+
+def _class_warnings(student: PreTrainedModel, dataset: DetectionData) -> Iterator[str]:
+    own, names = class_names(student.config), dataset.categories.names
+    if are_reordered(names, own):
+        yield "the data has the student's classes in another order: train on data.for_model(student.config)"
+    elif not are_same(names, own):
+        yield f"the student can't be trained on this data, it has {listing(own, 5)}; the data has {listing(names, 5)}"
 
 
 def _warnings(

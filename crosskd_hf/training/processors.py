@@ -74,6 +74,28 @@ def check_processor(model: PreTrainedModel, processor: BaseImageProcessor, no_ob
     )
 
 
+def check_image_size(model: PreTrainedModel, processor: BaseImageProcessor, what: str) -> None:
+    """Find a model whose anchors were laid out for images of another size.
+
+    Args:
+        model: The student or the teacher; both see what the student's processor makes.
+        processor: The student's.
+        what: The model in words.
+
+    Raises:
+        ValueError: `anchor_image_size` of the model is not the size of the images.
+    """
+    fixed = model.config.to_dict().get("anchor_image_size")
+    size = dict(processor.size or {})
+    made = [size.get("height"), size.get("width")]
+    if fixed is not None and None not in made and list(fixed) != made:
+        raise ValueError(
+            f"The {what} has anchors for images of {fixed[0]} x {fixed[1]} px (anchor_image_size), but the student's "
+            f"image processor makes {made[0]} x {made[1]}. Load it by from_pretrained(..., anchor_image_size=None), "
+            f"which lays them out anew for every size, or give both the same size."
+        )
+
+
 def _reading(processor: BaseImageProcessor) -> _Reading | None:
     """What a processor makes of a sure object of each of three classes, and of the first one twice.
 

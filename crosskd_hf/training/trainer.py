@@ -25,7 +25,7 @@ from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import bare_model, load_teacher
 from .normalizers import UpdateSums, add_up, rehearsal, weighted
-from .processors import check_processor
+from .processors import check_image_size, check_processor
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +129,12 @@ class CrossKDTrainer(CheckpointingTrainer):
 
     def _check_processor(self) -> None:
         """After the pair: that a model can't be distilled at all is the better message."""
-        if self.processing_class is not None:
-            check_processor(self.student, self.processing_class)
+        if self.processing_class is None:
+            return
+        check_processor(self.student, self.processing_class)
+        check_image_size(self.student, self.processing_class, "student")
+        if self.distiller is not None:
+            check_image_size(self.distiller.teacher, self.processing_class, "teacher")
 
     def _first_model(self, model: Any, model_init: Callable[..., PreTrainedModel] | None, seed: int) -> Any:
         """The model that was given, or the one that `model_init` starts with."""

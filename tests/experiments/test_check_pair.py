@@ -211,6 +211,25 @@ class TestTeacherAP:
             check_pair(make_detector("gfl"), make_detector("gfl"), dataset=shapes)
 
 
+@pytest.mark.parametrize(
+    ("classes", "warning"),
+    [
+        (("circle", "square", "triangle", "star"), None),
+        (("star", "square", "triangle", "circle"), "classes in another order"),
+        (("circle", "square", "triangle"), "can't be trained on this data, it has 3 classes, 'circle'"),
+    ],
+)
+def test_classes_of_the_data(shapes: DetectionData, classes: tuple[str, ...], warning: str | None) -> None:
+    student, teacher = (make_detector("gfl", seed, num_labels=len(classes)) for seed in (0, 1))
+    for model in (student, teacher):
+        names(model, *classes)
+    processor = DetectionImageProcessor(size=SIZE)
+    report = check_pair(student, teacher, None, processor, processor, shapes, images=1, measure=False)
+    found = [text for text in report.warnings if "data" in text]
+    assert len(found) == (warning is not None)
+    assert all(str(warning) in text for text in found)
+
+
 def test_docs_show_good_and_bad_pairs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "pairs.md").read_text()
     assert text.count("\nok: ") + text.count("\nproblem: ") == 5

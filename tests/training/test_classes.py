@@ -306,3 +306,20 @@ class TestProcessors:
 
         with pytest.raises(ValueError, match="ViTImageProcessor has no post_process_object_detection"):
             trainer(folder, student(*NAMES), *data, images=ViTImageProcessor())
+
+    @pytest.mark.parametrize("who", ["student", "teacher"])
+    def test_of_another_size_than_the_anchors(self, folder: Path, data: tuple[Any, Any], who: str) -> None:
+        def build(fixed: bool) -> Any:
+            model = detr_zoo.build("rt_detr", num_labels=4, **({"anchor_image_size": [SIZE, SIZE]} if fixed else {}))
+            model.config.id2label = dict(enumerate(NAMES))
+            return model
+
+        def make(edge: int) -> CrossKDTrainer:
+            images = DeformableDetrImageProcessor(size={"height": edge, "width": edge})
+            args = settings(folder, schedule=None, methods=["crosskd"])
+            teacher = build(who == "teacher")
+            return CrossKDTrainer(build(who == "student"), args, *data, images, teacher_model=teacher)
+
+        assert make(SIZE).distiller is not None
+        with pytest.raises(ValueError, match=rf"The {who} has anchors for images of {SIZE} x {SIZE}.*makes 96 x 96"):
+            make(96)
