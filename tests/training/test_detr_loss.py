@@ -16,7 +16,13 @@ import pytest
 import torch
 from accelerate import PartialState, debug_launcher
 from torch import Tensor, distributed
-from transformers import DetrImageProcessor, RTDetrImageProcessor, Trainer, TrainingArguments
+from transformers import (
+    DeformableDetrImageProcessor,
+    DetrImageProcessor,
+    RTDetrImageProcessor,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.loss import loss_d_fine, loss_for_object_detection, loss_rt_detr
 
 from crosskd_hf.data import TrainTransform
@@ -381,12 +387,10 @@ def test_compute_loss_is_the_authors_loss(tmp_path: Path) -> None:
     expected = case["expected"]
     model, teacher = (parity_detr.build(case, role) for role in ("student", "teacher"))
     inputs, labels = parity_detr.batch(case)
-    make_data(tmp_path)
-    train, val = load_data(tmp_path)
     config = parity_detr.distillations(case)[""]
     arguments = settings(tmp_path, schedule=None, methods=[config], check_first_step=False)
-    processor = RTDetrImageProcessor(size={"height": 64, "width": 64})
-    trainer = CrossKDTrainer(model, arguments, train.dataset, val.dataset, processor, teacher_model=teacher)
+    images = DeformableDetrImageProcessor()
+    trainer = CrossKDTrainer(model, arguments, processing_class=images, teacher_model=teacher)
     for one in (model, teacher):
         one.to(parity_detr.TRAINING)
     inputs["pixel_values"] = inputs["pixel_values"].to(parity_detr.TRAINING)
