@@ -18,6 +18,7 @@ from .images import ImageHeader, ImageSource, probe_image
 from .report import Finding, Place, Severity, found
 
 _MOST_THREADS = 8
+_MOST_BYTES = 1 << 27  # of an image that is decoded beside others
 _AT_ONCE = 64  # images; a data set may hold the files themselves
 _SIXTEEN_BIT = 65535
 _FEW_LEVELS = 128  # grey levels of 256
@@ -149,16 +150,22 @@ def _levels(low: float, high: float) -> int:
 
 
 def _probed(sources: Iterable[ImageSource | None], decode: bool) -> Iterator[ImageHeader | str | None]:
-    """Header of each image, or why it can't be read; in threads, since decoders let others run."""
+    """Header of each image, or why it can't be read; in threads, since decoders let others run.
+
+    Huge images are decoded by the calling thread, one after the other: every thread keeps what it once allocated.
+    """
     rest = iter(sources)
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         while some := list(islice(rest, _AT_ONCE)):
-            yield from pool.map(lambda source: _probe(source, decode), some)
+            headers = pool.map(lambda source: _probe(source, decode, _MOST_BYTES), some)
+            for source, header in zip(some, headers, strict=True):
+                left = isinstance(header, ImageHeader) and not header.checked
+                yield _probe(source, decode) if left else header
 
 
-def _probe(source: ImageSource | None, decode: bool) -> ImageHeader | str | None:
+def _probe(source: ImageSource | None, decode: bool, most_bytes: int | None = None) -> ImageHeader | str | None:
     try:
-        return None if source is None else probe_image(source, decode)
+        return None if source is None else probe_image(source, decode, most_bytes)
     except (OSError, PIL.Image.DecompressionBombError) as error:
         return str(error.__cause__ or error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ class ImageHeader:
 
     `turned`: whether EXIF asks for a rotation or a reflection. `deep`: whether a channel has more than 8 bits.
     `values`: of a decoded grey image with more than 8 bits its lowest and its highest value, and two more that only a
-    thousandth of the pixels lie below or above.
+    thousandth of the pixels lie below or above. `checked`: False if the file was left because of its size.
     """
 
     format: str
@@ -54,6 +53,7 @@ class ImageHeader:
     animated: bool
     deep: bool = False
     values: tuple[float, float, float, float] | None = None
+    checked: bool = True
 
 
 def open_image(
@@ -93,12 +93,12 @@ def open_upright(source: ImageSource, size: tuple[int, int] | None = None) -> PI
     )
 
 
-def probe_image(source: ImageSource, decode: bool = False) -> ImageHeader:
+def probe_image(source: ImageSource, decode: bool = False, most_bytes: int | None = None) -> ImageHeader:
     """Read an image file's header and check the file: with `decode` by decoding all of it.
 
     Without, a JPEG is taken for whole if its end marker is there and a PNG if its checksums are right; all others are
     decoded. Decoding tells more: of JPEGs damaged in the middle, more than half of those that no decoder takes have
-    their end marker.
+    their end marker. An image that takes more than `most_bytes` of memory is not decoded, and the header says so.
 
     Raises:
         PIL.Image.DecompressionBombError, OSError: as `open_image`.
@@ -108,11 +108,12 @@ def probe_image(source: ImageSource, decode: bool = False) -> ImageHeader:
         if header.format == "PNG" and not decode:
             image.verify()
         elif decode or header.format not in ("JPEG", "MPO") or not _ends_with(source, _JPEG_END):
-            with _DECODING.hold(_decoding_bytes(image)):
-                image.draft(None, (1, 1))  # reads all of a JPEG, but computes an eighth of its width and height only
-                image.load()
-                to_rgb(image.crop((0, 0, 1, 1)))  # this mode can be converted; doing so to all of it would take long
-                return replace(header, values=_values(image)) if is_deep(image) else header
+            if most_bytes is not None and _decoding_bytes(image) > most_bytes:
+                return replace(header, checked=False)
+            image.draft(None, (1, 1))  # reads all of a JPEG, but computes an eighth of its width and height only
+            image.load()
+            to_rgb(image.crop((0, 0, 1, 1)))  # this mode can be converted; doing so to all of it would take long
+            return replace(header, values=_values(image)) if is_deep(image) else header
     return header
 
 
@@ -136,39 +137,17 @@ def _values(image: PIL.Image.Image) -> tuple[float, float, float, float] | None:
     ends, samples = [], []
     for _, strip in strips(image):
         values = np.asarray(strip).ravel()
-        values = values[np.isfinite(values)]
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
         if values.size:
             ends += [values.min(), values.max()]
-            samples.append(values[::step])
+            samples.append(values[::step].copy())  # a view would keep the whole strip
     if not ends:
         return None
     low, high = np.percentile(np.concatenate(samples), (0.1, 99.9))
     return float(min(ends)), float(max(ends)), float(low), float(high)
 
 
-class MemoryBudget:
-    """Lets threads go on while what they hold stays below `limit` bytes; whoever needs more goes on alone."""
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.held = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes are free, and hold them meanwhile."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.held == 0 or self.held + size <= self.limit)
-            self.held += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.held -= size
-                self._changed.notify_all()
-
-
-_DECODING = MemoryBudget(1 << 30)
 _SAMPLED = 1 << 20  # pixels of an image that its thousandths are taken from
 _DECODERS = {"WEBP": 4, "JPEG2000": 5, "AVIF": 5}  # memory of a decoder in images (measured); of the others 1
 

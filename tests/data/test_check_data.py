@@ -3,14 +3,17 @@
 import io
 import json
 import logging
+import os
 import re
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 
 from crosskd_hf.data import DataError, DetectionCollator, load_coco
@@ -89,6 +92,16 @@ def noise(mode="RGB"):
     return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE[::-1], 3), dtype=np.uint8)).convert(
         mode
     )
+
+
+_PEAK = """
+import re, sys
+from crosskd_hf.data import check_data
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) // 1024
+before = peak()
+report = check_data(*sys.argv[1:])
+print(report.ok, peak() - before)
+"""
 
 
 class TestImages:
@@ -272,6 +285,39 @@ class TestImages:
     def test_one_file_twice(self, folder, name):
         folder.add(name)
         assert folder.findings()["duplicate-file"].severity == "warning"
+
+    def test_huge_images_are_decoded_one_after_the_other(self, folder, monkeypatch):
+        monkeypatch.setattr("crosskd_hf.data.check_images._MOST_BYTES", 6 * SIZE[0] * SIZE[1])
+        for number in range(4):
+            folder.add(f"small{number}.png", noise())
+            folder.add(f"huge{number}.tif", noise().resize((120, 80)), size=(120, 80))
+        folder.add("broken.tif", noise().resize((120, 80)), size=(120, 80))
+        with (folder.path / "images/broken.tif").open("r+b") as file:
+            file.truncate(20_000)
+        threads, load = {}, PIL.ImageFile.ImageFile.load
+
+        def seen(image):
+            threads.setdefault(os.path.basename(image.filename), threading.current_thread())
+            return load(image)
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", seen)
+        assert [place.file for place in folder.findings()["broken-image"].places] == ["broken.tif"]
+        assert all(threads[f"huge{number}.tif"] is threading.current_thread() for number in range(4))
+        assert all(threads[f"small{number}.png"] is not threading.current_thread() for number in range(4))
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak of memory from Linux")
+    def test_a_small_file_with_many_float_pixels_takes_the_memory_of_its_pixels_once(self, folder):
+        """4 files of 0.2 MB that hold 144 MB each."""
+        image = PIL.Image.new("F", (6000, 6000), 1.5)
+        for number in range(4):
+            folder.add(f"{number}.tif", image, size=image.size, compression="tiff_adobe_deflate")
+        words = [sys.executable, "-W", "ignore", "-c", _PEAK, *map(str, folder.paths())]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
+        ok, megabytes = done.stdout.split()
+        logger.info("4 images of 144 MB: %s MB at the peak", megabytes)
+        assert ok == "True"
+        assert 130 < int(megabytes) < 250
 
     def test_bomb(self, folder, monkeypatch):
         monkeypatch.setattr("crosskd_hf.data.images.MAX_PIXELS", 10_000)
