@@ -59,14 +59,28 @@ def check_teacher(teacher: object) -> Teacher:
 
     Raises:
         TypeError: Neither of the two.
+        ValueError: It has layers that no gradient passes.
     """
     found = bare_model(teacher)
+    if isinstance(found, PreTrainedModel):
+        _check_gradients_pass(found)
     if isinstance(found, PreTrainedModel | str | os.PathLike):
         return found
     raise TypeError(
         f"teacher_model is {_kind(teacher)}; a PreTrainedModel, or a folder or Hub id to load one from, is "
         f"needed{_way_out(teacher, 'teacher_model')}."
     )
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise `ValueError` if freezing the teacher would freeze parameters that the student trains."""
+    of_teacher = {id(parameter) for parameter in teacher.parameters()}
+    shared = [name for name, p in student.named_parameters() if p.requires_grad and id(p) in of_teacher]
+    if shared:
+        raise ValueError(
+            f"Student and teacher share {len(shared)} parameters that are to be trained, such as {shared[0]}; the "
+            "teacher's are frozen. Give the teacher its own: teacher_model=copy.deepcopy(...), or load it once more."
+        )
 
 
 def move_teacher(teacher: PreTrainedModel, device: torch.device) -> None:
@@ -229,6 +243,17 @@ def check_checkpointing(args: CrossKDConfig) -> None:
         raise ValueError(
             "Reentrant checkpointing can't be differentiated twice, as the check of the first update does: leave "
             "gradient_checkpointing_kwargs={'use_reentrant': False}, or set check_first_step=False."
+        )
+
+
+def _check_gradients_pass(teacher: nn.Module) -> None:
+    quantised = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    names = [name for name, module in teacher.named_modules() if type(module).__module__.startswith(quantised)]
+    if names:
+        raise ValueError(
+            f"The teacher's layers are quantised by torch.ao (such as {names[0]}), which lets no gradient through to "
+            "the student's features. Give the teacher as it was, or one whose weights alone are quantised "
+            "(bitsandbytes, torchao)."
         )
 
 

@@ -174,6 +174,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         if not isinstance(teacher, PreTrainedModel):
             teacher, found = load_teacher(teacher, self.args.teacher_revision, self.args.teacher_trust_remote_code)
             processor = processor or found
+        arguments.check_apart(self.model, teacher)
         widen(teacher)  # its head sees the student's float32 features, with or without autocast
         teacher.requires_grad_(False).eval()
         arguments.move_teacher(teacher, self.args.device)

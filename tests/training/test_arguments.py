@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def test_a_model_of_tuples_is_refused(folder: Path, tmp_path: Path) -> None:
         build(folder, tmp_path, model=student)
 
 
+def test_a_teacher_of_the_students_modules_is_refused(folder: Path, tmp_path: Path) -> None:
+    student, teacher = make_detector(2), make_detector(1)
+    with pytest.raises(ValueError, match=r"share \d+ parameters that are to be trained, such as .*copy.deepcopy"):
+        build(folder, tmp_path, model=student, teacher_model=student)
+    teacher.backbone = student.backbone
+    with pytest.raises(ValueError, match=r"share \d+ parameters .*, such as backbone"):
+        build(folder, tmp_path, model=student, teacher_model=teacher)
+    assert any(parameter.requires_grad for parameter in student.backbone.parameters())
+    student.backbone.requires_grad_(False)
+    build(folder, tmp_path, model=student, teacher_model=teacher)
+
+
 def test_a_teacher_that_refuses_to_move_teaches_where_it_is(folder: Path, tmp_path: Path) -> None:
     """As quantised models of bitsandbytes do."""
 
@@ -109,6 +122,15 @@ def test_a_teacher_that_refuses_to_move_teaches_where_it_is(folder: Path, tmp_pa
     assert losses(trainer)[0]["crosskd/cls"] > 0
     with pytest.raises(ValueError, match=r"lies on cpu and can't be moved to meta .*device_map=\{'': 'meta'\}"):
         move_teacher(teacher, torch.device("meta"))
+
+
+def test_a_teacher_that_no_gradient_passes_is_refused(folder: Path, tmp_path: Path) -> None:
+    student, teacher, images = make_pair("deformable_detr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        teacher = torch.ao.quantization.quantize_dynamic(teacher.eval(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match="quantised by torch.ao"):
+        build(folder, tmp_path, model=student, teacher_model=teacher, processing_class=images)
 
 
 # ---- Data ----
