@@ -64,7 +64,7 @@ class DetrLoss:
         parts, auxiliary = self.parts(*args, **kwargs)
         counts = torch.stack([part.normalizer for part in parts.values()])
         losses = {name: part.total / part.normalizer.clamp(min=part.floor) for name, part in parts.items()}
-        return torch.stack(list(balanced(losses, counts).values())).sum(), parts, auxiliary
+        return torch.stack(list(balanced(losses, parts, counts).values())).sum(), parts, auxiliary
 
     def parts(
         self, logits: Tensor, labels: Labels, device: Any, pred_boxes: Tensor, config: Any, *args: Any, **kwargs: Any
@@ -144,20 +144,26 @@ def proposal_parts(model: PreTrainedModel, outputs: ModelOutput, labels: Labels)
     return {f"enc_{name}": part for name, part in parts.items()}
 
 
-def balanced(losses: Mapping[str, Tensor], normalizers: Tensor) -> dict[str, Tensor]:
+def balanced(losses: Mapping[str, Tensor], parts: Mapping[str, LossPart], normalizers: Tensor) -> dict[str, Tensor]:
     """Weigh the means over matched and unmatched queries in the localisation distillation of D-FINE and DEIMv2.
 
     Both count by the square root of how many they are, which only all micro-batches and processes together know.
 
     Args:
         losses: Of all terms, divided.
-        normalizers: (len(losses),) what they were divided by, added up over micro-batches and processes.
+        parts: The terms before their division, in the same order.
+        normalizers: What they were divided by, added up over micro-batches and processes: as many as the elements of
+            all normalizers of `parts`.
 
     Source: D-FINE (ICLR 2025), equation 6, as in transformers.
     """
-    roots = dict(zip(losses, normalizers.sqrt().unbind(), strict=True))
     result = dict(losses)
-    for name in [name for name in losses if name.endswith(_MATCHED)]:
+    matched = [name for name in losses if name.endswith(_MATCHED)]
+    if not matched:
+        return result
+    rows = normalizers.split([part.normalizer.numel() for part in parts.values()])
+    roots = {name: row.sum().sqrt() for name, row in zip(parts, rows, strict=True)}
+    for name in matched:
         other = name.removesuffix(_MATCHED) + _UNMATCHED
         share = roots[name] / (roots[name] + roots[other]).clamp(min=1)
         result[name], result[other] = losses[name] * share, losses[other] * (1 - share)

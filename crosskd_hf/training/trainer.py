@@ -305,7 +305,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         outputs, own, kd = self._forward(model, inputs)
         parts = weighted(own | kd, self._weight(self.accelerator.sync_gradients))
         sums = add_up([parts]) if self._update_sums is None else self._update_sums
-        losses = detr_loss.balanced(divide(parts, sums.normalizers, self._averaged), sums.normalizers)
+        losses = detr_loss.balanced(divide(parts, sums.normalizers, self._averaged), parts, sums.normalizers)
         self._guard.watch(losses, inputs, sums.bad)
         self._note(detr_loss.folded({name: losses[name] for name in own}) | {name: losses[name] for name in kd})
         if self._first_update and kd and self._own_images:

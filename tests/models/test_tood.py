@@ -278,7 +278,7 @@ def test_fits_a_batch() -> None:
     """Aligned labels alone, from untrained weights: the objects of one batch are found."""
     model, batch = make_detector("tood", spread=False, frozen_stages=0).train(), make_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         outputs = model(**batch, cut=0)
         outputs.loss.backward()

@@ -446,14 +446,16 @@ def test_hyperparameters_are_searched_for(folder: Path, tmp_path: Path) -> None:
 
     class Searched(CrossKDTrainer):
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            cuts.append(self.distiller.cut)
-            return super().evaluate(*args, **kwargs) | {"eval_map": 0.1 * self.distiller.cut, "eval_map_50": 1e6}
+            cuts.append(self.distiller.named_methods["crosskd"].config.cut)
+            return super().evaluate(*args, **kwargs) | {"eval_map": 0.1 * cuts[-1], "eval_map_50": 1e6}
 
     train, val = load_data(folder)
     args = settings(tmp_path, max_steps=1, methods=["crosskd"])
     trainer = Searched(None, args, train.dataset, val.dataset, processor(), make_detector(1, 12), model_init=make_trial)
     best = trainer.hyperparameter_search(
-        lambda trial: {"cut": trial.suggest_categorical("cut", [1, 3, 2])}, n_trials=6, backend="optuna"
+        lambda trial: {"methods": [f"crosskd:cut={trial.suggest_categorical('cut', [1, 3, 2])}"]},
+        n_trials=6,
+        backend="optuna",
     )
     assert set(cuts) >= {best.hyperparameters["cut"]}
     assert best.objective == pytest.approx(0.1 * max(cuts))

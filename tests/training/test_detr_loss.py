@@ -78,7 +78,10 @@ def parts_of(model: Any, inputs: Batch) -> dict[str, LossPart]:
 def divided(micro_batches: list[dict[str, LossPart]]) -> dict[str, Tensor]:
     """The loss terms of an update of several micro-batches, as the trainer makes them."""
     sums = add_up(micro_batches)
-    each = [balanced(divide(parts, sums.normalizers, len(micro_batches)), sums.normalizers) for parts in micro_batches]
+    each = [
+        balanced(divide(parts, sums.normalizers, len(micro_batches)), parts, sums.normalizers)
+        for parts in micro_batches
+    ]
     return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
 
 
@@ -212,7 +215,9 @@ def all_losses(name: str, start: int, stop: int) -> dict[str, Tensor]:
         outputs = model(**inputs)
         parts = supervised_parts(model, outputs, inputs) | distiller(outputs, inputs)
     sums = add_up([parts])
-    return {key: loss.detach() for key, loss in balanced(divide(parts, sums.normalizers), sums.normalizers).items()}
+    return {
+        key: loss.detach() for key, loss in balanced(divide(parts, sums.normalizers), parts, sums.normalizers).items()
+    }
 
 
 def _share(folder: str) -> None:

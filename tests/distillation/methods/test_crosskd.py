@@ -194,7 +194,8 @@ class TestStrategy:
         distiller.check_gradients(losses)
         torch.stack(list(losses.values())).sum().backward()
         head = student.head
-        modules = head.cls_tower[0], head.cls_tower[3], head.classifier, student.neck
+        tower = head.convs if kind == "tood" else head.cls_tower
+        modules = tower[0], tower[3], head.classifier, student.neck
         reached = tuple(any(p.grad is not None for p in module.parameters()) for module in modules)
         assert reached == self.REACHED[strategy]
         assert all(p.grad is None for p in teacher.parameters())
