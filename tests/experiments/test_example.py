@@ -222,7 +222,8 @@ class TestGivenStudent:
         module = importlib.import_module("distill_coco")
         student = self.save(tmp_path / "student")
         options = ("--student", str(student), "--steps", "alone", "--output_dir", str(tmp_path / "out"))
-        arguments, config = module.parse([*SMALL, *options, "--learning_rate", "1e-12"])
+        quiet = ("--learning_rate", "1e-12", "--dataloader_num_workers", "0")
+        arguments, config = module.parse([*SMALL, *options, *quiet])
         comparison = module.prepare(arguments, config)
         assert comparison.train.categories == CategoryMap((7, 4, 3, 1), self.NAMES)
         assert comparison.val.categories == comparison.train.categories
@@ -278,7 +279,8 @@ def test_a_teacher_with_other_classes_is_evaluated_by_name(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
     module = importlib.import_module("distill_coco")
-    arguments, config = module.parse([*SMALL, "--output_dir", str(tmp_path / "out")])
+    options = ("--output_dir", str(tmp_path / "out"), "--dataloader_num_workers", "0")
+    arguments, config = module.parse([*SMALL, *options])
     comparison = module.prepare(arguments, config)
     spec = DetectorSpec("gfl", "test_resnet", width=16)
     names = comparison.train.categories.names
