@@ -96,16 +96,16 @@ class PairReport:
         plan = self.distillation
         modules = dict.fromkeys(name.rpartition(".")[0] for name in plan["adapters"])
         return [
-            *(("method", _method(name, options)) for name, options in plan["methods"].items()),
+            *(row for name, options in plan["methods"].items() for row in _method_rows(name, options)),
             ("adapters", ", ".join(modules) or "none needed"),
         ]
 
 
-def _method(name: str, options: Mapping[str, Any]) -> str:
-    """A method with its options and the weights of its loss keys."""
+def _method_rows(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The loss keys of a method with their weights, and its options."""
     losses = [f"{name}/{term} x {options['weight'] * weight:g}" for term, weight in options["terms"].items()]
-    others = [f"{key}={value}" for key, value in options.items() if key not in ("weight", "terms")]
-    return f"{', '.join(losses)} ({', '.join(others)})" if others else ", ".join(losses)
+    others = [f"{key} {value}" for key, value in options.items() if key not in ("weight", "terms")]
+    return [("losses", ", ".join(losses)), (name, ", ".join(others))]
 
 
 def check_pair(

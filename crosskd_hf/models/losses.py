@@ -4,6 +4,7 @@ Every term of a training loss leaves its head as a :class:`LossPart`, a sum and 
 two apart until :func:`divide` makes a loss independent of how a batch is spread over processes and micro-batches.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,12 @@ def sum_normalizers(parts: dict[str, LossPart]) -> Tensor:
     return normalizers
 
 
+def by_part(parts: Mapping[str, LossPart], normalizers: Tensor) -> dict[str, Tensor]:
+    """The elements of each part in a row from :func:`sum_normalizers`, by its key."""
+    sizes = [part.normalizer.numel() for part in parts.values()]
+    return dict(zip(parts, normalizers.split(sizes), strict=True))
+
+
 def divide(
     parts: dict[str, LossPart], normalizers: Tensor | None = None, averaged: int | None = None
 ) -> dict[str, Tensor]:
@@ -63,12 +70,9 @@ def divide(
     if averaged is None:
         ready = distributed.is_available() and distributed.is_initialized()
         averaged = distributed.get_world_size() if ready else 1
-    sizes = [part.normalizer.numel() for part in parts.values()]
-    floors = normalizers.new_tensor(
-        [part.floor for part, size in zip(parts.values(), sizes, strict=True) for _ in range(size)]
-    )
-    scales = (averaged / normalizers.maximum(floors)).split(sizes)
-    return {name: (part.total * scale).sum() for (name, part), scale in zip(parts.items(), scales, strict=True)}
+    floors = normalizers.new_tensor([part.floor for part in parts.values() for _ in range(part.normalizer.numel())])
+    scales = by_part(parts, averaged / normalizers.maximum(floors))
+    return {name: (part.total * scales[name]).sum() for name, part in parts.items()}
 
 
 def focal_loss(logits: Tensor, assignment: Assignment) -> Tensor:

@@ -1,12 +1,15 @@
 """What holds for every method on every family of detectors."""
 
+import ast
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from crosskd_hf.distillation import methods
 from crosskd_hf.distillation.detectors import VIEWS, view
 from crosskd_hf.distillation.distiller import Distiller
 from crosskd_hf.distillation.method import MethodConfig
@@ -79,6 +82,74 @@ class TestEveryMethodOnEveryFamily:
         assert json.loads(json.dumps(described)) == described
         assert described["terms"]
         assert all(described["terms"].values())
+
+    def test_the_split_of_a_batch_makes_no_difference(self, name: str, family: str) -> None:
+        """Images padded alike: totals and normalizers of the halves add up, so that processes don't matter."""
+        distiller, student = distil(family, name)
+        whole = detector_zoo.batch(family)
+        expected = distiller(student(**whole, **distiller.student_request), whole)
+        halves = []
+        for image in (slice(0, 1), slice(1, 2)):
+            half = {key: value[image] for key, value in whole.items()}
+            halves.append(distiller(student(**half, **distiller.student_request), half))
+        for key, part in expected.items():
+            for index in (0, 1):
+                together = halves[0][key][index].float() + halves[1][key][index].float()
+                torch.testing.assert_close(together, part[index].float(), rtol=1e-3, atol=1e-4, msg=key)
+
+    def test_maps_of_single_cells_are_finite(self, name: str, family: str) -> None:
+        distiller, student = distil(family, name)
+        inputs = detector_zoo.batch(family, 1)
+        if family not in detr_zoo.MODELS:  # an image whose coarsest maps are 1x1, and which is alone
+            inputs = {"pixel_values": torch.randn(1, 3, 32, 32), "labels": inputs["labels"][:1]}
+        parts = losses(distiller, student, inputs)
+        torch.stack(list(parts.values())).sum().backward()
+        assert all(torch.isfinite(loss) for loss in parts.values())
+        assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+    def test_an_option_of_another_method_raises(self, name: str, family: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} has no option 'alien=1'"):
+            MethodConfig.parse(f"{name}:alien=1")
+
+
+class TestEveryMethodKeepsItsOwnChecks:
+    def test_a_leak_of_one_is_named_beside_another_that_may_reach_all(self) -> None:
+        student, teacher = detector_zoo.build("gfl").train(), detector_zoo.build("gfl", 1)
+        distiller, inputs = Distiller(student, teacher, ["crosskd", "kd"]), detector_zoo.batch("gfl")
+        parts = losses(distiller, student, inputs)
+        distiller.check_gradients(parts)
+        leaking = parts | {"crosskd/cls": parts["crosskd/cls"] + parts["kd/cls"]}
+        with pytest.raises(RuntimeError, match="The crosskd loss reaches student layers that it must not reach"):
+            distiller.check_gradients(leaking)
+
+    def test_a_loss_that_reaches_nothing_is_named(self) -> None:
+        student, teacher = detector_zoo.build("gfl"), detector_zoo.build("gfl", 1)
+        distiller, inputs = Distiller(student, teacher, ["crosskd", "pkd"]), detector_zoo.batch("gfl")
+        parts = losses(distiller, student, inputs)
+        with pytest.raises(RuntimeError, match="The pkd loss does not depend on any trained parameter"):
+            distiller.check_gradients(parts | {"pkd/features": parts["pkd/features"].detach()})
+
+
+def test_methods_import_no_detector() -> None:
+    """Neither a view nor a class of models; import-linter follows the imports of what they import."""
+    sources = sorted((Path(methods.__file__).parent).glob("*.py"))
+    assert len(sources) > len(METHODS)
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not [n for n in names if "detectors" in n or (n.endswith(("Detector", "ObjectDetection", "Head"))
+                            and n not in ("SplitHead", "ComparableHead"))], path.name  # fmt: skip
+
+
+def test_methods_are_named_once_and_some_are_named() -> None:
+    pair = detector_zoo.build("gfl"), detector_zoo.build("gfl", 1)
+    with pytest.raises(ValueError, match="give each method once"):
+        Distiller(*pair, ["pkd", "pkd:weight=2"])
+    with pytest.raises(ValueError, match="methods is empty"):
+        Distiller(*pair, [])
+    with pytest.raises(ValueError, match="every term has the weight 0"):
+        Distiller(*pair, ["pkd:weight=0"])
 
 
 class TestViews:

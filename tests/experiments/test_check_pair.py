@@ -48,8 +48,14 @@ class TestGoodPairs:
         assert report.teacher_ap is None
         text = str(report)
         assert text.startswith("ok: GFL (")
-        method = "method      crosskd/cls x 1, crosskd/reg x 1 (cut=3"
-        for line in (method, "adapters    crosskd.adapters.cls, crosskd", "step        ", "memory      about "):
+        options = "crosskd     cut 3, teacher_cut 3, strategy a"
+        for line in (
+            "losses      crosskd/cls x 1, crosskd/reg x 1",
+            options,
+            "adapters    crosskd.adapters.cls, crosskd",
+            "step        ",
+            "memory      about ",
+        ):
             assert f"\n  {line}" in text
 
     def test_cost(self) -> None:

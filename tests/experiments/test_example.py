@@ -40,7 +40,9 @@ def example(
 
 def losses(folder: Path) -> list[dict[str, float]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [{k: v for k, v in entry.items() if k.startswith("loss")} for entry in history if "loss" in entry]
+    return [
+        {k: v for k, v in entry.items() if k.startswith("loss") or "/" in k} for entry in history if "loss" in entry
+    ]
 
 
 @pytest.fixture(scope="module")
