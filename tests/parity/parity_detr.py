@@ -176,6 +176,7 @@ def _train_figures(
     """Losses and gradients of the case and its variants, from one forward pass of the student."""
     names = case["student"]["checkpoint_shapes"]
     distillers = {key: Distiller(student, teacher, [config]) for key, config in distillations(case).items()}
+    supervision.prepare(student, None)
     outputs = student.train()(**inputs, labels=labels)
     truth = in_mmdet_names(divide(supervision.supervised_parts(student, outputs, inputs | {"labels": labels})))
     truth_gradients = _gradients(student, torch.stack(list(truth.values())).sum(), names)
