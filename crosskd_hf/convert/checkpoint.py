@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..text import one_line
-
 from ..files import make_readable, without_folders
 from ..text import one_line
 
