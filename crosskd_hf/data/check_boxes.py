@@ -99,9 +99,9 @@ class JudgedBoxes:
         fix = "write boxes as [left, top, width, height] in px"
         if ((boxes <= 1).all(1) & (limits > 2).all(1)).mean() > _SHARE:
             return [Finding("error", "relative-boxes", "boxes lie in [0, 1]: fractions, not pixels", fix)]
-        severity, places = self._as_corners(), self._places(self.beyond)
-        if severity is not None:
-            return [Finding(severity, "corner-boxes", "boxes look like [x1, y1, x2, y2]", fix)]
+        sure, places = self._as_corners(), self._places(self.beyond)
+        if sure is not None:
+            return [Finding(sure, "corner-boxes", "boxes look like [x1, y1, x2, y2]", fix)]
         if len(boxes) >= _MANY and len(places) > _SHARE * len(boxes):
             message = f"{len(places):,} of {len(boxes):,} boxes leave their image by more than a pixel"
             again = f"are they for images of another size, or written in another way? {fix}"
@@ -116,8 +116,8 @@ class JudgedBoxes:
         lies. Of sides it is the other way round: big objects begin near the edge.
         """
         boxes, limits = self.table.boxes[self.keep], self.limits[self.keep]
-        beyond = (boxes[:, :2] + boxes[:, 2:] > limits + 1).any(1)
-        like_corners = (boxes[:, 2:] >= boxes[:, :2]).all(1)
+        beyond = np.asarray((boxes[:, :2] + boxes[:, 2:] > limits + 1).any(1))
+        like_corners = np.asarray((boxes[:, 2:] >= boxes[:, :2]).all(1))
         if len(boxes) < _MANY:
             return "warning" if beyond.mean() > _SHARE and like_corners.all() else None
         if beyond.mean() > _SHARE and like_corners[beyond].mean() >= _NEARLY_ALL:

@@ -169,8 +169,8 @@ class TrainTransform:
         size = self.target_size(height, width, shortest)
         scale = size[0] * size[1] / (height * width)
         image, boxes = (F.resize(record[key], list(size), antialias=True) for key in ("image", "boxes"))
-        resized = {"image": image, "boxes": boxes, "area": record["area"] * scale, "resized": True}
-        return clean_objects(Record(**{**record, **resized}))
+        area = record["area"] * scale
+        return clean_objects(Record(**{**record, "image": image, "boxes": boxes, "area": area, "resized": True}))
 
     def target_size(self, height: int, width: int, shortest: int) -> tuple[int, int]:
         """(height, width) after the resize of an image to `shortest`, its shape kept."""
