@@ -230,7 +230,7 @@ def test_classes_of_the_data(shapes: DetectionData, classes: tuple[str, ...], wa
     for model in (student, teacher):
         names(model, *classes)
     processor = DetectionImageProcessor(size=SIZE)
-    report = check_pair(student, teacher, None, processor, processor, shapes, images=1, measure=False)
+    report = check_pair(student, teacher, ["crosskd"], processor, processor, shapes, images=1, measure=False)
     found = [text for text in report.warnings if "data" in text]
     assert len(found) == (warning is not None)
     assert all(str(warning) in text for text in found)

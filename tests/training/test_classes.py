@@ -274,7 +274,7 @@ class TestProcessors:
             run = trainer(folder, model, *data, images=DeformableDetrImageProcessor(size=size), schedule=None)
         run.train()
         assert "eval_map" in run.evaluate()
-        with pytest.raises(ValueError, match="which can't be distilled here. Give dense detectors"):
+        with pytest.raises(ValueError, match="which can't be distilled here. Give one of "):
             CrossKDTrainer(
                 Tiny(model.config), settings(folder), *data, processor(), teacher_model=student(*NAMES)
             )  # rather than that its processor is wrong
