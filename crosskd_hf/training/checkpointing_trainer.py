@@ -17,7 +17,7 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..inference.precision import as_stored, widen
-from . import checkpoints, provenance, resumption, run_folder, saving, upstream
+from . import checkpoints, provenance, resumption, run_folder, saving, termination, upstream
 from .attempts import StartingPoint
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
@@ -62,6 +62,7 @@ class CheckpointingTrainer(CocoTrainer):
                 another teacher, other data, updates or another optimiser.
             RunFolderError: `output_dir` can't be written, or another run writes into it.
             NonFiniteLossError: A loss part became NaN or infinite.
+            SystemExit: SIGTERM came, and a checkpoint was saved (unless `save_strategy="no"`).
         """
         run, args = Path(self.args.output_dir), self.args
         its_folder = Path(upstream.trial_folder(self, trial))
@@ -75,7 +76,8 @@ class CheckpointingTrainer(CocoTrainer):
                 self._check_resume(folder)
             self._resumed, self._start = folder, None
             self._forget_preparation()
-            return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+            with termination.watched(self, lambda: self._save_checkpoint(self.model, trial)):
+                return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 
     def _check_resume(self, folder: Path) -> None:
         """Raise `ValueError` if this run can't go on from the complete checkpoint `folder`."""

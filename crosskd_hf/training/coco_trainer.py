@@ -29,6 +29,7 @@ from .loading import bare_model, demand_trained_backbone
 from .predictions import Kept, KeptPredictions
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
+from .termination import spare_workers
 
 logger = logging.getLogger(__name__)
 
@@ -139,17 +140,17 @@ class CocoTrainer(Trainer):
         if not isinstance(collator, DetectionCollator) or collator.num_classes is None:
             collator = CheckedLabels(collator, len(class_names(self.model.config)))
         with self._collating(collator):
-            return super().get_train_dataloader()
+            return spare_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As of `Trainer`, without augmentation."""
         with self._collating(self._eval_collator):
-            return super().get_eval_dataloader(eval_dataset)
+            return spare_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As of `Trainer`, without augmentation."""
         with self._collating(self._eval_collator):
-            return super().get_test_dataloader(test_dataset)
+            return spare_workers(super().get_test_dataloader(test_dataset))
 
     @contextmanager
     def _collating(self, collator: Any) -> Iterator[None]:

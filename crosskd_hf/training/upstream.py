@@ -81,13 +81,16 @@ OVERRIDDEN = (
 
 CALLED_BY_USERS = ("train", "hyperparameter_search", "save_state")
 
-# Moments at which upstream must call every callback. `_Moments` of coco_trainer.py has a method for each.
+# Moments at which upstream must call every callback. `_Moments` of coco_trainer.py and `_Termination` of termination.py
+# have methods for them.
 MOMENTS = {
     "on_train_begin": "averaged weights, and adapters that are equal in all processes",
     "on_epoch_begin": "another order and augmentation in every epoch",
     "on_pre_optimizer_step": "the stop before an update that is not finite",
     "on_optimizer_step": "averaged weights",
     "on_step_end": "the checks of the first update",
+    "on_prediction_step": "a checkpoint on SIGTERM during an evaluation",
+    "on_save": "the end after a checkpoint on SIGTERM",
     "on_train_end": "the averaged weights as the result",
 }
 

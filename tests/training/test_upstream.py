@@ -17,7 +17,7 @@ import pytest
 import transformers
 from transformers import Trainer, TrainerCallback
 
-from crosskd_hf.training import coco_trainer, upstream
+from crosskd_hf.training import coco_trainer, termination, upstream
 from crosskd_hf.training.checkpointing_trainer import CheckpointingTrainer
 from crosskd_hf.training.coco_trainer import CocoTrainer
 from crosskd_hf.training.trainer import CrossKDTrainer
@@ -60,7 +60,8 @@ def test_overrides_take_what_upstream_passes(ours: type) -> None:
 
 
 def test_every_moment_is_listed() -> None:
-    assert {name for name in vars(coco_trainer._Moments) if name.startswith("on_")} == set(MOMENTS)
+    kinds = (coco_trainer._Moments, termination._Termination)
+    assert {name for kind in kinds for name in vars(kind) if name.startswith("on_")} == set(MOMENTS)
 
 
 def defined(tree: ast.Module) -> set[str]:
