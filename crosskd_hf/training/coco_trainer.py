@@ -22,7 +22,7 @@ from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import in_type_of, widen_outputs, widened
 from ..models.dense import DenseDetector
-from . import arguments, upstream
+from . import arguments, ineffective, upstream
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .loading import bare_model, demand_trained_backbone
@@ -79,6 +79,7 @@ class CocoTrainer(Trainer):
         arguments.check_data(train_dataset, eval_dataset, args)
         arguments.check_metrics(args, compute_metrics, preprocess_logits_for_metrics)
         arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)
+        ineffective.refuse_beside_given(args, optimizers)
         student = bare_model(model)
         check_classes(student, train_dataset, eval_dataset, data_collator is None)
         if train_dataset is not None:

@@ -74,3 +74,24 @@ def refuse(args: TrainingArguments, schedule: str | None, given: Iterable[str]) 
             f"{', '.join(unread)} would have no effect beside schedule={schedule!r}, which is SGD with its own steps: "
             "leave it out, or set schedule=None."
         )
+
+
+def refuse_beside_given(args: Any, optimizers: tuple[Any, Any]) -> None:
+    """Raise `ValueError` for options that a given optimiser or learning rate schedule would leave unread.
+
+    Args:
+        args: A `CrossKDConfig`.
+        optimizers: Optimiser and schedule that the trainer was given; None for those that it makes itself.
+    """
+    optimizer, scheduler = optimizers
+    if scheduler is not None and args.schedule is not None:
+        raise ValueError(
+            f"schedule={args.schedule!r} would have no effect beside the schedule in optimizers: leave out one of both."
+        )
+    defaults = {"backbone_lr": None, "bias_lr_factor": 1.0, "bias_weight_decay": None}
+    unread = [name for name, default in defaults.items() if getattr(args, name) != default]
+    if optimizer is not None and unread:
+        raise ValueError(
+            f"{', '.join(unread)} would have no effect beside the optimiser in optimizers, which has its own groups of "
+            "parameters: leave it out, or let the trainer make the optimiser."
+        )

@@ -71,7 +71,7 @@ def _digest(dataset: datasets.Dataset) -> str:
     digests: dict[str, Any] = {}
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         for name, array in _arrays(table):
-            digests.setdefault(name, hashlib.sha256()).update(array.to_numpy(zero_copy_only=False).tobytes())
+            digests.setdefault(name, hashlib.sha256()).update(_bytes(array))
     whole = hashlib.sha256()
     for name, digest in sorted(digests.items()):
         whole.update(f"{name} {digest.hexdigest()}\n".encode())
@@ -79,20 +79,27 @@ def _digest(dataset: datasets.Dataset) -> str:
 
 
 def _arrays(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
-    """Flat arrays of numbers, by name."""
+    """Arrays by name, flat where the schema is that of `load_coco`."""
     for name in table.column_names:
         column = table[name].combine_chunks()
-        if name != "objects":
+        if name != "objects" or not pa.types.is_struct(column.type):
             yield name, column
             continue
         for field in _OBJECT:
             if column.type.get_field_index(field) < 0:
                 continue
             values = pc.struct_field(column, field)
-            yield f"number of {field}", pc.list_value_length(values)
-            while pa.types.is_nested(values.type):
+            while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
+                yield f"{field}: {values.type}", pc.list_value_length(values)
                 values = pc.list_flatten(values)
             yield field, values
+
+
+def _bytes(array: pa.Array) -> bytes:
+    """The content of an array; what isn't plain numbers is written out."""
+    if pa.types.is_primitive(array.type) and array.null_count == 0:
+        return array.to_numpy(zero_copy_only=False).tobytes()
+    return repr(array.to_pylist()).encode()
 
 
 # ---- Optimiser ----

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,24 @@ def test_even_their_defaults_are_not_taken_where_they_are_given(tmp_path: Path) 
     given = {"optim": "adamw_torch_fused", "lr_scheduler_type": "linear"}
     with pytest.raises(ValueError, match="^optim, lr_scheduler_type would have no effect"):
         config(tmp_path, schedule="1x", **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        ({"schedule": "1x"}, (None, object()), "schedule='1x' would have no effect"),
+        ({"backbone_lr": 1e-5}, (object(), None), "backbone_lr would have no effect"),
+        ({"schedule": "1x", "bias_lr_factor": 2.0}, (object(), None), "bias_lr_factor would have no effect"),
+        ({"schedule": "1x"}, (object(), None), None),
+        ({"schedule": "1x", "backbone_lr": 1e-5}, (None, None), None),
+    ],
+)
+def test_what_a_given_optimiser_does_not_read_is_refused(
+    tmp_path: Path, options: dict[str, Any], given: tuple[Any, Any], message: str | None
+) -> None:
+    args = config(tmp_path, **options)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        ineffective.refuse_beside_given(args, given)
 
 
 def test_a_copy_of_the_arguments_is_equal(tmp_path: Path) -> None:

@@ -172,6 +172,17 @@ def test_the_same_data_are_known_however_they_lie(folder: Path, tmp_path: Path) 
     assert resumption.describe_data(iter([1])) == {"images": None}
 
 
+def test_data_of_another_schema_are_known_too() -> None:
+    """Names as ids, objects one by one, missing values: of a data set for a collator of one's own."""
+
+    def data(box: float) -> Dataset:
+        objects = [[{"bbox": [box, 0.0, 1.0, None], "label": "cat"}], []]
+        return Dataset.from_dict({"image_id": ["a", "b"], "objects": objects, "width": [3, None]})
+
+    digests = [resumption.describe_data(data(box))["sha256"] for box in (0.5, 0.5, 0.75)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 # ---- Optimiser ----
 
 
