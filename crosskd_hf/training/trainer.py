@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.transforms import Record
-from ..distillation import Distiller
+from ..distillation import Distiller, MethodConfig
 from ..inference.precision import widen
 from ..models.losses import LossPart, divide
 from . import adapters, arguments, detr_loss, provenance, run_folder, supervision, upstream
@@ -165,7 +165,9 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _make_distiller(self) -> None:
         assert self._teacher is not None
         teacher, processor = self._teacher
-        distiller = Distiller(self.student, teacher, self.args.methods, self.processing_class, processor)
+        given = self.args.methods  # a search for hyperparameters may set strings
+        methods = [MethodConfig.parse(each) if isinstance(each, str) else each for each in given]
+        distiller = Distiller(self.student, teacher, methods, self.processing_class, processor)
         self.distiller = distiller.to(self.args.device)
 
     # ---- Teacher ----

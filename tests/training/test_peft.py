@@ -19,7 +19,6 @@ peft = pytest.importorskip("peft")
 TARGETS = {
     "gfl": ["conv", "classifier"],
     "faster_rcnn": ["output.0", "output.1", "output.2", "regressor"],
-    "deformable_detr": ["sampling_offsets", "value_proj", "fc1", "fc2"],
 }
 
 
@@ -60,9 +59,7 @@ def trainer(folder: Path, tmp_path: Path, family: str, wrapped: bool, **changes:
     return CrossKDTrainer(student, args, train.dataset, val.dataset, images, teacher_model=teacher)
 
 
-@pytest.mark.parametrize(
-    ("family", "wrapped"), [("gfl", True), ("faster_rcnn", True), ("gfl", False), ("deformable_detr", False)]
-)
+@pytest.mark.parametrize(("family", "wrapped"), [("gfl", True), ("faster_rcnn", True), ("gfl", False)])
 def test_adapters_are_trained_saved_and_resumed(folder: Path, tmp_path: Path, family: str, wrapped: bool) -> None:
     whole = trainer(folder, tmp_path, family, wrapped)
     before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
@@ -83,7 +80,8 @@ def test_adapters_are_trained_saved_and_resumed(folder: Path, tmp_path: Path, fa
     expected = whole.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.model.state_dict().items())
 
-    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "run/checkpoint-2").eval()
+    base = AutoModelForObjectDetection.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "run/checkpoint-2").eval()
     batch = whole.data_collator([whole.train_dataset[1]])
     with torch.no_grad():
         outputs = [model.eval()(pixel_values=batch["pixel_values"]) for model in (loaded, whole.model)]
