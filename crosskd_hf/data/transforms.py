@@ -85,7 +85,7 @@ def _as_uint8(image: Any) -> tv_tensors.Image:
                 f"a transform returned float pixels from {low:.3g} to {high:.3g}; floats have to lie in [0, 1], as of "
                 "v2.ToDtype(torch.float32, scale=True), and the image processor normalises: leave v2.Normalize out"
             )
-        image = F.to_dtype(image.clamp(0, 1), torch.uint8, scale=True)
+        image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)  # half precision is off by less than a half
     elif image.dtype == torch.uint16:
         image = F.to_dtype(image, torch.uint8, scale=True)
     elif image.dtype != torch.uint8:

@@ -134,6 +134,7 @@ class TestFinishRecord:
         [
             v2.ToDtype(torch.float32, scale=True),
             v2.ToDtype(torch.float64, scale=True),
+            v2.ToDtype(torch.float16, scale=True),
             v2.ToDtype(torch.uint16, scale=True),
             v2.ConvertImageDtype(torch.float32),
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
