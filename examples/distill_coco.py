@@ -25,6 +25,7 @@ from crosskd_hf.experiments.comparison import Comparison, detect, load_detector,
 from crosskd_hf.experiments.comparison_options import PATHS, ComparisonOptions
 from crosskd_hf.experiments.presets import Preset, preset
 from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
@@ -152,6 +153,7 @@ def start(arguments: Arguments, comparison: Comparison) -> tuple[DetectorSpec | 
 
 def main() -> None:
     """Run the steps and compare."""
+    escape_on_output()
     arguments, config = parse(sys.argv[1:])
     comparison = prepare(arguments, config)
     models: dict[str, Trained] = {}

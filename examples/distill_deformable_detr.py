@@ -8,7 +8,7 @@
         --val_images coco/val2017 --val_annotations coco/annotations/instances_val2017.json \\
         --steps distilled                                # the paper's R18 student, 50 epochs: days on 8 GPUs (not run)
 
-    python examples/distill_deformable_detr.py --dataset cppe-5 --val_split test \\
+    python examples/distill_deformable_detr.py --dataset cppe-5 --val_split test --drop size-mismatch \\
         --student SenseTime/deformable-detr --teacher A_DEFORMABLE_DETR_THAT_KNOWS_THE_CLASSES
 
 The student may be new (a two-stage Deformable DETR with box refinement) or a trained model of any family in
@@ -43,6 +43,7 @@ from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison, load_detector
 from crosskd_hf.experiments.comparison_options import ComparisonOptions
+from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
@@ -94,6 +95,9 @@ class Arguments(ComparisonOptions):
     train_split: str = field(default="train", metadata={"help": "Its split to train on."})
     val_split: str = field(default="validation", metadata={"help": "Its split to evaluate on."})
     bbox_format: str = field(default="xywh", metadata={"help": "Its boxes: xywh or xyxy, in px."})
+    drop: list[str] = field(
+        default_factory=list, metadata={"help": "Kinds of faults whose rows are left out, such as size-mismatch."}
+    )
     backbone_weights: str | None = field(default=None, metadata={"help": "'timm': pretrained backbones (downloads)."})
     d_model: int = field(default=256, metadata={"help": "Width of new transformers."})
     feature_levels: int = field(default=4, metadata={"help": "Levels of new models; those of the teacher."})
@@ -106,8 +110,8 @@ class Arguments(ComparisonOptions):
         if self.dataset is None:
             return super().read_data(config)
         splits = load_dataset(self.dataset)
-        train = load_objects(splits[self.train_split], bbox_format=self.bbox_format)
-        return train, load_objects(splits[self.val_split], train.categories, self.bbox_format)
+        train = load_objects(splits[self.train_split], bbox_format=self.bbox_format, drop=self.drop)
+        return train, load_objects(splits[self.val_split], train.categories, self.bbox_format, self.drop)
 
 
 def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
@@ -223,6 +227,7 @@ def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]
 
 def main() -> None:
     """Read, train, compare."""
+    escape_on_output()
     arguments, config = parse(sys.argv[1:])
     comparison = prepare(arguments, config)
     run(arguments, comparison, {})
