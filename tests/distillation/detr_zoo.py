@@ -75,7 +75,7 @@ def _vit(hidden: str) -> dict[str, Any]:
 _DEFORMABLE = {
     **_encoder_decoder(),
     "backbone_config": _timm([2, 3, 4]),
-    "d_model": 32,
+    "d_model": 64,  # its 32 norm groups need two values each on a map of one cell
     "two_stage_num_proposals": 10,
     "auxiliary_loss": True,
     "dropout": 0.0,
