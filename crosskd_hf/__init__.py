@@ -15,10 +15,14 @@ _MODULES = {"CrossKDConfig": ".training.config", "CrossKDTrainer": ".training.tr
 
 
 def __getattr__(name: str) -> Any:
-    """The trainer with its data sets is imported when it is asked for: detection alone doesn't need it."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name], __name__), name)
+    """The trainer and the methods are imported when they are asked for: detection alone doesn't need them."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name], __name__), name)
+    if name[:1].isupper():
+        methods = vars(importlib.import_module(".distillation.methods", __name__))
+        if name in methods:
+            return methods[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -79,6 +79,7 @@ def test_the_package_hands_out_what_it_names() -> None:
     for name in crosskd_hf.__all__:
         assert getattr(crosskd_hf, name).__name__ == name
     assert set(crosskd_hf.__all__) <= set(dir(crosskd_hf))
+    assert crosskd_hf.CrossKD(cut=2).name == "crosskd"
     with pytest.raises(AttributeError, match="'crosskd_hf' has no attribute 'Trainer'"):
         _ = crosskd_hf.Trainer
 

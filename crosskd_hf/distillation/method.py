@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -154,6 +154,12 @@ class MethodConfig:
             f"The method {head!r} is not known: choose from {', '.join(METHODS)}, or give a class of your own as "
             "my_package.my_module:MyConfig."
         )
+
+
+def register(values: Iterable[Any]) -> None:
+    """Put the configurations among `values` into :data:`METHODS`, by the names of their methods."""
+    kinds = [value for value in values if isinstance(value, type) and issubclass(value, MethodConfig)]
+    METHODS.update({kind.method.name: kind for kind in kinds})
 
 
 class Method(nn.Module):

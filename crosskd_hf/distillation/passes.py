@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Iterator
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -102,6 +103,7 @@ class Pass:
         predictions: The model's own, one for each decoder layer, the last one being its result ("predictions").
         decode: From `Prediction.regression` to boxes, xyxy pixels ("predictions").
         priors: Anchors or points of the cells; of a Faster R-CNN those of its RPN ("priors", "assignment").
+        rows: Where in `priors` and `assignment` those of a stride are ("priors", "assignment").
         assignment: Ground truth of each prior by the model's own rule ("assignment").
         normalizer: What the model divides sums over its priors by ("assignment").
         head: What the model's own view needs to finish another model's features; nobody else reads it (:class:`Cut`).
@@ -111,6 +113,7 @@ class Pass:
     predictions: list[Prediction] = field(default_factory=list)
     decode: Callable[[Tensor], Tensor] | None = None
     priors: Priors | None = None
+    rows: dict[int, slice] = field(default_factory=dict)
     assignment: Assignment | None = None
     normalizer: Tensor | None = None
     head: Any = None
@@ -343,6 +346,12 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         student, teacher = type(self.student.model).__name__, type(self.teacher.model).__name__
         return f"a {student} that learns from a {teacher}"
+
+
+def rows_of_levels(strides: Sequence[int], priors: Priors) -> dict[int, slice]:
+    """Where in the rows of `priors` those of each level are, by the level's stride."""
+    ends = list(itertools.accumulate(priors.level_lengths, initial=0))
+    return {stride: slice(*bounds) for stride, bounds in zip(strides, itertools.pairwise(ends), strict=True)}
 
 
 def same_size(feature: Tensor, target: Tensor) -> Tensor:

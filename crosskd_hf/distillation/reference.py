@@ -14,9 +14,10 @@ HEAD = """# Methods
 
 `methods` says what is distilled. In Python the methods are objects: `CrossKDConfig(methods=[CrossKD(cut=2), PKD()])`.
 On a command line or in a YAML file they are strings that mean the same: `--methods crosskd:cut=2 pkd`. The weight of a
-term is an option too: `crosskd:terms.reg=0`. An option whose default is *published* is filled in by what was published
-for the teacher's kind of head. Giving an option that can have no effect on a pair is an error. A class of your own is
-named by its module: `--methods my_package.my_module:MyConfig:alpha=2`. Losses are logged as `<method>/<term>`.
+term is an option too: `crosskd:terms.reg=0`. An option whose default is *by the pair* is filled in for the teacher's
+kind of head, as published where something was published. Giving an option that can have no effect on a pair is an
+error. A class of your own is named by its module: `--methods my_package.my_module:MyConfig:alpha=2`. Losses are logged
+as `<method>/<term>`.
 
 This page is printed by `crosskd-hf methods`; `crosskd-hf methods NAME` prints one method."""
 
@@ -61,7 +62,7 @@ def _one_line(text: str) -> str:
 
 def _option_row(kind: type[MethodConfig], entry: Field[Any]) -> list[str]:
     hint = without_none(get_type_hints(kind)[entry.name])
-    default = "*published*" if entry.default is None else f"`{spell_value(entry.default)}`"
+    default = "*by the pair*" if entry.default is None else f"`{spell_value(entry.default)}`"
     facts = entry.metadata
     return [f"`{entry.name}`", default, _values(hint, facts), facts.get("help", ""), facts.get("source", "")]
 
@@ -83,7 +84,7 @@ def _published(numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows = [_flat(column) for column in numbers.values()]
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = [[f"`{name}`", *(spell_value(row[name]) if name in row else "" for row in rows)] for name in names]
-    return ["Published, by what the teacher is:", _table(["", *numbers], table)]
+    return ["Filled in, by what the teacher is:", _table(["", *numbers], table)]
 
 
 def _messages(paragraphs: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from tests.distillation import detector_zoo, detr_zoo
 from tests.distillation.detector_zoo import FAMILIES
 
 NAMES = list(METHODS)
+IMITATIONS = ("fitnets", "inside_gt", "main_region")
 
 
 def zero(name: str, family: str) -> str:
@@ -32,7 +33,7 @@ def zero(name: str, family: str) -> str:
     if name == "crosskd":
         queries = family in detr_zoo.MODELS and not softmax
         return "crosskd:terms.centerness=0" + ",beta=1" * queries
-    return {"fitnets": "fitnets:adapter=False", "kd": "kd:terms.centerness=0"}.get(name, name)
+    return {"kd": "kd:terms.centerness=0"}.get(name, f"{name}:adapter=False" if name in IMITATIONS else name)
 
 
 def losses(distiller: Distiller, student: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:

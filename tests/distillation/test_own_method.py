@@ -70,7 +70,7 @@ def make_trainer(data: Path, out: Path, **changes: Any) -> CrossKDTrainer:
     return tiny_run.make_trainer(data, **(options | {"save_steps": 2} | changes))
 
 
-def test_is_trained_saved_resumed_and_described(data: Path, tmp_path: Path) -> None:
+def test_is_trained_saved_resumed_and_described(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(data, tmp_path / "run", max_steps=4)
     assert not trainer.model.head.classifier.bias.eq(0.25).all()
     trainer.train()
@@ -87,7 +87,12 @@ def test_is_trained_saved_resumed_and_described(data: Path, tmp_path: Path) -> N
     trainer.save_model()
     assert "means: Means (nowhere)" in (tmp_path / "run" / "README.md").read_text()
 
-    again = make_trainer(data, tmp_path / "run", max_steps=4, methods=saved["methods"])  # the strings of the file
+    again = make_trainer(data, tmp_path / "run", max_steps=4, methods=saved["methods"])  # a user's strings import
+
+    def refuse(text: str) -> MethodConfig:
+        raise AssertionError(f"{text} was read from the checkpoint")
+
+    monkeypatch.setattr(MethodConfig, "parse", refuse)  # what a checkpoint says imports nothing
     again.train(resume_from_checkpoint=str(checkpoint))
     assert tiny_run.losses(again)[-2:] == tiny_run.losses(trainer)[-2:]
     for mine, other in zip(again.distiller.parameters(), trainer.distiller.parameters(), strict=True):

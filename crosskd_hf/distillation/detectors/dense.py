@@ -21,6 +21,7 @@ from ..passes import (
     Prediction,
     Role,
     SplitHead,
+    rows_of_levels,
 )
 from ..pixels import PixelAdapter
 
@@ -86,6 +87,7 @@ class DenseView(SplitHead, ComparableHead):
         found.predictions = [Prediction(*outputs.predictions)]
         found.decode = lambda regression: head.decode(regression, priors)
         found.priors, found.head = priors, self._taps(outputs)
+        found.rows = rows_of_levels(self.all_strides, priors)
         if self.cuts or "assignment" in self.needs:
             found.assignment = self._assignment(outputs, priors, batch)
             found.normalizer = head.normalizer(priors, found.assignment)

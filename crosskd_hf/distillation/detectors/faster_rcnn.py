@@ -26,6 +26,7 @@ from ..passes import (
     Prediction,
     Role,
     SplitHead,
+    rows_of_levels,
 )
 from ..pixels import PixelAdapter
 
@@ -90,6 +91,7 @@ class FasterRCNNView(SplitHead, ComparableHead):
         """The anchors of the RPN and what they are trained on, before a sample of them is drawn."""
         config = self.model.config
         found.priors = priors = self.model.rpn.anchors(features)
+        found.rows = rows_of_levels(self.all_strides, priors)
         if "assignment" in self.needs:
             limits = config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_forced_iou
             rule = "rpn", self.all_strides, config.anchor_scale, tuple(config.aspect_ratios), limits

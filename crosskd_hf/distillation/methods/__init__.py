@@ -1,11 +1,12 @@
-"""Distillation methods: one file for each, and its configuration in :data:`METHODS`."""
+"""Distillation methods, one file for each. Importing a configuration here puts it into :data:`METHODS`."""
 
-from ..method import METHODS
-from .crosskd import CrossKD
-from .fitnets import FitNets
-from .kd import KD
-from .pkd import PKD
+from ..method import METHODS as METHODS
+from ..method import register
+from .crosskd import CrossKD as CrossKD
+from .fitnets import FitNets as FitNets
+from .inside_gt import InsideGT as InsideGT
+from .kd import KD as KD
+from .main_region import MainRegion as MainRegion
+from .pkd import PKD as PKD
 
-METHODS.update({config.method.name: config for config in (CrossKD, KD, PKD, FitNets)})
-
-__all__ = ["KD", "METHODS", "PKD", "CrossKD", "FitNets"]
+register(globals().values())

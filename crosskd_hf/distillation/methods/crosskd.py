@@ -36,8 +36,8 @@ Strategy = Literal["a", "b", "c", "d"]
 Region = Literal["P", "N", "P+N"]
 AUTHORS = "configurations of the authors' code (jbwang1997/CrossKD)"
 
-# What the authors' configurations and branches set, by what the teacher's rows mean. An option that is missing here has
-# no effect on such a teacher.
+# What the authors' configurations and branches set, by what the teacher's rows mean; `statistics` and
+# `normalizer_floor` are this project's (docs/distillation.md). An option that is missing here has no effect.
 _DENSE = {
     "cut": 3,
     "strategy": "a",

@@ -97,6 +97,11 @@ class PKD(MethodConfig):
     """
 
     method = PKDMethod
+    published_numbers = {
+        **{name.removeprefix("crosskd_"): {"weight": weight} for name, weight in WEIGHTS.items()},
+        "others": {"weight": OTHER_WEIGHT},
+        "DETR, of DETR": {"weight": DETR_WEIGHT},
+    }
 
     weight: float | None = option(None, "Factor on the whole method.", AUTHORS, least=0)
     location: Location | None = option(None, "Where features are compared.", "paper of CrossKD, Table 2")
