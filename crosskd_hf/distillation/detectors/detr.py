@@ -184,7 +184,10 @@ class DetrView(SplitHead):
         assert own.decode is not None
         weight = target.logits.new_ones(target.logits.shape[:2], dtype=torch.float32)
         number = weight.new_tensor(float(weight.numel()))
-        return Comparison(prediction, target, "queries", self.softmax, own.decode, weight, None, number)
+        pair = Comparison(prediction, target, "queries", self.softmax, own.decode, weight, None, number)
+        logits = target.logits.float()  # as the boxes of a target, its confidence isn't constant to a student's query
+        scores = logits.softmax(-1)[..., :-1] if self.softmax else logits.sigmoid()
+        return pair._replace(confidence=scores.amax(-1))
 
     @torch.no_grad()
     def _frozen_context(self, trace: Trace, layer: int) -> tuple[Tensor, ...]:
