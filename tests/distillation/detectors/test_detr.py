@@ -188,15 +188,15 @@ def test_a_teacher_of_another_family() -> None:
 
 class TestWidth:
     def test_an_adapter_takes_the_memory_to_the_teachers_width_and_is_trained(self) -> None:
-        student, teacher, inputs = build("deformable_detr"), build("deformable_detr", seed=1, d_model=64), batch()
+        student, teacher, inputs = build("deformable_detr"), build("deformable_detr", seed=1, d_model=96), batch()
         distiller = Distiller(student, teacher, ["crosskd", "pkd"])
         total(distiller(student(**pixels(inputs)), inputs)).backward()
         assert all(parameter.grad.any() for parameter in distiller.parameters())
         assert distiller.describe()["adapters"] == {
-            "crosskd.adapters.memory.weight": [64, 32, 1, 1],
-            "crosskd.adapters.memory.bias": [64],
-            "pkd.adapters.32_to_64.weight": [64, 32, 1, 1],
-            "pkd.adapters.32_to_64.bias": [64],
+            "crosskd.adapters.memory.weight": [96, 64, 1, 1],
+            "crosskd.adapters.memory.bias": [96],
+            "pkd.adapters.64_to_96.weight": [96, 64, 1, 1],
+            "pkd.adapters.64_to_96.bias": [96],
         }
 
     def test_the_teacher_is_no_part_of_the_distiller(self) -> None:
@@ -206,7 +206,7 @@ class TestWidth:
 
     def test_student_queries_cannot_be_adapted(self) -> None:
         with pytest.raises(ValueError, match="queries='teacher'"):
-            Distiller(build("deformable_detr"), build("deformable_detr", d_model=64), [CrossKD(queries="student")])
+            Distiller(build("deformable_detr"), build("deformable_detr", d_model=96), [CrossKD(queries="student")])
 
 
 class TestLosses:
