@@ -6,7 +6,7 @@ import inspect
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -163,6 +163,35 @@ def takes(model: nn.Module, name: str) -> bool:
     """Whether the forward of `model` has an argument of this name, or takes any."""
     parameters = inspect.signature(model.forward).parameters.values()
     return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+class WithoutMask:
+    """A collator for a model whose forward knows no `pixel_mask`: leaves out the mask of batches without padding.
+
+    Args:
+        collator: Makes batches.
+        model: What the model is called, for the message.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], model: str) -> None:
+        self.collator = collator
+        self.model = model
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        """The collator's batch.
+
+        Raises:
+            ValueError: An image of it is padded, which the model would take for a part of the image.
+        """
+        batch = dict(self.collator(examples))
+        mask = batch.pop("pixel_mask", None)
+        if mask is not None and not bool(torch.as_tensor(mask).all()):
+            raise ValueError(
+                f"The images of a batch are padded to one size, but {self.model}.forward takes no pixel_mask that says "
+                "where: let it take one, or use an image processor that makes all images one size, "
+                "size={'height': ..., 'width': ...}."
+            )
+        return batch
 
 
 def check_batch(batch: Mapping[str, Any], model: nn.Module, evaluated: bool) -> None:

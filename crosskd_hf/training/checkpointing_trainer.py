@@ -40,6 +40,7 @@ class CheckpointingTrainer(CocoTrainer):
     _stored_types: Mapping[str, torch.dtype] = MappingProxyType({})
     _resumed: Path | None = None  # the checkpoint that this run goes on from
     _start: StartingPoint | None = None
+    _written: Sequence[Path] = ()  # checkpoints of the present attempt
     _run: Mapping[str, Any] = MappingProxyType({})
     _group_settings: Sequence[Mapping[str, Any]] = ()
 
@@ -74,7 +75,7 @@ class CheckpointingTrainer(CocoTrainer):
             folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
             if folder is not None:
                 self._check_resume(folder)
-            self._resumed, self._start = folder, None
+            self._resumed, self._start, self._written = folder, None, ()
             self._forget_preparation()
             with termination.watched(self, lambda: self._save_checkpoint(self.model, trial)):
                 return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
@@ -105,9 +106,22 @@ class CheckpointingTrainer(CocoTrainer):
         self._stored_types = widen(self.model) or self._stored_types
         if self._start is not None:
             self._start.restore()
+            self._give_up_checkpoints()
         elif self.args.auto_find_batch_size:
             self._start = StartingPoint(self._trained_modules())
         return super().create_optimizer(model)
+
+    def _give_up_checkpoints(self) -> None:
+        """Remove what an attempt that ran out of memory has saved: its updates had another number of images.
+
+        A resumed run will be refused for just that reason, and keeps what it has.
+        """
+        if self._resumed is not None or not self.args.should_save:
+            return
+        for folder in filter(Path.is_dir, self._written):
+            logger.warning("%s is removed: it belongs to the attempt that ran out of memory.", folder)
+            checkpoints.remove(folder)
+        self._written = ()
 
     def _trained_modules(self) -> list[nn.Module]:
         return [self.model]
@@ -231,6 +245,7 @@ class CheckpointingTrainer(CocoTrainer):
         saving.write_state(self.state, staging / "trainer_state.json")
         checkpoints.write_manifest(staging)
         checkpoints.publish(staging, folder)
+        self._written = [*self._written, folder]
         checkpoints.rotate(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def save_state(self) -> None:

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.class_names import are_placeholders, class_names, demand_same, listing
 from ..data.report import DataError, found
 from ..data.schema import demand_classes, labels_outside, names_of
+from ..distillation.detectors.detr_families import FAMILIES
+from ..models import FasterRCNNForObjectDetection
+from ..models.dense import DenseDetector
 from .processors import check_processor, has_no_object
 
 logger = logging.getLogger(__name__)
@@ -32,9 +35,11 @@ def check_classes(model: PreTrainedModel, train: Any, evaluation: Any, columns: 
         columns: Whether training labels are the column `category`, not what a transform or collator makes of it.
 
     Raises:
-        ValueError: The classes are others, or in another order; both lists are in the message.
+        ValueError: The classes are others, or in another order, and both lists are in the message; or the student's
+            head is not as wide as its `id2label` has names.
         DataError: Labels of a data set outside of [0, K), with their images.
     """
+    _check_width(model, _head_width(model))
     nameless = False
     for what, dataset in (*_parts("training data", train), *_parts("evaluation data", evaluation)):
         names = names_of(dataset)
@@ -66,17 +71,33 @@ def check_head(model: PreTrainedModel, outputs: Any, processor: BaseImageProcess
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not isinstance(logits, Tensor):
         return
+    width = logits.shape[-1]
+    _check_width(model, width)
+    if has_no_object(model) is None and processor is not None and width == len(class_names(model.config)):
+        check_processor(model, processor, no_object=False)
+
+
+def _head_width(model: PreTrainedModel) -> int | None:
+    """How many logits a model makes of a box; None if it is of no family that is known here."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is not None:
+        layer = family.classifier(model)
+        return layer.out_features if isinstance(layer, nn.Linear) else None
+    if isinstance(model, FasterRCNNForObjectDetection):
+        return model.roi_head.num_labels
+    return model.head.num_labels if isinstance(model, DenseDetector) else None
+
+
+def _check_width(model: PreTrainedModel, width: int | None) -> None:
+    """Raise `ValueError` if a head of `width` outputs is not that of the classes in `id2label`."""
     names, no_object = class_names(model.config), has_no_object(model)
     possible = (False, True) if no_object is None else (no_object,)
-    width = logits.shape[-1]
-    if width not in {len(names) + extra for extra in possible}:
+    if width is not None and width not in {len(names) + extra for extra in possible}:
         raise ValueError(
             f"The student's head has {width} outputs{', the last for no object' if no_object else ''}, but its "
             f"id2label names {listing(names)}. Changing id2label changes no head: load the student by "
             f"from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
         )
-    if no_object is None and processor is not None and width == len(names):
-        check_processor(model, processor, no_object=False)
 
 
 class CheckedLabels:

@@ -23,6 +23,7 @@ from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.precision import in_type_of, widen_outputs, widened
 from ..models.dense import DenseDetector
 from . import arguments, ineffective, upstream
+from .arguments import WithoutMask
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .loading import bare_model, demand_trained_backbone
@@ -132,7 +133,7 @@ class CocoTrainer(Trainer):
             count = min(2, len(dataset)) if isinstance(dataset, Sized) else 0
             if count > 0:
                 with arguments.same_chance():
-                    batch = collator([dataset[number] for number in range(count)])
+                    batch = self._fitting(collator)([dataset[number] for number in range(count)])
                 arguments.check_batch(batch, bare_model(self.model), evaluated)
 
     def get_train_dataloader(self) -> Any:
@@ -153,9 +154,14 @@ class CocoTrainer(Trainer):
         with self._collating(self._eval_collator):
             return spare_workers(super().get_test_dataloader(test_dataset))
 
+    def _fitting(self, collator: Any) -> Any:
+        """The collator without a mask, for a model that takes none."""
+        model = bare_model(self.model)
+        return collator if arguments.takes(model, "pixel_mask") else WithoutMask(collator, type(model).__name__)
+
     @contextmanager
     def _collating(self, collator: Any) -> Iterator[None]:
-        training_collator, self.data_collator = self.data_collator, collator
+        training_collator, self.data_collator = self.data_collator, self._fitting(collator)
         try:
             yield
         finally:

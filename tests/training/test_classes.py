@@ -16,10 +16,12 @@ from transformers.utils import ModelOutput
 
 from crosskd_hf.data import CategoryMap, DataError, DetectionCollator, load_coco
 from crosskd_hf.data.shapes import ShapesPaths
+from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.distillation import detr_zoo
 from tests.tiny_dense import make_detector
-from tests.tiny_run import SIZE, load_data, make_data, processor, settings
+from tests.tiny_faster_rcnn import make_faster_rcnn
+from tests.tiny_run import SIZE, load_data, losses, make_data, processor, settings
 
 NAMES = ("circle", "square", "triangle", "star")
 
@@ -225,17 +227,34 @@ class TestWithoutNames:
             trainer(folder, student(*NAMES[:2]), dataset)
 
 
-@pytest.mark.parametrize("family", ["gfl", "deformable_detr"])
+@pytest.mark.parametrize("family", ["gfl", "faster_rcnn", *(name for name in detr_zoo.MODELS if " " not in name)])
 def test_names_that_were_changed_on_a_head_of_other_classes(folder: Path, data: tuple[Any, Any], family: str) -> None:
+    """Before anything runs: the losses of DETR and RT-DETR can't even be computed with such labels."""
+    images: Any = processor()
     if family == "gfl":
-        model, images = student(*(f"class {i}" for i in range(80))), processor()
+        model = student(*(f"class {i}" for i in range(80)))
+    elif family == "faster_rcnn":
+        names = {index: f"class {index}" for index in range(80)}
+        model = make_faster_rcnn(id2label=names, label2id={name: index for index, name in names.items()})
     else:
-        model = detr_zoo.build(family, num_labels=80, num_feature_levels=3)
-        images = DeformableDetrImageProcessor(size={"height": SIZE, "width": SIZE})
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        model = detr_zoo.build(family, num_labels=80)
+        kind = DetrImageProcessor if family == "detr" else DeformableDetrImageProcessor
+        images = kind(size={"height": SIZE, "width": SIZE})
+    trainer(folder, model, images=images, schedule=None)
     model.config.id2label = dict(enumerate(NAMES))
-    run = trainer(folder, model, data[0], images=images, schedule=None)
-    with pytest.raises(ValueError, match="head has 80 outputs, but its id2label names 4 classes, 'circle'"):
+    width = "81 outputs, the last for no object" if family == "detr" else "80 outputs"
+    with pytest.raises(ValueError, match=f"head has {width}, but its id2label names 4 classes, 'circle'"):
+        trainer(folder, model, data[0], images=images, schedule=None)
+
+
+@pytest.mark.parametrize("outputs", [3, 6, 80])
+def test_names_of_another_number_than_the_outputs_of_an_unknown_model(
+    folder: Path, data: tuple[Any, Any], outputs: int
+) -> None:
+    model = Tiny(TinyConfig(id2label=dict(enumerate(NAMES)), outputs=outputs))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    run = trainer(folder, model, data[0], schedule=None)
+    with pytest.raises(ValueError, match=f"head has {outputs} outputs, but its id2label names 4 classes, 'circle'"):
         run.train()
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
 
@@ -258,6 +277,44 @@ class Tiny(PreTrainedModel):
         rows = self.net(pixel_values).flatten(2).transpose(1, 2)
         logits, boxes = rows[..., :-4].contiguous(), rows[..., -4:].sigmoid()
         return ModelOutput(loss=None if labels is None else rows.pow(2).mean(), logits=logits, pred_boxes=boxes)
+
+
+class Unmasked(Tiny):
+    """The same with a forward that knows no padding."""
+
+    def forward(self, pixel_values: torch.Tensor, labels: Any = None) -> ModelOutput:  # type: ignore[override]
+        return super().forward(pixel_values, None, labels)
+
+
+class TestWithoutMask:
+    """A model of one's own need not know `pixel_mask`, as long as no image is padded."""
+
+    def run(self, folder: Path, data: tuple[Any, Any], kind: type, images: Any, **more: Any) -> CrossKDTrainer:
+        torch.manual_seed(0)
+        model = kind(TinyConfig(id2label=dict(enumerate(NAMES)), outputs=4))
+        return trainer(folder, model, *data, images=images, schedule=None, learning_rate=0.1, **more)
+
+    def test_it_trains_and_is_evaluated_as_with_a_mask(self, folder: Path, data: tuple[Any, Any]) -> None:
+        images = DeformableDetrImageProcessor(size={"height": SIZE, "width": SIZE})
+        runs = [self.run(folder, data, kind, images) for kind in (Tiny, Unmasked)]
+        for run in runs:
+            run.train()
+        assert losses(runs[0]) == losses(runs[1])
+        assert len({run.evaluate()["eval_map"] for run in runs}) == 1
+        assert all(map(torch.equal, runs[0].model.parameters(), runs[1].model.parameters()))
+
+    def test_padding_is_refused(self, folder: Path, tmp_path: Path, data: tuple[Any, Any]) -> None:
+        """In the constructor, or, where the first two images have one size, at the batch before its update."""
+        images = DetectionImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}, size_divisor=1)
+        order = sorted(range(len(data[0])), key=lambda number: data[0][number]["width"])
+        grouped, mixed = data[0].select(order), data[0].select([order[0], order[-1]])
+        fault = "are padded to one size, but Unmasked.forward takes no pixel_mask.*makes all images one size"
+        with pytest.raises(ValueError, match=fault):
+            self.run(folder, (mixed, None), Unmasked, images)
+        run = self.run(folder, (grouped, None), Unmasked, images, per_device_train_batch_size=len(order))
+        with pytest.raises(ValueError, match=fault):
+            run.train()
+        assert run.state.global_step == 0
 
 
 class TestProcessors:

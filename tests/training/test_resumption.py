@@ -289,6 +289,29 @@ def found(folder: Path, tmp_path: Path) -> tuple[CrossKDTrainer, Watch]:
     return trainer, watch
 
 
+def test_a_given_up_attempt_leaves_no_checkpoint(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An epoch of 7 images is 2 updates of 4, then 3 of 3; a folder that the run did not write stays."""
+    changes = {"per_device_train_batch_size": 4, "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}
+    (tmp_path / "checkpoint-1").mkdir()
+    trainer = run_in(folder, tmp_path, auto_find_batch_size=True, **changes)
+    out_of_memory(trainer, most=3, from_update=2)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (1, 3, 6)]
+    assert "checkpoint-2 is removed: it belongs to the attempt that ran out of memory" in caplog.text
+
+
+def test_a_resumed_run_that_runs_out_of_memory_keeps_what_it_has_saved(folder: Path, tmp_path: Path) -> None:
+    """It can't go on with fewer images an update, but with the same ones, once there is memory."""
+    run_in(folder, tmp_path, max_steps=1).train()
+    trainer = run_in(folder, tmp_path, auto_find_batch_size=True)
+    out_of_memory(trainer, most=1, from_update=2)
+    with pytest.raises(ValueError, match="images an update: 2 -> 1"):
+        trainer.train(resume_from_checkpoint=True)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+
+
 def test_a_smaller_batch_is_the_run_of_that_batch(
     folder: Path, tmp_path: Path, found: tuple[CrossKDTrainer, Watch]
 ) -> None:

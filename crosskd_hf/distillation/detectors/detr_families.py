@@ -54,6 +54,7 @@ class DetrFamily:
         predict: The model's heads after layer l on hidden states (B, Q, C) and such a context: logits (B, Q, K), where
             K counts "no object" as the last class if `softmax`, and boxes (B, Q, 4), cxcywh in [0, 1].
         strides: Pixels per cell of each level of the memory, from the model.
+        classifier: The last layer of the class head of a decoder layer, from the model.
         width: Channels of the memory, from the config.
         softmax: Whether classes compete and the last one is "no object", rather than one sigmoid per class.
         student_queries: Whether heads of the teacher can continue from the student's queries.
@@ -66,6 +67,7 @@ class DetrFamily:
     context: Callable[[Any, Trace, int], Context]
     predict: Callable[[Any, int, Tensor, Context], Prediction]
     strides: Callable[[Any], tuple[int, ...]]
+    classifier: Callable[[Any], Any]
     width: Callable[[Any], int] = lambda config: config.d_model
     softmax: bool = False
     student_queries: bool = True
@@ -109,6 +111,22 @@ def _patch_strides(model: Any) -> tuple[int, ...]:
     config = model.config
     scales = config.to_dict().get("projector_scale_factors") or [1.0] * config.num_feature_levels
     return tuple(round(config.backbone_config.patch_size / scale) for scale in scales)
+
+
+def _one_of_all_layers(model: Any) -> Any:
+    return model.class_embed
+
+
+def _first_of_the_model(model: Any) -> Any:
+    return model.class_embed[0]
+
+
+def _first_of_the_decoder(model: Any) -> Any:
+    return model.model.decoder.class_embed[0]
+
+
+def _named_in_full(model: Any) -> Any:
+    return model.class_labels_classifier
 
 
 # Deformable DETR: heads on the model. Without box refinement the reference is one point for all layers.
@@ -215,22 +233,36 @@ def _first_queries(count: int, trace: Trace) -> slice:
     return slice(count)
 
 
-_RT_DETR = DetrFamily(_layer_reference, _rt_detr_predict, _hybrid_strides, own_queries=_last_queries, reads_mask=False)
-_D_FINE = DetrFamily(_d_fine_context, _d_fine_predict, _hybrid_strides, student_queries=False, reads_mask=False)
-_LW_DETR = DetrFamily(_lw_detr_context, _lw_detr_predict, _patch_strides, own_queries=_first_queries)
+_RT_DETR = DetrFamily(
+    _layer_reference,
+    _rt_detr_predict,
+    _hybrid_strides,
+    _first_of_the_decoder,
+    own_queries=_last_queries,
+    reads_mask=False,
+)
+_D_FINE = DetrFamily(
+    _d_fine_context, _d_fine_predict, _hybrid_strides, _first_of_the_decoder, student_queries=False, reads_mask=False
+)
+_LW_DETR = DetrFamily(
+    _lw_detr_context, _lw_detr_predict, _patch_strides, _one_of_all_layers, own_queries=_first_queries
+)
 
 FAMILIES: dict[str, DetrFamily] = {
-    "deformable_detr": DetrFamily(_deformable_context, _deformable_predict, _multi_scale_strides),
+    "deformable_detr": DetrFamily(_deformable_context, _deformable_predict, _multi_scale_strides, _first_of_the_model),
     "rt_detr": _RT_DETR,
     "rt_detr_v2": _RT_DETR,
     "d_fine": _D_FINE,
     "deimv2": _D_FINE,
-    "detr": DetrFamily(_no_context, _detr_predict, _last_stride, softmax=True, query_arguments=_MASKED),
-    "conditional_detr": DetrFamily(_conditional_context, _conditional_predict, _last_stride, query_arguments=_MASKED),
+    "detr": DetrFamily(_no_context, _detr_predict, _last_stride, _named_in_full, softmax=True, query_arguments=_MASKED),
+    "conditional_detr": DetrFamily(
+        _conditional_context, _conditional_predict, _last_stride, _named_in_full, query_arguments=_MASKED
+    ),
     "dab-detr": DetrFamily(
         _dab_context,
         _dab_predict,
         _last_stride,
+        _one_of_all_layers,
         width=lambda config: config.hidden_size,
         query_arguments=_MASKED,
     ),
