@@ -3,26 +3,30 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import models as models  # registers the detectors with the Auto classes
+from .lazy import from_modules, import_after
 
 if TYPE_CHECKING:
+    from . import models as models
     from .training.config import CrossKDConfig
     from .training.trainer import CrossKDTrainer
 
 __all__ = ["CrossKDConfig", "CrossKDTrainer"]
 
-_MODULES = {"CrossKDConfig": ".training.config", "CrossKDTrainer": ".training.trainer"}
+# The detectors are in the Auto classes whenever transformers is there, whichever of the two is imported first.
+import_after("transformers", f"{__name__}.models")
+
+_public = from_modules(__name__, {"CrossKDConfig": ".training.config", "CrossKDTrainer": ".training.trainer"})
 
 
 def __getattr__(name: str) -> Any:
     """The trainer and the methods are imported when they are asked for: detection alone doesn't need them."""
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name], __name__), name)
-    if name[:1].isupper():
+    if name == "models":
+        return importlib.import_module(".models", __name__)
+    if name[:1].isupper() and name not in __all__:
         methods = vars(importlib.import_module(".distillation.methods", __name__))
         if name in methods:
             return methods[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _public(name)
 
 
 def __dir__() -> list[str]:

@@ -216,7 +216,7 @@ def _labels(text: str | None) -> list[str] | None:
 def _check_pair(arguments: argparse.Namespace) -> int:
     from .data.dataset import load_coco
     from .experiments.check_pair import check_pair
-    from .experiments.comparison import load_detector
+    from .inference.loading import load_detector
 
     if (arguments.annotations is None) != (arguments.images is None):
         raise ValueError("Give both of --annotations and --images, or neither.")
@@ -253,7 +253,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from transformers import HfArgumentParser
 
     from .experiments.train import RunArguments, train
-    from .inference.predict import table
+    from .inference.evaluation import table
     from .training.config import CrossKDConfig
     from .training.moved import refuse_words
 
@@ -272,8 +272,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .experiments.comparison import load_detector
-    from .inference.predict import evaluate, table
+    from .inference.evaluation import evaluate, table
+    from .inference.loading import load_detector
 
     files = arguments.annotations, arguments.images
     metrics = evaluate(*load_detector(arguments.model), *files, arguments.batch_size, arguments.workers)
@@ -284,9 +284,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from .experiments.comparison import load_detector
+    from .inference.detection import to_device
     from .inference.files import find_images
-    from .inference.predict import predict_to_folder, to_device
+    from .inference.loading import load_detector
+    from .inference.predict import predict_to_folder
 
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold} must lie in [0, 1].")

@@ -21,9 +21,11 @@ from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, 
 
 from crosskd_hf import CrossKDConfig
 from crosskd_hf.create import DetectorSpec
-from crosskd_hf.experiments.comparison import Comparison, detect, load_detector, picture
+from crosskd_hf.experiments.comparison import Comparison, picture
 from crosskd_hf.experiments.comparison_options import PATHS, ComparisonOptions
 from crosskd_hf.experiments.presets import Preset, preset
+from crosskd_hf.inference.detection import detect
+from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words

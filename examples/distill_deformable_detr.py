@@ -41,8 +41,9 @@ from crosskd_hf import CrossKDConfig
 from crosskd_hf.data import DetectionData, load_objects
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.class_names import are_reordered, class_names
-from crosskd_hf.experiments.comparison import Comparison, load_detector
+from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.comparison_options import ComparisonOptions
+from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
 

@@ -18,9 +18,10 @@ from transformers import AutoModelForObjectDetection
 from crosskd_hf.cli import main
 from crosskd_hf.convert.class_names import COCO_NAMES
 from crosskd_hf.create import DetectorSpec, build_detector
-from crosskd_hf.data.categories import CategoryMap
+from crosskd_hf.data.categories import CategoryMap, match_categories
 from crosskd_hf.data.shapes import CLASSES, ShapesPaths, make_shapes
-from crosskd_hf.inference.predict import match_categories, predict, table
+from crosskd_hf.inference.evaluation import table
+from crosskd_hf.inference.predict import predict
 from crosskd_hf.models import DetectionImageProcessor, GFLConfig
 
 Output = pytest.CaptureFixture[str]

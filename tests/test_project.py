@@ -7,6 +7,7 @@ import re
 import shlex
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,34 @@ def test_the_package_hands_out_what_it_names() -> None:
     assert crosskd_hf.CrossKD(cut=2).name == "crosskd"
     with pytest.raises(AttributeError, match="'crosskd_hf' has no attribute 'Trainer'"):
         _ = crosskd_hf.Trainer
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import crosskd_hf", ["torch", "transformers"]),
+        ("import crosskd_hf.cli; crosskd_hf.cli._parser().format_help()", ["torch", "transformers"]),
+        (
+            "import crosskd_hf.inference.predict, crosskd_hf.inference.loading",
+            ["transformers.trainer", "datasets", "crosskd_hf.training", "crosskd_hf.distillation"],
+        ),
+    ],
+)
+def test_what_an_import_leaves_out(statement: str, absent: list[str]) -> None:
+    code = f"import sys; {statement}; print(sorted(sys.modules.keys() & {set(absent)!r}))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
+
+
+def test_detectors_are_registered_when_transformers_is_imported_later() -> None:
+    """Asking whether transformers is installed, as accelerate does, must not count as its import."""
+    code = """
+import importlib.util
+import crosskd_hf
+importlib.util.find_spec("transformers")
+from transformers import AutoConfig
+print(AutoConfig.for_model("crosskd_gfl").model_type, crosskd_hf.models.GFLConfig.model_type)
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split() == ["crosskd_gfl"] * 2
 
 
 class TestFences:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from crosskd_hf.data.images import open_image, probe_image
-from crosskd_hf.experiments.comparison import load_detector
+from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.training import checkpoints
 from crosskd_hf.training.trainer import CrossKDTrainer, load_teacher
 from tests.tiny_run import make_detector, make_trainer, processor
@@ -38,7 +38,7 @@ sys.addaudithook(refuse)  # sees every way to a socket or a name server, also fr
 from pathlib import Path
 import torch
 from huggingface_hub.constants import is_offline_mode
-from crosskd_hf.experiments.comparison import load_detector
+from crosskd_hf.inference.loading import load_detector
 from tests.tiny_run import make_detector, make_trainer, processor
 
 assert not is_offline_mode()

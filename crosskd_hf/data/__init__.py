@@ -1,11 +1,16 @@
 """Detection data sets: read, checked, augmented, batched, and made."""
 
-from .categories import CategoryMap
-from .dataset import DetectionCollator, DetectionData, load_coco, load_objects
-from .inspection import check_data
-from .report import DataError, DataReport, Finding, Place
-from .sampling import AspectRatioSampler
-from .transforms import KeepSize, TrainTransform
+from typing import TYPE_CHECKING
+
+from ..lazy import from_modules
+
+if TYPE_CHECKING:
+    from .categories import CategoryMap
+    from .dataset import DetectionCollator, DetectionData, load_coco, load_objects
+    from .inspection import check_data
+    from .report import DataError, DataReport, Finding, Place
+    from .sampling import AspectRatioSampler
+    from .transforms import KeepSize, TrainTransform
 
 __all__ = [
     "AspectRatioSampler",
@@ -22,3 +27,23 @@ __all__ = [
     "load_coco",
     "load_objects",
 ]
+
+# Prediction reads images and class names, and needn't wait for the data set library.
+__getattr__ = from_modules(
+    __name__,
+    {
+        "AspectRatioSampler": ".sampling",
+        "CategoryMap": ".categories",
+        "DataError": ".report",
+        "DataReport": ".report",
+        "DetectionCollator": ".dataset",
+        "DetectionData": ".dataset",
+        "Finding": ".report",
+        "KeepSize": ".transforms",
+        "Place": ".report",
+        "TrainTransform": ".transforms",
+        "check_data": ".inspection",
+        "load_coco": ".dataset",
+        "load_objects": ".dataset",
+    },
+)

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.class_names import are_placeholders, are_reordered, are_same, class_names, listing, match_names
-from ..data.dataset import DetectionCollator, DetectionData
+from ..data.class_names import are_placeholders, are_reordered, are_same, class_names, listing
+from ..data.dataset import DetectionData
 from ..distillation import Distiller, MethodConfig
 from ..distillation.classes import match_classes
 from ..distillation.pixels import PixelAdapter, PixelFormat
-from ..inference.coco_evaluator import CocoEvaluator
+from ..inference.evaluation import evaluate_dataset
 from ..inference.precision import widened
 from ..models.losses import divide
 from ..text import one_line
@@ -169,7 +169,6 @@ def check_pair(
     )
 
 
-@torch.no_grad()
 def teacher_ap(
     teacher: PreTrainedModel,
     data: DetectionData,
@@ -186,22 +185,20 @@ def teacher_ap(
             (score threshold, NMS) is used. Default: the student's.
         batch_size: Images at a time.
     """
-    adapter = None
+    adapt = None
     if teacher_processor is not None:
-        adapter = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
-    collator, evaluator = DetectionCollator(processor), CocoEvaluator(data.dataset, data.categories)
-    to_data = torch.tensor(match_names(class_names(teacher.config), data.categories.names).indices)
-    teacher.eval()
-    for start in range(0, len(data.dataset), batch_size):
-        rows = range(start, min(start + batch_size, len(data.dataset)))
-        batch = collator([data.dataset[row] for row in rows])
-        pixels, mask = batch["pixel_values"].to(teacher.device), batch["pixel_mask"].to(teacher.device)
-        outputs = teacher(pixel_values=adapter(pixels, mask) if adapter else pixels, pixel_mask=mask)
-        sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
-        found = (teacher_processor or processor).post_process_object_detection(outputs, 0.05, sizes.to(teacher.device))
-        ids = [int(label["image_id"]) for label in batch["labels"]]
-        evaluator.update(ids, [_renamed(result, to_data) for result in found])
-    return evaluator.compute()["map"]
+        adapt = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
+    metrics = evaluate_dataset(
+        teacher,
+        processor,
+        data.dataset,
+        data.categories,
+        batch_size,
+        threshold=0.05,
+        reader=teacher_processor,
+        adapt=adapt,
+    )
+    return metrics["map"]
 
 
 def describe_model(model: PreTrainedModel) -> str:
@@ -212,12 +209,6 @@ def describe_model(model: PreTrainedModel) -> str:
     facts = [f"{model.config.num_labels} classes", f"{millions:.1f} M"]
     parts = [backbone, *facts] if isinstance(backbone, str) else facts
     return f"{name} ({', '.join(parts)})"
-
-
-def _renamed(result: Mapping[str, Tensor], to_data: Tensor) -> dict[str, Tensor]:
-    labels = to_data[result["labels"].cpu()]
-    keep = labels >= 0
-    return {"scores": result["scores"].cpu()[keep], "labels": labels[keep], "boxes": result["boxes"].cpu()[keep]}
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from ..create import DetectorSpec, build_detector
@@ -18,22 +17,18 @@ from ..data.dataset import DetectionData
 from ..data.schema import names_of
 from ..data.transforms import TrainTransform
 from ..distillation import Distiller
-from ..inference.coco_evaluator import SUMMARY
+from ..inference.detection import detect
 from ..inference.drawing import draw_objects
-from ..inference.precision import widened
+from ..inference.evaluation import HEAD, ap_metrics, ap_row
+from ..inference.processors import check_processor
 from ..models.pixels import to_rgb
 from ..text import strict_json
 from ..training import supervision
 from ..training.classes import check_classes
 from ..training.config import CrossKDConfig
-from ..training.loading import load_teacher
-from ..training.processors import check_processor
 from ..training.trainer import CrossKDTrainer
 
 logger = logging.getLogger(__name__)
-
-TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
-HEAD = "".join(f"{title:>8s}" for title in TITLES.values())
 
 
 @dataclass
@@ -150,45 +145,6 @@ class Comparison:
         path = Path(self.args.output_dir) / "comparison.json"
         path.write_text(strict_json(self.results, indent=2) + "\n")
         return path
-
-
-def ap_row(metrics: Mapping[str, float]) -> str:
-    """The COCO summary in percent, in the columns of `HEAD`."""
-    return "".join(f"{100 * metrics[key]:8.1f}" for key in SUMMARY)
-
-
-def ap_metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """The AP values of what a trainer's `evaluate` returns, without its prefix; in [0, 1]."""
-    return {key.removeprefix("eval_"): value for key, value in evaluation.items() if key.startswith("eval_map")}
-
-
-def load_detector(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A saved detector and its image processor, from a folder or the Hub.
-
-    Raises:
-        ValueError: Weights or the image processor are missing, or the processor belongs to another family of models.
-    """
-    model, processor = load_teacher(source)
-    if processor is None:
-        raise ValueError(f"No image processor lies beside the model in {source}: save one there with save_pretrained.")
-    check_processor(model, processor)
-    return model, processor
-
-
-@torch.no_grad()
-def detect(
-    model: PreTrainedModel, processor: BaseImageProcessor, images: Sequence[Image.Image], threshold: float
-) -> list[dict[str, torch.Tensor]]:
-    """Detections of images: `scores` (n,), `labels` (n,) and `boxes` (n, 4), xyxy pixels of the image."""
-    model.eval()
-    results = []
-    with widened(model):
-        for image in images:
-            pixels = to_rgb(image, getattr(processor, "pixel_range", None))
-            inputs = processor(images=[pixels], return_tensors="pt").to(model.device)
-            sizes = torch.tensor([[image.height, image.width]])
-            results += processor.post_process_object_detection(model(**inputs), threshold, sizes)
-    return results
 
 
 def picture(

@@ -9,11 +9,12 @@ from ..create import ARCHITECTURES, DetectorSpec, build_detector
 from ..data.categories import CategoryMap
 from ..data.dataset import load_coco
 from ..data.transforms import TrainTransform
+from ..inference.evaluation import ap_metrics
+from ..inference.loading import load_detector
 from ..models import DetectionImageProcessor
 from ..models.pixels import check_pixel_range
 from ..training.config import CrossKDConfig
 from ..training.trainer import CrossKDTrainer
-from .comparison import ap_metrics, load_detector
 
 
 @dataclass

@@ -1,70 +1,20 @@
-"""A saved detector on files: AP on a COCO-format data set, and detections drawn on pictures."""
+"""A saved detector on image files: detections, and pictures with them drawn in."""
 
-import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.categories import CategoryMap, match_categories
 from ..data.class_names import class_names
-from ..data.coco_json import read_coco
-from ..data.dataset import load_coco
 from ..data.images import open_image
-from ..experiments.comparison import HEAD, TITLES, ap_metrics, ap_row, detect
-from ..text import one_line, strict_json
-from ..training.config import CrossKDConfig
-from ..training.trainer import CrossKDTrainer
+from ..text import strict_json
+from .detection import detect
 from .drawing import draw_objects
 from .files import ImageFiles, find_images
-
-
-def evaluate(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    annotations: str | os.PathLike[str],
-    images: str | os.PathLike[str],
-    batch_size: int = 8,
-    workers: int = 0,
-) -> dict[str, float]:
-    """COCO AP of a model, as of `CocoEvaluator.compute`, in [0, 1].
-
-    Args:
-        model, processor: The detector.
-        annotations, images: COCO-format json and its image folder; classes are matched by name.
-        batch_size: Images at once.
-        workers: Processes that read images.
-
-    Raises:
-        DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know.
-    """
-    table = read_coco(annotations)
-    used = {int(raw) for raw in table.annotation_categories}
-    categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
-    data = load_coco(annotations, images, categories)
-    model.config.category_ids = list(categories.raw_ids)
-    with tempfile.TemporaryDirectory() as folder:
-        args = CrossKDConfig(
-            output_dir=folder,
-            per_device_eval_batch_size=batch_size,
-            dataloader_num_workers=workers,
-            report_to="none",
-        )
-        trainer = CrossKDTrainer(model=model, args=args, eval_dataset=data.dataset, processing_class=processor)
-        return ap_metrics(trainer.evaluate())
-
-
-def table(metrics: Mapping[str, float]) -> str:
-    """The COCO summary in percent, and AP of each class that has a truth."""
-    classes = {key: value for key, value in metrics.items() if key not in TITLES and not math.isnan(value)}
-    lines = [f"{100 * value:8.1f}  {one_line(key.removeprefix('map_'))}" for key, value in classes.items()]
-    return "\n".join([HEAD, ap_row(metrics), *(["", "AP of each class", *lines] if lines else [])])
 
 
 @dataclass(frozen=True)
@@ -141,8 +91,3 @@ def predict_to_folder(
             prediction.picture.save(path)
     (folder / "predictions.json").write_text(strict_json(records, indent=2) + "\n")
     return records
-
-
-def to_device(model: PreTrainedModel, device: str | None = None) -> PreTrainedModel:
-    """Move a model to a device; by default to the first accelerator, if there is one."""
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -15,9 +15,9 @@ from ..data.class_names import are_placeholders, class_names, demand_same, listi
 from ..data.report import DataError, found
 from ..data.schema import demand_classes, labels_outside, names_of
 from ..distillation.detectors.detr_families import FAMILIES
+from ..inference.processors import check_processor, has_no_object
 from ..models import FasterRCNNForObjectDetection
 from ..models.dense import DenseDetector
-from .processors import check_processor, has_no_object
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from ..data.dataset import DetectionCollator
 from ..data.sampling import AspectRatioSampler
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
-from ..inference.precision import in_type_of, widen_outputs, widened
+from ..inference.detection import detections, forward
+from ..inference.precision import widened
 from ..models.dense import DenseDetector
 from . import arguments, ineffective, upstream
 from .arguments import WithoutMask
@@ -365,15 +366,11 @@ class CocoTrainer(Trainer):
             raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
         inputs = send_to_device(inputs, self.args.device)
         labels = inputs["labels"] if self._kept is not None else inputs.pop("labels")
-        inputs["pixel_values"] = in_type_of(self.model, inputs["pixel_values"])  # bf16_full_eval, fp16_full_eval
-        with torch.no_grad():
-            outputs = widen_outputs(model(**inputs))
+        outputs = forward(model, inputs)
         if self._kept is not None:
             self._kept.add(outputs, labels, ignore_keys or self.model.config.keys_to_ignore_at_inference)
-        for name in ("logits", "pred_boxes"):  # processors view them, which a user's own model may not allow for
-            outputs[name] = outputs[name].contiguous()
         sizes = torch.stack([label["orig_size"] for label in labels])
-        results = self.processing_class.post_process_object_detection(outputs, self.args.eval_threshold, sizes)
+        results = detections(self.processing_class, outputs, sizes, self.args.eval_threshold)
         self._detections.update([int(label["image_id"]) for label in labels], results)
         return None, None, None
 

@@ -16,16 +16,17 @@ from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, s
 
 from ..data.transforms import Record
 from ..distillation import Distiller, MethodConfig
+from ..inference.loading import load_teacher
 from ..inference.precision import widen
+from ..inference.processors import check_image_size, check_processor
 from ..models.losses import LossPart, divide
 from . import adapters, arguments, detr_loss, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
 from .classes import check_head
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
-from .loading import bare_model, load_teacher
+from .loading import bare_model
 from .normalizers import UpdateSums, add_up, rehearsal, weighted
-from .processors import check_image_size, check_processor
 
 logger = logging.getLogger(__name__)
 

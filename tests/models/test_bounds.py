@@ -13,8 +13,8 @@ import timm
 import torch
 from transformers import AutoConfig, AutoModelForObjectDetection
 
-from crosskd_hf.experiments.comparison import load_detector
 from crosskd_hf.experiments.presets import PRESETS
+from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.models import DETECTORS, FasterRCNNConfig, GFLConfig, GFLForObjectDetection
 from crosskd_hf.models.bounds import NET_ARGUMENTS
 from crosskd_hf.training.loading import load_student

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForObjectDetection, PreTrainedModel
 
 from crosskd_hf.experiments.check_pair import check_pair
-from crosskd_hf.experiments.comparison import detect
+from crosskd_hf.inference.detection import detect
 from crosskd_hf.inference.precision import widen
 from crosskd_hf.training import checkpoints
 from crosskd_hf.training.ema import WeightAverage

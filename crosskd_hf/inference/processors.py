@@ -8,7 +8,6 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..distillation.detectors.detr_families import FAMILIES
 from ..models import DETECTORS, DetectionImageProcessor
 
 _ALSO_SOFTMAX = {"yolos", "table-transformer"}  # of transformers; can be trained here, not distilled
@@ -26,11 +25,13 @@ def has_no_object(model: PreTrainedModel) -> bool | None:
 
     None if it is of no family that is known here.
     """
+    if type(model.config) in DETECTORS:
+        return False
+    from ..distillation.detectors.detr_families import FAMILIES  # imports families that no other detector needs
+
     kind = model.config.model_type
     if kind in FAMILIES:
         return FAMILIES[kind].softmax
-    if type(model.config) in DETECTORS:
-        return False
     return True if kind in _ALSO_SOFTMAX else None
 
 

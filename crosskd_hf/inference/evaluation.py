@@ -1,0 +1,130 @@
+"""COCO AP of a detector on a data set, outside of training."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils.logging import tqdm
+
+from ..data.categories import CategoryMap, match_categories
+from ..data.class_names import class_names, match_names
+from ..data.coco_json import read_coco
+from ..data.dataset import DetectionCollator, load_coco
+from ..text import one_line
+from .coco_evaluator import SUMMARY, CocoEvaluator
+from .detection import detections, forward, to_device
+from .precision import widened
+
+TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
+HEAD = "".join(f"{title:>8s}" for title in TITLES.values())
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    batch_size: int = 8,
+    workers: int = 0,
+) -> dict[str, float]:
+    """COCO AP of a model on files, as of `CocoEvaluator.compute`, in [0, 1].
+
+    Args:
+        model, processor: The detector; it is moved to the first accelerator, if there is one.
+        annotations, images: COCO-format json and its image folder; classes are matched by name.
+        batch_size: Images at once.
+        workers: Processes that read images.
+
+    Raises:
+        DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know.
+    """
+    table = read_coco(annotations)
+    used = {int(raw) for raw in table.annotation_categories}
+    categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
+    data = load_coco(annotations, images, categories)
+    return evaluate_dataset(to_device(model), processor, data.dataset, categories, batch_size, workers)
+
+
+def evaluate_dataset(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: datasets.Dataset,
+    categories: CategoryMap,
+    batch_size: int = 8,
+    workers: int = 0,
+    threshold: float = 0.0,
+    reader: BaseImageProcessor | None = None,
+    adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """COCO AP of a model on a data set, as of `CocoEvaluator.compute`, in [0, 1].
+
+    Classes are matched by name: detections of classes that the data doesn't have are left out, classes that the model
+    doesn't know are never found.
+
+    Args:
+        model: On its device, which is used; it is left in evaluation mode.
+        processor: Resizes and normalises the images.
+        dataset, categories: As made by `load_coco`.
+        batch_size: Images at once.
+        workers: Processes that read images.
+        threshold: Lowest score that is evaluated; AP is defined with 0.
+        reader: The processor that reads the model's outputs, if it is another one.
+        adapt: Makes of pixels (B, 3, H, W) and their mask (B, H, W) those that the model sees.
+    """
+    evaluator = CocoEvaluator(dataset, categories)
+    to_data = torch.tensor(match_names(class_names(model.config), categories.names).indices)
+    loader = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size,
+        num_workers=workers,
+        collate_fn=DetectionCollator(processor),
+        pin_memory=model.device.type == "cuda",
+    )
+    model.eval()
+    with widened(model):
+        for batch in tqdm(loader, desc="evaluation", disable=None):
+            labels: Sequence[Mapping[str, Any]] = batch.pop("labels")
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            if adapt is not None:
+                inputs["pixel_values"] = adapt(inputs["pixel_values"], inputs["pixel_mask"])
+            sizes = torch.stack([label["orig_size"] for label in labels])
+            found = detections(reader or processor, forward(model, inputs), sizes.to(model.device), threshold)
+            evaluator.update(
+                [int(label["image_id"]) for label in labels], [_renamed(result, to_data) for result in found]
+            )
+    return evaluator.compute()
+
+
+def _renamed(result: Mapping[str, Tensor], to_data: Tensor) -> dict[str, Tensor]:
+    """A model's detections with the labels of the data, without those of classes that the data doesn't have."""
+    labels = to_data[result["labels"].cpu()]
+    keep = labels >= 0
+    return {"scores": result["scores"].cpu()[keep], "labels": labels[keep], "boxes": result["boxes"].cpu()[keep]}
+
+
+# ---- In words ----
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """The COCO summary in percent, and AP of each class that has a truth."""
+    classes = {key: value for key, value in metrics.items() if key not in TITLES and not math.isnan(value)}
+    lines = [f"{100 * value:8.1f}  {one_line(key.removeprefix('map_'))}" for key, value in classes.items()]
+    return "\n".join([HEAD, ap_row(metrics), *(["", "AP of each class", *lines] if lines else [])])
+
+
+def ap_row(metrics: Mapping[str, float]) -> str:
+    """The COCO summary in percent, in the columns of `HEAD`."""
+    return "".join(f"{100 * metrics[key]:8.1f}" for key in SUMMARY)
+
+
+def ap_metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
+    """The AP values of what a trainer's `evaluate` returns, without its prefix; in [0, 1]."""
+    return {key.removeprefix("eval_"): value for key, value in evaluation.items() if key.startswith("eval_map")}
