@@ -13,6 +13,7 @@ from crosskd_hf.distillation.passes import same_size
 from crosskd_hf.models.losses import divide
 from tests.distillation.stubs import STRIDES, build_method, empty_batch, maps_pass
 from tests.golden.methods import seeded_methods as sm
+from tests.parity.drawn import gradient_figures
 
 WEIGHT = re.compile(r"weight (\d+)")
 
@@ -25,8 +26,6 @@ def loss_of(method: Method, student: Sequence[Tensor], teacher: Sequence[Tensor]
 
 def of_maps(name: str, method: Method, student: list[Tensor], teacher: list[Tensor]) -> dict[str, Any]:
     """Total, one figure for each level, and the gradient of the student's maps."""
-    from tests.parity.methods import gradient_figures
-
     loss = loss_of(method, student[: len(teacher)], teacher)
     pairs = zip(student, teacher, strict=False)  # a variant may leave out the last levels
     levels = [one_level(method, level, *pair) for level, pair in enumerate(pairs)]

@@ -14,11 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from tests.parity import method_crosskd, method_features
+from tests.parity import method_crosskd, method_features, method_regions
 
 Runner = Callable[[dict[str, Any]], dict[str, dict[str, Any]]]
 
@@ -29,10 +25,19 @@ RUNNERS: dict[str, Runner] = {
     "pkd_head": method_crosskd.pkd_head,
     "pkd": method_features.pkd,
     "fitnets": method_features.fitnets,
+    "ld_imitation": method_regions.ld_imitation,
+    "fine_grained": method_regions.fine_grained,
+    "defeat": method_regions.defeat,
 }
-LOSSES = 1e-4  # relative
-GRADIENTS = (1e-3, 1e-6)  # relative, absolute
-ROUNDING = 1e-6  # absolute, of losses: those that should be zero
+LOSSES = (1e-4, 1e-6)  # relative, absolute: of losses that should be zero
+GRADIENTS = (1e-3, 1e-6)
+VALUES = (1e-4, 1e-6)  # of what a region holds, which the files round
+# By words in the path of a figure, the first that fits; everything else is exact, such as the rows of a region.
+TOLERANCES: dict[tuple[str, ...], tuple[float, float]] = {
+    ("gradients",): GRADIENTS,
+    ("losses",): LOSSES,
+    (".values[", ".sum", "sum_mask"): VALUES,
+}
 NOTHING = (None, "none", "zero")  # not reached by a gradient, or reached by one that is zero
 SHOWN = 8
 
@@ -45,17 +50,25 @@ class Figure(NamedTuple):
     got: Any
 
     @property
+    def tolerance(self) -> tuple[float, float] | None:
+        """Relative and absolute; None: exact."""
+        for words, tolerance in TOLERANCES.items():
+            if any(word in self.path for word in words):
+                return tolerance
+        return None
+
+    @property
     def error(self) -> float:
         """How far ours is off, in tolerances; infinite if it isn't computed."""
         if self.expected == "nan":  # what the original printed; ours has to be a number
             return 0.0 if isinstance(self.got, float) and self.got == self.got else float("inf")
         if self.expected in NOTHING or (self.expected == 0 and "gradients" in self.path):
             return 0.0 if self.got in (*NOTHING, 0.0) else float("inf")
-        if isinstance(self.expected, str) or ("gradients" not in self.path and "losses" not in self.path):
+        if isinstance(self.expected, str) or self.tolerance is None:
             return 0.0 if self.got == self.expected else float("inf")
         if self.got is None or isinstance(self.got, str):
             return float("inf")
-        relative, absolute = GRADIENTS if "gradients" in self.path else (LOSSES, ROUNDING)
+        relative, absolute = self.tolerance
         error = abs(self.got - self.expected) / (absolute + relative * abs(self.expected))
         return error if error == error else float("inf")
 
@@ -73,31 +86,6 @@ def figures(expected: Any, got: Any, path: str = "") -> Iterator[Figure]:
         yield Figure(path, expected, got)
 
 
-def gradient_figures(loss: Tensor, levels: Sequence[Tensor], samples: int = 6) -> dict[str, Any] | str:
-    """Gradient of a loss with respect to the tensors of all levels, summarised as the files have it."""
-    if not loss.requires_grad:
-        return "none"
-    found = torch.autograd.grad(loss, list(levels), retain_graph=True, allow_unused=True)
-    if all(gradient is None for gradient in found):
-        return "none"
-    norms = [None if g is None or not g.any() else float(g.double().norm()) for g in found]
-    if not any(norms):
-        return "zero"
-    first = next(level for level, norm in enumerate(norms) if norm)
-    values = found[first].detach().double().reshape(-1)
-    index = np.linspace(0, len(values) - 1, min(samples, len(values))).round().astype(int)
-    return {
-        "norm": sum(norm**2 for norm in norms if norm) ** 0.5,
-        "norm_per_level": norms,
-        "first_level_with_gradient": {
-            "level": first,
-            "shape": list(found[first].shape),
-            "norm": norms[first],
-            "samples": values[index].tolist(),
-        },
-    }
-
-
 def compare(document: dict[str, Any]) -> list[Figure]:
     """The figures of a file beside ours.
 
@@ -109,11 +97,14 @@ def compare(document: dict[str, Any]) -> list[Figure]:
         raise KeyError(f"No runner for the method {document['method']!r}; there are {', '.join(RUNNERS)}.")
     got = runner(document)
     variants = document.get("variants") or {"": document}
-    return [
-        figure
-        for name, variant in variants.items()
-        for figure in figures(variant["expected"], got.get(name, {}), f"{name}: " if name else "")
-    ]
+    found = []
+    for name, variant in variants.items():
+        ours, title = got.get(name, {}), f"{name}: " if name else ""
+        found.extend(figures(variant["expected"], ours, title))
+        for key, beside in variant.items():  # another method on the same inputs
+            if key != "expected" and isinstance(beside, Mapping) and "expected" in beside:
+                found.extend(figures(beside["expected"], ours.get(key, {}), f"{title}{key}: "))
+    return found
 
 
 def report(title: str, found: list[Figure]) -> bool:
@@ -134,8 +125,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="json files of tests/golden/methods")
     files = parser.parse_args().files
     print(
-        f"tolerances: losses {LOSSES} relative (and {ROUNDING}), gradients {GRADIENTS[0]} relative and {GRADIENTS[1]} "
-        "absolute, everything else exact"
+        f"tolerances: losses {LOSSES[0]} relative (and {LOSSES[1]}), gradients {GRADIENTS[0]} relative and "
+        f"{GRADIENTS[1]} absolute, values of regions {VALUES[0]} relative, everything else exact"
     )
     agree = [report(path.stem, compare(json.loads(path.read_text()))) for path in files]
     print("all files agree" if all(agree) else f"{agree.count(False)} of the files differ")

@@ -1,9 +1,11 @@
 """FitNets: the student's features imitate the whole of the teacher's maps (ICLR 2015)."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..method import Paper
-from .imitation import Imitation, ImitationConfig
+from ..method import Paper, option
+from ..passes import Pair
+from .imitation import LD_CODE, Form, Imitation, ImitationConfig
 
 
 class FitNetsMethod(Imitation):
@@ -15,10 +17,13 @@ class FitNetsMethod(Imitation):
 
 @dataclass(frozen=True)
 class FitNets(ImitationConfig):
-    """Hint regression on every level of the features: mean squared error, levels added up, weight 1.
+    """Hint regression on every level of the features: mean squared error, levels added up.
 
     Args:
-        adapter: See :class:`ImitationConfig`. False is the form of LD's comparison (weight 2 there).
+        preset: "original" has weight 1 and a 1x1 convolution as adapter; "ld", the form of LD's comparison, has weight
+            2 and an adapter between different widths alone.
+        weight: None: by the preset.
+        adapter: None: by the preset; see :class:`ImitationConfig`.
 
     Raises:
         ValueError:
@@ -26,3 +31,12 @@ class FitNets(ImitationConfig):
     """
 
     method = FitNetsMethod
+    published_numbers = {"original": {"weight": 1.0, "adapter": True}, "ld": {"weight": 2.0, "adapter": False}}
+
+    weight: float | None = option(None, "Factor on the whole method.", LD_CODE, least=0)
+    preset: Form = option("original", "The form of the paper, or of LD's comparison.", LD_CODE)
+
+    def defaults(self, pair: Pair) -> dict[str, Any]:
+        """By the preset."""
+        known = super().defaults(pair)
+        return known | ({"weight": 2.0} if self.preset == "ld" else {"weight": 1.0, "adapter": True})

@@ -5,13 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..method import Paper, option
-from ..passes import Batch, DetectorView, Needs, Pair, Pass
-from ..regions import centers, inside_boxes, positives
-from .imitation import Imitation, ImitationConfig
-
-LD = Paper("Localization Distillation for Dense Object Detection", "CVPR 2022", "https://arxiv.org/abs/2102.12252")
-SOURCE = "HikariTJU/LD"
+from ..method import option
+from ..passes import Batch, Needs, Pair, Pass
+from ..regions import centers, inside_boxes
+from .imitation import LD, LD_CODE, Imitation, ImitationConfig, on_positive_levels
 
 
 class InsideGTMethod(Imitation):
@@ -21,22 +18,17 @@ class InsideGTMethod(Imitation):
     paper = LD
     families = "all; positive_levels needs a detector whose locations are assigned to objects"
 
-    def __init__(self, config: "InsideGT", student: DetectorView, teacher: DetectorView):
-        super().__init__(config, student, teacher)
-        wanted: Needs = frozenset({"features", "assignment" if config.positive_levels else "priors"})
-        self._student_needs = wanted & student.offers
-
     @property
-    def student_needs(self) -> Needs:
-        return self._student_needs
+    def wanted(self) -> Needs:
+        return frozenset({"assignment" if self.config.positive_levels else "priors"})
 
-    def region(self, level: int, student: Pass, teacher: Pass, batch: Batch) -> Tensor:
+    def regions(self, student: Pass, teacher: Pass, batch: Batch) -> list[Tensor]:
         """Locations strictly inside of any box."""
-        feature = student.features[level]
-        region = inside_boxes(centers(feature, student), batch.targets).unflatten(1, feature.values.shape[-2:])
-        if self.config.positive_levels:
-            region = region & positives(feature, student).any()
-        return region.float()
+        regions = [
+            inside_boxes(centers(feature, student), batch.targets).unflatten(1, feature.values.shape[-2:]).float()
+            for feature in student.features
+        ]
+        return on_positive_levels(regions, student) if self.config.positive_levels else regions
 
 
 @dataclass(frozen=True)
@@ -45,16 +37,16 @@ class InsideGT(ImitationConfig):
 
     Args:
         weight: 2 in LD's comparison.
-        adapter: See :class:`ImitationConfig`. LD has none.
+        adapter: See :class:`ImitationConfig`. LD has none; None: only between different widths.
         positive_levels: Whether levels without any positive of the student stay out, as in LD's code. Where a batch is
             split, such levels may differ from part to part.
     """
 
     method = InsideGTMethod
 
-    positive_levels: bool | None = option(None, "Levels without any positive stay out.", SOURCE)
+    weight: float | None = option(2.0, "Factor on the whole method.", LD_CODE, least=0)
+    positive_levels: bool | None = option(None, "Levels without any positive stay out.", LD_CODE)
 
     def defaults(self, pair: Pair) -> dict[str, Any]:
         """Levels without positives count, unless it is asked for and the student assigns locations to objects."""
-        known = super().defaults(pair)
-        return known | {"positive_levels": False} if "assignment" in pair.student.offers else known
+        return super().defaults(pair) | self.gate(pair)

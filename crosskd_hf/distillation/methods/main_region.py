@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..passes import Batch, Needs, Pass
+from ..method import option
+from ..passes import Batch, Pass
 from ..regions import positives
-from .imitation import Imitation, ImitationConfig
-from .inside_gt import LD
+from .imitation import LD, LD_CODE, Imitation, ImitationConfig
 
 
 class MainRegionMethod(Imitation):
@@ -18,13 +18,9 @@ class MainRegionMethod(Imitation):
     paper = LD
     families = "dense detectors and Faster R-CNN as students, of any teacher with features"
 
-    @property
-    def teacher_needs(self) -> Needs:
-        return frozenset({"features"})
-
-    def region(self, level: int, student: Pass, teacher: Pass, batch: Batch) -> Tensor:
+    def regions(self, student: Pass, teacher: Pass, batch: Batch) -> list[Tensor]:
         """Locations that the student's own rule assigns to an object."""
-        return positives(student.features[level], student).float()
+        return [positives(feature, student).float() for feature in student.features]
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,9 @@ class MainRegion(ImitationConfig):
 
     Args:
         weight: 2 in LD's comparison.
-        adapter: See :class:`ImitationConfig`. LD has none.
+        adapter: See :class:`ImitationConfig`. LD has none; None: only between different widths.
     """
 
     method = MainRegionMethod
+
+    weight: float | None = option(2.0, "Factor on the whole method.", LD_CODE, least=0)

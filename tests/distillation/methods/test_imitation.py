@@ -71,9 +71,9 @@ LD = {
     "crowded": (2.66071284, 2.69222021, 6.70888638),
 }
 CONFIGS: tuple[MethodConfig, ...] = (
-    InsideGT(weight=2, adapter=False, positive_levels=True),
-    MainRegion(weight=2, adapter=False),
-    FitNets(weight=2, adapter=False),
+    InsideGT(positive_levels=True),
+    MainRegion(),
+    FitNets(preset="ld"),
 )
 
 
@@ -106,5 +106,5 @@ def test_figures_of_ld(name: str) -> None:
         pair = Pair(MapsView(256), MapsView(256, "teacher"))
         pair.student.offers = frozenset({"features", "priors", "assignment"})
         method = config.method(config.published(pair), *pair)
-        loss = config.weight * divide(method(student, teacher, batch))["features"]
+        loss = method.config.weight * divide(method(student, teacher, batch))["features"]
         assert loss.item() == pytest.approx(expected, rel=1e-4), config
