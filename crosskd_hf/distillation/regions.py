@@ -1,10 +1,13 @@
 """Regions of a feature map: where objects are, and which locations are trained to find them. Without gradient."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..models.assigners import Targets
-from .passes import FeatureMap, Pass
+from ..models.assigners import Priors, Targets
+from ..models.boxes import area, square_around_origin
+from .passes import FeatureMap, Pass, rows_of_levels
 
 
 def centers(feature: FeatureMap, own: Pass) -> Tensor:
@@ -29,3 +32,53 @@ def positives(feature: FeatureMap, own: Pass) -> Tensor:
     assert own.assignment is not None
     rows = own.assignment.positive[:, own.rows[feature.stride]]
     return rows.unflatten(1, (*feature.values.shape[-2:], -1)).any(-1)
+
+
+def anchors(own: Pass) -> tuple[Priors, dict[int, slice]]:
+    """Anchors of a pass, and where in them those of a stride are.
+
+    A detector's own anchors; instead of points, and on maps of a detector without priors, the squares of ATSS: one at
+    each location, with a side of 8 strides.
+    """
+    if own.priors is not None:
+        half = 4 * own.priors.strides[:, None]
+        squares = torch.cat([own.priors.centers - half, own.priors.centers + half], -1)
+        boxes = torch.where(area(own.priors.boxes)[:, None] > 0, own.priors.boxes, squares)
+        return own.priors._replace(boxes=boxes), own.rows
+    strides = [feature.stride for feature in own.features]
+    shapes = [feature.values.shape[-2:] for feature in own.features]
+    device = own.features[0].values.device
+    around = [(square_around_origin(8.0 * stride) + stride / 2).to(device) for stride in strides]
+    priors = Priors.on_grid(shapes, strides, [(stride, stride) for stride in strides], around)
+    return priors, rows_of_levels(strides, priors)
+
+
+def by_locations(rows: Tensor, features: Sequence[FeatureMap], of_stride: dict[int, slice]) -> list[Tensor]:
+    """Of rows (B, N) bool, whether any at a location holds: (B, H, W) float of each level."""
+    return [
+        rows[:, of_stride[stride]].unflatten(1, (*values.shape[-2:], -1)).any(-1).float() for stride, values in features
+    ]
+
+
+def levels_of_boxes(targets: Targets, levels: int) -> Tensor:
+    """(B, G) the one level of each box by its size, from 0: one for each doubling above 56 pixels (FPN, eq. 1)."""
+    edges = targets.boxes[..., 2:] - targets.boxes[..., :2] + 1
+    return (edges.prod(-1).sqrt() / 56 + 1e-6).log2().floor().clamp(0, levels - 1)
+
+
+def cells_of_boxes(feature: FeatureMap, targets: Targets, single: bool = False) -> tuple[Tensor, Tensor]:
+    """The rows (B, G, H) and columns (B, G, W) of a map, bool, whose cells belong to each box: at least one of each.
+
+    The cell in which a box ends isn't one of its own. With `single` a box that is thinner than a cell has one cell.
+    """
+    first, last = (targets.boxes / feature.stride).int().chunk(2, -1)  # (B, G, 2) x, y
+    thin = last <= first
+    if single:
+        thin = thin.any(-1, keepdim=True)
+    last = torch.where(thin, first, last - 1)
+    found = []
+    for axis, size in ((1, feature.values.shape[-2]), (0, feature.values.shape[-1])):
+        cell = torch.arange(size, device=first.device)
+        inside = (cell >= first[..., axis, None]) & (cell <= last[..., axis, None])
+        found.append(inside & targets.mask[..., None])
+    return found[0], found[1]
