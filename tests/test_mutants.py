@@ -1,0 +1,43 @@
+"""What `benchmarks/mutants.py` does before any test runs. It checks itself that its faults are in the present code."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.faults import FAULTS
+from benchmarks.mutants import ROOT, lost, mutated
+
+SOURCE = """LIMIT = 2
+
+
+class A:
+    def f(self):
+        return 1 + 1
+
+
+def f():
+    return 1
+"""
+
+
+def test_a_fault_lies_in_its_function_alone() -> None:
+    assert mutated(SOURCE, "A.f", "1 + 1", "2") == SOURCE.replace("1 + 1", "2")
+    assert mutated(SOURCE, "f", "1", "2") == SOURCE.removesuffix("1\n") + "2\n"
+    assert mutated(SOURCE, "LIMIT", "2", "3") == SOURCE.replace("LIMIT = 2", "LIMIT = 3")
+
+
+def test_a_text_that_is_gone_is_an_error() -> None:
+    with pytest.raises(LookupError, match="'1' stands 2 times in A.f"):
+        mutated(SOURCE, "A.f", "1", "2")
+    with pytest.raises(LookupError, match="there is no A.g"):
+        mutated(SOURCE, "A.g", "1", "2")
+    gone = FAULTS[0]._replace(old="what nobody writes")
+    assert lost([gone]) == [f"{gone.where}: 'what nobody writes' stands 0 times in _scale"]
+
+
+def test_every_area_has_faults_and_tests() -> None:
+    areas = {fault.where.split(".")[0] for fault in FAULTS}
+    assert areas == {"models", "distillation", "training", "data", "inference"}
+    assert len({(fault.where, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS) >= 60
+    files = {name.partition("::")[0] for fault in FAULTS for name in fault.tests}
+    assert [name for name in sorted(files) if not (ROOT / "tests" / name).is_file()] == []
