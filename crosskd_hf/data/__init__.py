@@ -1,4 +1,4 @@
-"""Detection data sets: read, checked, augmented, batched, and made."""
+"""Detection data sets: read, checked, augmented and batched; and synthetic ones."""
 
 from typing import TYPE_CHECKING
 
