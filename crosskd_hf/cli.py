@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_methods(commands)
     _add_train(commands)
     _add_use(commands)
+    options = _command(
+        commands, "options", _options, "Options of trainings, commands and examples, as docs/options.md."
+    )
+    options.set_defaults(
+        parsers=[commands.choices[name] for name in ("evaluate", "predict", "check-data", "check-pair")]
+    )
     _command(commands, "env", _env, "Versions of everything that matters, for a bug report.")
     return parser
 
@@ -232,6 +238,13 @@ def _methods(arguments: argparse.Namespace) -> int:
     from .distillation.reference import reference
 
     print(reference(arguments.name))
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> int:
+    from .experiments.options import reference
+
+    print(reference(arguments.parsers))
     return 0
 
 

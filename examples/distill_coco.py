@@ -13,7 +13,6 @@ train the same student with CrossKD. All of Hugging Face's training arguments ho
 """
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, 
 from crosskd_hf import CrossKDConfig
 from crosskd_hf.create import DetectorSpec
 from crosskd_hf.experiments.comparison import Comparison, picture
-from crosskd_hf.experiments.comparison_options import PATHS, ComparisonOptions
+from crosskd_hf.experiments.comparison_options import DenseOptions
 from crosskd_hf.experiments.presets import Preset, preset
 from crosskd_hf.inference.detection import detect
 from crosskd_hf.inference.loading import load_detector
@@ -54,36 +53,9 @@ MADE_DATA = {
 COCO = {"output_dir": "outputs/coco", "schedule": "1x", "per_device_train_batch_size": 2}
 
 
-@dataclass
-class Arguments(ComparisonOptions):
-    """What is trained on what, for dense detectors and Faster R-CNN."""
-
-    preset: str | None = field(
-        default=None, metadata={"help": "A published experiment, see docs/reproduce.md; needs COCO and its teacher."}
-    )
-    detector: str = field(
-        default="gfl", metadata={"help": "Architecture of new models: gfl, retinanet, fcos, atss, tood, faster_rcnn."}
-    )
-    teacher_detector: str | None = field(default=None, metadata={"help": "Architecture of a new teacher, if another."})
-    backbone_weights: str | None = field(
-        default=None, metadata={"help": "'timm' (downloads), a tag or a file of timm; without, backbones start random."}
-    )
-    width: int = field(default=256, metadata={"help": "Channels of pyramid and towers of new models."})
-    fixed_canvas: bool = field(
-        default=False,
-        metadata={"help": "Pad all images to one square: then a loss does not depend on which images share a batch."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preset is not None and self.missing_paths():
-            needed = ", ".join("--" + name for name in PATHS)
-            raise ValueError(f"--preset {self.preset} is an experiment on COCO: give {needed}.")
-
-
-def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
+def parse(argv: list[str]) -> tuple[DenseOptions, CrossKDConfig]:
     """Command line over the defaults of the made or of the real job."""
-    parser = HfArgumentParser((Arguments, CrossKDConfig))
+    parser = HfArgumentParser((DenseOptions, CrossKDConfig))
     made = not any(word.split("=")[0] == "--train_annotations" for word in argv)
     common = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 20}
     common |= {"report_to": "none", "dataloader_num_workers": 1} | (MADE_DATA if made else COCO)
@@ -109,7 +81,7 @@ def published_defaults(experiment: Preset) -> dict[str, Any]:
     }
 
 
-def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
+def prepare(arguments: DenseOptions, config: CrossKDConfig) -> Comparison:
     """Read or make the data; for a given student in the order of its classes."""
     train, val = arguments.read_data(config)
     print(train.report, val.report, sep="\n")
@@ -121,7 +93,7 @@ def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
     return Comparison(train, val, processor, config, arguments.transform)
 
 
-def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:
+def run(arguments: DenseOptions, comparison: Comparison, models: dict[str, Trained]) -> None:
     """Do the steps that `models` does not hold yet, and put their models there."""
     kind = (arguments.backbone_weights, arguments.width)
     teacher = DetectorSpec(arguments.teacher_detector or arguments.detector, arguments.teacher_backbone, *kind)
@@ -143,7 +115,7 @@ def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]
             models[step] = comparison.run(step, student, *pair, processor=processor), processor
 
 
-def start(arguments: Arguments, comparison: Comparison) -> tuple[DetectorSpec | PreTrainedModel, BaseImageProcessor]:
+def start(arguments: DenseOptions, comparison: Comparison) -> tuple[DetectorSpec | PreTrainedModel, BaseImageProcessor]:
     """What the student starts from, and its image processor."""
     if arguments.student is not None:
         return load_detector(arguments.student)

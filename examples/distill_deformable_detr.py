@@ -19,12 +19,10 @@ ten thousands: the run shows that everything works and costs, not what distillat
 
 import math
 import sys
-from dataclasses import dataclass, field
 from typing import Any
 
 import timm
 import torch
-from datasets import load_dataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -38,11 +36,10 @@ from transformers import (
 )
 
 from crosskd_hf import CrossKDConfig
-from crosskd_hf.data import DetectionData, load_objects
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison
-from crosskd_hf.experiments.comparison_options import ComparisonOptions
+from crosskd_hf.experiments.comparison_options import DetrOptions
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
@@ -88,36 +85,9 @@ COMMON: dict[str, Any] = {
 }
 
 
-@dataclass
-class Arguments(ComparisonOptions):
-    """What is trained on what, for models of the DETR family."""
-
-    dataset: str | None = field(default=None, metadata={"help": "Instead: a Hub data set with image and objects."})
-    train_split: str = field(default="train", metadata={"help": "Its split to train on."})
-    val_split: str = field(default="validation", metadata={"help": "Its split to evaluate on."})
-    bbox_format: str = field(default="xywh", metadata={"help": "Its boxes: xywh or xyxy, in px."})
-    drop: list[str] = field(
-        default_factory=list, metadata={"help": "Kinds of faults whose rows are left out, such as size-mismatch."}
-    )
-    backbone_weights: str | None = field(default=None, metadata={"help": "'timm': pretrained backbones (downloads)."})
-    d_model: int = field(default=256, metadata={"help": "Width of new transformers."})
-    feature_levels: int = field(default=4, metadata={"help": "Levels of new models; those of the teacher."})
-    encoder_layers: int = field(default=6, metadata={"help": "Of new models."})
-    decoder_layers: int = field(default=6, metadata={"help": "Of new models."})
-    num_queries: int = field(default=300, metadata={"help": "Of new models."})
-
-    def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
-        """Training and validation data: from the Hub, from a COCO folder, or made."""
-        if self.dataset is None:
-            return super().read_data(config)
-        splits = load_dataset(self.dataset)
-        train = load_objects(splits[self.train_split], bbox_format=self.bbox_format, drop=self.drop)
-        return train, load_objects(splits[self.val_split], train.categories, self.bbox_format, self.drop)
-
-
-def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
+def parse(argv: list[str]) -> tuple[DetrOptions, CrossKDConfig]:
     """Command line over the defaults of the made or of the real job."""
-    parser = HfArgumentParser((Arguments, CrossKDConfig))
+    parser = HfArgumentParser((DetrOptions, CrossKDConfig))
     real = any(word.split("=")[0] in ("--train_annotations", "--dataset") for word in argv)
     defaults = COMMON | (PUBLISHED if real else MADE_DATA)
     if any(word.split("=")[0] == "--schedule" for word in argv):
@@ -129,7 +99,7 @@ def parse(argv: list[str]) -> tuple[Arguments, CrossKDConfig]:
     return arguments, config
 
 
-def new_model(arguments: Arguments, backbone: str, categories: CategoryMap) -> DeformableDetrForObjectDetection:
+def new_model(arguments: DetrOptions, backbone: str, categories: CategoryMap) -> DeformableDetrForObjectDetection:
     """A two-stage Deformable DETR with box refinement, as the paper's teacher and student are."""
     config = DeformableDetrConfig(
         backbone_config={
@@ -190,7 +160,7 @@ def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:
     return model
 
 
-def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
+def prepare(arguments: DetrOptions, config: CrossKDConfig) -> Comparison:
     """Read or make the data."""
     train, val = arguments.read_data(config)
     print(train.report, val.report, sep="\n")
@@ -204,7 +174,7 @@ def prepare(arguments: Arguments, config: CrossKDConfig) -> Comparison:
     return Comparison(train, val, processor, config, arguments.transform)
 
 
-def run(arguments: Arguments, comparison: Comparison, models: dict[str, Trained]) -> None:
+def run(arguments: DetrOptions, comparison: Comparison, models: dict[str, Trained]) -> None:
     """Do the steps that `models` does not hold yet, and put their models there."""
     categories = comparison.train.categories
     if arguments.teacher is not None:

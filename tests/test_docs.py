@@ -79,6 +79,19 @@ def test_methods_are_what_the_command_prints() -> None:
     assert page("methods.md") == reference() + "\n"  # crosskd-hf methods > docs/methods.md
 
 
+def test_options_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    from crosskd_hf.cli import main
+
+    assert main(["options"]) == 0
+    assert page("options.md") == capsys.readouterr().out  # crosskd-hf options > docs/options.md
+
+
+def test_every_option_has_help_default_and_source() -> None:
+    rows = [line.split(" | ") for line in page("options.md").splitlines() if line.startswith("| `")]
+    assert len(rows) > 90
+    assert [row for row in rows if len(row) != 5 or not all(cell.strip("| ") for cell in row)] == []
+
+
 @pytest.mark.parametrize("name", ["reliability.md", "troubleshooting.md"])
 def test_named_tests_exist(name: str) -> None:
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page(name)):

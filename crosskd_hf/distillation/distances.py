@@ -85,7 +85,7 @@ def class_scores(pair: Comparison) -> Tensor:
 
 
 def class_distance(pair: Comparison, beta: float, temperature: float) -> Tensor:
-    """(B, N): KL divergence where classes compete, otherwise quality focal loss summed over classes."""
+    """(B, N): KL divergence where classes compete, otherwise quality focal loss, summed (CrossKD, eq. 5)."""
     if pair.softmax:
         return distribution_kl(pair.prediction.logits, pair.target.logits, temperature)
     return quality_focal(pair.prediction.logits, class_scores(pair), beta).sum(-1)
@@ -109,7 +109,7 @@ def _box_parts(pair: Comparison, temperature: float, box_loss: BoxLoss) -> dict[
 
 
 def box_distances(pair: Comparison, temperature: float, box_loss: BoxLoss) -> dict[str, Tensor]:
-    """(B, N) of each term of the boxes: "reg", for queries "iou" too.
+    """(B, N) of each term of the boxes: "reg", for queries "iou" too (CrossKD, eq. 4, and the authors' code).
 
     - distributions of the distances to the sides: KL divergence, mean over sides;
     - deltas: 1 - GIoU of the decoded boxes; distances: -log IoU;

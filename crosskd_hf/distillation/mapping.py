@@ -101,7 +101,10 @@ def reduce_rows(scores: Tensor, boxes: Tensor, anchors: int, reduce: Reduce) -> 
 
 
 def distance_to_boxes(student: Pass, regression: Tensor, boxes: Tensor, as_distribution: bool) -> Tensor:
-    """(B, N): 1 - GIoU of the student's decoded boxes, or KL of its bins from the two bins around each distance."""
+    """(B, N): 1 - GIoU of the student's decoded boxes, or KL of its bins from the two bins around each distance.
+
+    Not published: a choice of this project.
+    """
     assert student.priors is not None
     assert student.decode is not None
     if not as_distribution:

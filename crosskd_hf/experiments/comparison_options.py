@@ -1,14 +1,15 @@
 """What scripts that run a `Comparison` share: options of the data and the steps, and reading or making the data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import load_dataset
 
-from ..data.dataset import DetectionData, load_coco
+from ..data.dataset import DetectionData, load_coco, load_objects
 from ..data.shapes import ShapesPaths, make_shapes
 from ..data.transforms import TrainTransform
-from ..training.config import CrossKDConfig
+from ..training.config import AUTHORS, CrossKDConfig, option
 
 STEPS = ("teacher", "alone", "distilled")
 PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")
@@ -22,22 +23,20 @@ class ComparisonOptions:
         ValueError: Some paths of the data but not all, an unknown step, or nothing to distil from.
     """
 
-    train_images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    train_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the training images."})
-    val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
-    val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
-    steps: list[str] = field(default_factory=lambda: list(STEPS), metadata={"help": f"Which of {', '.join(STEPS)}."})
-    student: str | None = field(
-        default=None, metadata={"help": "Go on with this folder or Hub id: its weights, classes and image processor."}
-    )
-    student_backbone: str = field(default="resnet18", metadata={"help": "timm backbone of a new student."})
-    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained teacher."})
-    teacher_backbone: str = field(default="resnet50", metadata={"help": "timm backbone of a teacher to be trained."})
-    teacher_epochs: float | None = field(default=None, metadata={"help": "Epochs of that teacher, if others."})
-    shortest_edge: int = field(default=800, metadata={"help": "Images are resized to this shorter side,"})
-    longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
-    multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
-    num_made_images: int = field(default=400, metadata={"help": "Training images of the made data set."})
+    train_images: str | None = option(None, "Folder of the training images.")
+    train_annotations: str | None = option(None, "COCO-format json of the training images.")
+    val_images: str | None = option(None, "Folder of the validation images.")
+    val_annotations: str | None = option(None, "COCO-format json of the validation images.")
+    steps: list[str] = option([*STEPS], f"Which of {', '.join(STEPS)}.")
+    student: str | None = option(None, "Go on with this folder or Hub id: its weights, classes and image processor.")
+    student_backbone: str = option("resnet18", "timm backbone of a new student.")
+    teacher: str | None = option(None, "Folder or Hub id of a trained teacher.")
+    teacher_backbone: str = option("resnet50", "timm backbone of a teacher to be trained.")
+    teacher_epochs: float | None = option(None, "Epochs of a teacher to be trained, if other than the student's.")
+    shortest_edge: int = option(800, "Shorter side of images in pixels.", AUTHORS)
+    longest_edge: int = option(1333, "Longest side of images in pixels; it wins over the shorter one.", AUTHORS)
+    multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
+    num_made_images: int = option(400, "Training images of the made data set.")
 
     def __post_init__(self) -> None:
         missing = self.missing_paths()
@@ -88,3 +87,54 @@ class ComparisonOptions:
             if config.local_process_index == 0:
                 make_shapes(folder, self.num_made_images, num_val=100, size=self.longest_edge)
         return ShapesPaths.below(folder)
+
+
+@dataclass
+class DenseOptions(ComparisonOptions):
+    """Options of examples/distill_coco.py: dense detectors and Faster R-CNN.
+
+    Raises:
+        ValueError: As :class:`ComparisonOptions`, or a preset without the paths of its data.
+    """
+
+    preset: str | None = option(None, "A published experiment, see docs/reproduce.md; needs COCO and its teacher.")
+    detector: str = option("gfl", "Architecture of new models: gfl, retinanet, fcos, atss, tood, faster_rcnn.")
+    teacher_detector: str | None = option(None, "Architecture of a new teacher, if another.")
+    backbone_weights: str | None = option(
+        None, "'timm' (downloads), a tag or a file of timm; without, backbones start random."
+    )
+    width: int = option(256, "Channels of pyramid and towers of new models.", AUTHORS)
+    fixed_canvas: bool = option(
+        False, "Pad all images to one square: then a loss does not depend on which images share a batch."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset is not None and self.missing_paths():
+            needed = ", ".join("--" + name for name in PATHS)
+            raise ValueError(f"--preset {self.preset} is an experiment on COCO: give {needed}.")
+
+
+@dataclass
+class DetrOptions(ComparisonOptions):
+    """Options of examples/distill_deformable_detr.py: models of the DETR family. See :class:`ComparisonOptions`."""
+
+    dataset: str | None = option(None, "Hub data set with image and objects, instead of files.")
+    train_split: str = option("train", "Split of the Hub data set to train on.")
+    val_split: str = option("validation", "Split of the Hub data set to evaluate on.")
+    bbox_format: str = option("xywh", "Boxes of the Hub data set: xywh or xyxy, in px.")
+    drop: list[str] = option([], "Kinds of faults whose rows are left out, such as size-mismatch.")
+    backbone_weights: str | None = option(None, "'timm': pretrained backbones (downloads).")
+    d_model: int = option(256, "Width of new transformers.", "Deformable DETR (ICLR 2021)")
+    feature_levels: int = option(4, "Levels of new models; those of the teacher.", "Deformable DETR (ICLR 2021)")
+    encoder_layers: int = option(6, "Encoder layers of new models.", "Deformable DETR (ICLR 2021)")
+    decoder_layers: int = option(6, "Decoder layers of new models.", "Deformable DETR (ICLR 2021)")
+    num_queries: int = option(300, "Queries of new models.", "Deformable DETR (ICLR 2021)")
+
+    def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
+        """Training and validation data: from the Hub, from a COCO folder, or synthetic."""
+        if self.dataset is None:
+            return super().read_data(config)
+        splits = load_dataset(self.dataset)
+        train = load_objects(splits[self.train_split], bbox_format=self.bbox_format, drop=self.drop)
+        return train, load_objects(splits[self.val_split], train.categories, self.bbox_format, self.drop)

@@ -1,6 +1,6 @@
 """One training run from files: read the data, build or load the student, train, evaluate, save."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -13,7 +13,7 @@ from ..inference.evaluation import ap_metrics
 from ..inference.loading import load_detector
 from ..models import DetectionImageProcessor
 from ..models.pixels import check_pixel_range
-from ..training.config import CrossKDConfig
+from ..training.config import AUTHORS, CrossKDConfig, option
 from ..training.trainer import CrossKDTrainer
 
 
@@ -21,31 +21,24 @@ from ..training.trainer import CrossKDTrainer
 class RunArguments:
     """What is trained on what; how is said by `CrossKDConfig`."""
 
-    train_annotations: str = field(metadata={"help": "COCO-format json of the training images."})
-    train_images: str = field(metadata={"help": "Folder of the training images."})
-    val_annotations: str | None = field(default=None, metadata={"help": "COCO-format json of the validation images."})
-    val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
-    student: str = field(
-        default="gfl:resnet18",
-        metadata={"help": "Folder or Hub id of a detector, or a new one as ARCHITECTURE:BACKBONE (gfl:resnet18)."},
+    train_annotations: str = option(MISSING, "COCO-format json of the training images.")
+    train_images: str = option(MISSING, "Folder of the training images.")
+    val_annotations: str | None = option(None, "COCO-format json of the validation images.")
+    val_images: str | None = option(None, "Folder of the validation images.")
+    student: str = option(
+        "gfl:resnet18", "Folder or Hub id of a detector, or a new one as ARCHITECTURE:BACKBONE (gfl:resnet18)."
     )
-    teacher: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of the trained teacher; without one, no distillation."}
+    teacher: str | None = option(None, "Folder or Hub id of the trained teacher; without one, no distillation.")
+    backbone_weights: str | None = option(None, "For a new student: 'timm' (downloads), a tag or a file of timm.")
+    width: int = option(256, "Channels of pyramid and towers of a new student.", AUTHORS)
+    shortest_edge: int = option(800, "Shorter side of images in pixels, for a new student.", AUTHORS)
+    longest_edge: int = option(1333, "Longest side of images in pixels; it wins over the shorter one.", AUTHORS)
+    pixel_range: list[float] | None = option(
+        None,
+        "Lowest and highest value of 16-bit or float pixels; check-data tells them. The student's image processor "
+        "keeps them. Default: 0 65535, and of floats what each image has.",
     )
-    backbone_weights: str | None = field(
-        default=None, metadata={"help": "For a new student: 'timm' (downloads), a tag or a file of timm."}
-    )
-    width: int = field(default=256, metadata={"help": "Channels of pyramid and towers of a new student."})
-    shortest_edge: int = field(default=800, metadata={"help": "New student: images are resized to this shorter side,"})
-    longest_edge: int = field(default=1333, metadata={"help": "unless the longer side would exceed this one."})
-    pixel_range: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Lowest and highest value of 16-bit or float pixels; check-data tells them. The student's image "
-            "processor keeps them. Default: 0 65535, and of floats what each image has."
-        },
-    )
-    multi_scale: list[int] = field(default_factory=list, metadata={"help": "Shorter sides to draw from in training."})
+    multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
 
     def __post_init__(self) -> None:
         if (self.val_annotations is None) != (self.val_images is None):

@@ -38,7 +38,7 @@ class ATSSHead(SquareAnchorHead):
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
     ) -> dict[str, LossPart]:
-        """Focal loss, GIoU and centerness, the losses of FCOS; see :meth:`DenseHead.loss`."""
+        """Focal loss, GIoU and centerness, those of FCOS (ATSS, CVPR 2020); see :meth:`DenseHead.loss`."""
         assert predictions.centerness is not None
         weights, count = self.weights, assignment.count_positives()
         centerness = centerness_targets(priors, assignment)

@@ -69,7 +69,7 @@ class DistanceCoder(BoxCoder):
         return decode_distance(priors.centers, self.distances(regression, priors))
 
     def distances(self, regression: Tensor, priors: Priors) -> Tensor:
-        """Rows (B, N, 4) to distances (B, N, 4) in pixels."""
+        """Rows (B, N, 4) to distances (B, N, 4) in pixels (FCOS, ICCV 2019, section 3.1)."""
         if self.unit == "log_pixel":
             return regression.clamp(max=MAX_LOG_DISTANCE).exp()
         strides = priors.strides[:, None]

@@ -122,5 +122,5 @@ def encode_distance(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def decode_distance(points: Tensor, distances: Tensor) -> Tensor:
-    """Inverse of :func:`encode_distance`."""
+    """Boxes (..., 4), xyxy, from points (..., 2) and distances (..., 4): the inverse of :func:`encode_distance`."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)

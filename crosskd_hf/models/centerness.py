@@ -17,7 +17,7 @@ def centerness_targets(priors: Priors, assignment: Assignment) -> Tensor:
 
 
 def centerness_loss(logits: Tensor, centerness: Tensor, assignment: Assignment) -> Tensor:
-    """Binary cross entropy over the positives, summed.
+    """Binary cross entropy over the positives, summed (FCOS, section 3.4).
 
     Args:
         logits: (B, N), predicted.

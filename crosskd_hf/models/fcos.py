@@ -67,7 +67,7 @@ class FCOSHead(TwoTowerHead):
         return "points", self.grid, tuple(config.regress_limits), config.center_radius, config.point_offset
 
     def prior_boxes(self, stride: int) -> Tensor:
-        """(1, 4): a point, `point_offset` strides from the corner of the cell, as a box of no size."""
+        """(1, 4): a point, `point_offset` strides from the corner of the cell, as a box of no size (section 3.1)."""
         return torch.full((1, 4), stride * self.config.point_offset)
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:

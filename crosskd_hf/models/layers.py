@@ -46,6 +46,7 @@ class Conv(nn.Conv2d):
         super().__init__(*shape, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
+        """Draw the initial values that the constructor was given."""
         if self.std is None:
             init.xavier_uniform_(self.weight)
         else:

@@ -129,7 +129,7 @@ class DetectorOutput(ModelOutput):
     loss_parts: dict[str, LossPart] | None = None
 
     def set_loss(self, parts: dict[str, LossPart]) -> None:
-        """Fill in `loss_parts`, `loss_dict` and `loss`."""
+        """Fill in `loss_parts`, `loss_dict` and `loss`; see :class:`LossPart`."""
         self["loss_parts"], self["loss_dict"] = parts, divide(parts)
         self["loss"] = torch.stack(list(self["loss_dict"].values())).sum()
         for name in ("loss_dict", "loss"):  # in the order of the fields, as code that counts outputs expects

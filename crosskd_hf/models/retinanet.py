@@ -94,7 +94,7 @@ class RetinaNetHead(TwoTowerHead):
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
     ) -> dict[str, LossPart]:
-        """Focal loss, and L1 between deltas, or GIoU with `reg_max`; see :meth:`DenseHead.loss`."""
+        """Focal loss (eq. 5), and L1 between deltas, or GIoU with `reg_max`; see :meth:`DenseHead.loss`."""
         weights, count = self.weights, assignment.count_positives()
         cls = focal_loss(predictions.logits, assignment)
         if isinstance(self.coder, DeltaCoder):

@@ -138,7 +138,7 @@ class RoIHead(nn.Module):
 
     @torch.no_grad()
     def assign(self, regions: Proposals, targets: Targets) -> RoIs:
-        """Ground truth of each region: the box of highest IoU, from `roi_positive_iou` on."""
+        """Ground truth of each region (B, R): the box of highest IoU, from `roi_positive_iou` on (ICCV 2015)."""
         threshold = self.config.roi_positive_iou
         boxes = regions.boxes
         priors = Priors(boxes, boxes[..., :2], boxes[..., :2], boxes[..., 0], (boxes.shape[1],))
@@ -146,7 +146,14 @@ class RoIHead(nn.Module):
         return RoIs(boxes, regions.mask, found.positive, found.boxes, found.labels)
 
     def loss(self, predictions: RoIPredictions, rois: RoIs) -> dict[str, LossPart]:
-        """Weighted parts `loss_cls` and `loss_bbox`; both are divided by the number of regions."""
+        """Weighted parts `loss_cls` and `loss_bbox`; both are divided by the number of regions.
+
+        Cross entropy, and L1 of the deltas of positives (Fast R-CNN, ICCV 2015, eq. 1, with L1 as in MMDetection).
+
+        Args:
+            predictions: For B x R regions.
+            rois: The same regions (B, R), and what they have to predict.
+        """
         weights, number = self.config.loss_weights, rois.mask.sum()
         labels = torch.where(rois.positive, rois.labels, self.num_labels)
         cls = F.cross_entropy(predictions.logits.flatten(0, 1), labels.flatten(), reduction="none")

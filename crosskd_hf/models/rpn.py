@@ -109,7 +109,7 @@ class RPN(nn.Module):
     def loss(
         self, predictions: RPNPredictions, anchors: Priors, valid: Tensor, targets: Targets
     ) -> dict[str, LossPart]:
-        """Weighted parts `loss_rpn_cls` and `loss_rpn_bbox`, over a sample of anchors.
+        """Weighted parts `loss_rpn_cls` and `loss_rpn_bbox`, over a sample of anchors (Faster R-CNN, eq. 1).
 
         Args:
             valid: (B, N) bool, anchors that may take part.
@@ -122,7 +122,7 @@ class RPN(nn.Module):
         }
 
     def loss_rows(self, predictions: RPNPredictions, anchors: Priors, valid: Tensor, targets: Targets) -> "RPNLossRows":
-        """What each anchor adds to the loss before weight and division."""
+        """What each anchor (B, N) adds to the loss before weight and division (Faster R-CNN, eq. 1)."""
         config = self.config
         assignment = assign_max_iou(
             anchors, valid, targets, config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_forced_iou

@@ -31,7 +31,7 @@ class SquareAnchorHead(TwoTowerHead):
         return "atss", self.grid, self.config.anchor_scale
 
     def prior_boxes(self, stride: int) -> Tensor:
-        """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell."""
+        """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell (ATSS, CVPR 2020)."""
         return square_around_origin(self.config.anchor_scale * stride)
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:

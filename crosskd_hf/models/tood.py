@@ -173,7 +173,7 @@ class TOODHead(DenseHead):
         self.static = epoch < self.config.static_epochs
 
     def prior_boxes(self, stride: int) -> Tensor:
-        """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell."""
+        """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell (ATSS, CVPR 2020)."""
         return square_around_origin(self.config.anchor_scale * stride)
 
     @property

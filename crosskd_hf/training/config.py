@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,22 @@ logger = logging.getLogger(__name__)
 CLIP_WITH_SCHEDULE = 35.0  # the official FCOS config's; far above a healthy detector's gradient norm
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+OURS = "this project"
+AUTHORS = "authors' configurations (jbwang1997/CrossKD)"
+
+
+def option(default: Any, text: str, source: str = OURS) -> Any:
+    """A field of a dataclass of options, for a command line and for docs/options.md.
+
+    Args:
+        default: A list is copied for every instance; `MISSING` makes the option a required one.
+        text: What the option is.
+        source: Where the default comes from.
+    """
+    metadata = {"help": text, "source": source}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
 @tell_of_moved_options
@@ -83,48 +97,49 @@ class CrossKDConfig(TrainingArguments):
     """
 
     # None is filled in by `__post_init__`
-    learning_rate: float = _option(None, "Learning rate; with a schedule, for 16 images an update (0.01).")
-    weight_decay: float = _option(None, "Weight decay. Default: the schedule's 1e-4, or 0.")
-    max_grad_norm: float = _option(None, "Clip the gradient norm. Default: 35 with a schedule, or 1.")
-    num_train_epochs: float = _option(None, "Epochs. Default: the schedule's 12 or 24, or 3.")
-    warmup_steps: float | None = _option(None, "Updates of warm-up, or their share. Default: the schedule's 500, or 0.")
-    optim: OptimizerNames | str = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "Optimiser. Default: the schedule's SGD, or AdamW."},
+    learning_rate: float = option(None, "Learning rate; with a schedule, for 16 images an update (0.01).", AUTHORS)
+    weight_decay: float = option(None, "Weight decay. Default: the schedule's 1e-4, or 0.", AUTHORS)
+    max_grad_norm: float = option(None, "Clip the gradient norm. Default: 35 with a schedule, or 1.", AUTHORS)
+    num_train_epochs: float = option(None, "Epochs. Default: the schedule's 12 or 24, or 3.", AUTHORS)
+    warmup_steps: float | None = option(
+        None, "Updates of warm-up, or their share. Default: the schedule's 500, or 0.", AUTHORS
     )
-    lr_scheduler_type: SchedulerType | str = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "Learning rate schedule. Default: the schedule's steps, or linear."},
+    optim: OptimizerNames | str = option(None, "Optimiser. Default: the schedule's SGD, or AdamW.", AUTHORS)
+    lr_scheduler_type: SchedulerType | str = option(
+        None, "Learning rate schedule. Default: the schedule's steps, or linear.", AUTHORS
     )
-    restore_callback_states_from_checkpoint: bool = _option(True, "Resume callbacks too, such as early stopping.")
-    remove_unused_columns: bool = _option(False, "Must be False: the collator needs the raw columns.")
-    logging_nan_inf_filter: bool = _option(False, "Must be False: nonfinite does better.")
-    eval_do_concat_batches: bool = _option(False, "Must be False: labels of images differ in length.")
-    dataloader_pin_memory: bool | None = _option(None, "Pin batches in memory. Default: if training is not on a CPU.")
+    restore_callback_states_from_checkpoint: bool = option(True, "Resume callbacks too, such as early stopping.")
+    remove_unused_columns: bool = option(False, "Must be False: the collator needs the raw columns.")
+    logging_nan_inf_filter: bool = option(False, "Must be False: nonfinite does better.")
+    eval_do_concat_batches: bool = option(False, "Must be False: labels of images differ in length.")
+    dataloader_pin_memory: bool | None = option(None, "Pin batches in memory. Default: if training is not on a CPU.")
 
-    schedule: str | None = _option(None, "'1x' or '2x': the detectors' usual SGD schedule.")
-    scale_learning_rate: bool = _option(True, "A schedule reads learning_rate as for 16 images an update.")
-    backbone_lr: float | None = _option(None, "Learning rate of the backbone.")
-    bias_lr_factor: float = _option(1.0, "Factor on the learning rate of biases (FCOS: 2).")
-    bias_weight_decay: float | None = _option(None, "Weight decay of biases (FCOS: 0).")
-    exact_accumulation: bool = _option(True, "Accumulated micro-batches count exactly as one batch.")
-    nonfinite: str = _option("stop", "'stop' or 'skip' on a NaN or infinite loss part or gradient.")
-    ema_decay: float | None = _option(None, "Decay of the weight average that becomes the student, such as 0.9998.")
-    check_first_step: bool = _option(True, "Assert at the first update that distillation works.")
-    eval_threshold: float = _option(0.0, "Lowest score that is evaluated.")
-    group_by_aspect_ratio: bool = _option(False, "Batches of landscape or of portrait images, which need less padding.")
-    dataset_name: str | None = _option(None, "Name of the evaluation data on the model card.")
-    license: str | None = _option(None, "Licence on the model card, in the Hub's spelling, such as apache-2.0.")
-    teacher_revision: str | None = _option(None, "Branch, tag or commit of the teacher on the Hub.")
-    teacher_trust_remote_code: bool = _option(False, "The teacher may run code that lies beside its weights.")
+    schedule: str | None = option(None, "'1x' or '2x': the detectors' usual SGD schedule.", AUTHORS)
+    scale_learning_rate: bool = option(
+        True, "A schedule reads learning_rate as for 16 images an update.", "linear scaling (arXiv:1706.02677)"
+    )
+    backbone_lr: float | None = option(None, "Learning rate of the backbone.", "DETR (ECCV 2020): 1e-5")
+    bias_lr_factor: float = option(1.0, "Factor on the learning rate of biases (FCOS: 2).", AUTHORS)
+    bias_weight_decay: float | None = option(None, "Weight decay of biases (FCOS: 0).", AUTHORS)
+    exact_accumulation: bool = option(True, "Accumulated micro-batches count exactly as one batch.")
+    nonfinite: str = option("stop", "'stop' or 'skip' on a NaN or infinite loss part or gradient.")
+    ema_decay: float | None = option(None, "Decay of the weight average that becomes the student, such as 0.9998.")
+    check_first_step: bool = option(True, "Assert at the first update that distillation works.")
+    eval_threshold: float = option(0.0, "Lowest score that is evaluated.", "COCO evaluation")
+    group_by_aspect_ratio: bool = option(
+        False, "Batches of landscape or of portrait images, which need less padding.", "MMDetection groups so"
+    )
+    dataset_name: str | None = option(None, "Name of the evaluation data on the model card.")
+    license: str | None = option(None, "Licence on the model card, in the Hub's spelling, such as apache-2.0.")
+    teacher_revision: str | None = option(None, "Branch, tag or commit of the teacher on the Hub.")
+    teacher_trust_remote_code: bool = option(False, "The teacher may run code that lies beside its weights.")
 
-    methods: list[str] = field(
-        default_factory=lambda: ["crosskd"],
-        metadata={"help": "What is distilled: NAME or NAME:OPTION=VALUE,... each, see `crosskd-hf methods`."},
+    methods: list[str] = option(
+        ["crosskd"], "What is distilled: NAME or NAME:OPTION=VALUE,... each, see `crosskd-hf methods`."
     )
 
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Keys of the labels."})
-    metric_for_best_model: str | None = _option(None, "Default with load_best_model_at_end: eval_map.")
+    label_names: list[str] | None = option(["labels"], "Keys of the labels.")
+    metric_for_best_model: str | None = option(None, "Default with load_best_model_at_end: eval_map.")
 
     def __post_init__(self) -> None:
         chosen = [self.methods] if isinstance(self.methods, str | MethodConfig) else list(self.methods)

@@ -48,6 +48,7 @@ class DenseView(SplitHead, ComparableHead):
 
     @property
     def kind(self) -> BoxKind:  # type: ignore[override]
+        """What the head's regression rows mean."""
         return self.head.regression_kind
 
     @property
@@ -56,6 +57,7 @@ class DenseView(SplitHead, ComparableHead):
 
     @property
     def depth(self) -> int:  # type: ignore[override]
+        """Convolutions of a tower."""
         return self.head.num_convs
 
     @property

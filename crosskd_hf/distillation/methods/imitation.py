@@ -80,7 +80,7 @@ class Imitation(Method):
         return [None] * len(student.features)
 
     def distances(self, student: Pass, teacher: Pass) -> list[Tensor]:
-        """(B, H, W) of each level: squared distance, mean over channels."""
+        """(B, H, W) of each level: squared distance, mean over channels (FitNets, ICLR 2015, eq. 3)."""
         found = []
         for layer, own, target in zip(self.adapters, student.features, teacher.features, strict=True):
             goal = target.values.detach().float()
