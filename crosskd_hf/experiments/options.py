@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..distillation.method import spell_value, without_none
-from ..training.config import OURS, CrossKDConfig
+from ..training.config import OURS, CrossKDConfig, Help
 from .comparison_options import ComparisonOptions, DenseOptions, DetrOptions
 from .train import RunArguments
 
@@ -58,8 +58,8 @@ def _fields(kind: type, chosen: Sequence[Field[Any]]) -> str:
     rows = []
     for entry in chosen:
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        facts = entry.metadata
-        rows.append([f"`{entry.name}`", _default(default), _kind(hints[entry.name]), facts["help"], facts["source"]])
+        text: Help = entry.metadata["help"]
+        rows.append([f"`{entry.name}`", _default(default), _kind(hints[entry.name]), text, text.source])
     return _table(["option", "default", "kind", "meaning", "source"], rows)
 
 

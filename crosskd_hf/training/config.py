@@ -29,6 +29,21 @@ OURS = "this project"
 AUTHORS = "authors' configurations (jbwang1997/CrossKD)"
 
 
+class Help(str):
+    """The help of an option that also knows where its default comes from: a field's metadata go to argparse as a whole.
+
+    Args:
+        text: What the option is.
+        source: Of its default.
+    """
+
+    def __new__(cls, text: str, source: str) -> Help:
+        return super().__new__(cls, text)
+
+    def __init__(self, text: str, source: str) -> None:
+        self.source = source
+
+
 def option(default: Any, text: str, source: str = OURS) -> Any:
     """A field of a dataclass of options, for a command line and for docs/options.md.
 
@@ -37,7 +52,7 @@ def option(default: Any, text: str, source: str = OURS) -> Any:
         text: What the option is.
         source: Where the default comes from.
     """
-    metadata = {"help": text, "source": source}
+    metadata = {"help": Help(text, source)}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
