@@ -40,6 +40,7 @@ from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.comparison_options import DetrOptions
+from crosskd_hf.inference.downloads import check_download
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
@@ -167,6 +168,7 @@ def prepare(arguments: DetrOptions, config: CrossKDConfig) -> Comparison:
     if arguments.student is None:
         processor = DeformableDetrImageProcessor(size=arguments.image_size)
     else:
+        check_download(arguments.student)
         processor = AutoImageProcessor.from_pretrained(arguments.student)
         known = AutoConfig.from_pretrained(arguments.student)
         if are_reordered(train.categories.names, class_names(known)):  # so that its head goes on too

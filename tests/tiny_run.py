@@ -120,7 +120,7 @@ def make_deformable_detr(seed: int, d_model: int = 32) -> PreTrainedModel:
         category_ids=[1, 3, 4, 7],
         **sizes,
     )
-    return DeformableDetrForObjectDetection(config)
+    return as_if_loaded(DeformableDetrForObjectDetection(config))
 
 
 def make_pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel, BaseImageProcessor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel
 
+from .downloads import check_download
 from .processors import check_processor
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,11 @@ def load_teacher(
         trust_remote_code: Whether code that lies beside the weights may run.
 
     Raises:
-        ValueError: Weights are missing or have another shape: such a teacher would be random in part.
+        ValueError: Weights are missing or have another shape, so that such a teacher would be random in part; or a
+            configuration asks for what it may not, see `check_download`.
     """
+    if not trust_remote_code:
+        check_download(source, revision or "main")
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     teacher, report = AutoModelForObjectDetection.from_pretrained(source, output_loading_info=True, **options)
     demand_complete(report, f"The teacher {os.fspath(source)!r}", "a checkpoint of the whole detector")

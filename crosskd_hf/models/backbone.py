@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,8 @@ class Backbone(nn.Module):
         when a net is built. A net without norms is judged by its other vectors.
         """
         norms = [module for module in self.net.modules() if isinstance(module, NORMS)]
-        vectors = [t for norm in norms for t in (*norm.parameters(), *norm.buffers())]
-        vectors = vectors or [parameter for parameter in self.net.parameters() if parameter.ndim == 1]
-        if not vectors or vectors[0].is_meta or not all(bool((v == v.flatten()[0]).all()) for v in vectors):
+        vectors = [parameter for parameter in self.net.parameters() if parameter.ndim == 1]
+        if not (are_untouched(norms) if norms else _are_constant(vectors)):
             return []
         held = [f"frozen_stages={self.frozen_stages}"] if self.frozen_stages else []
         if self.norm_eval and any(isinstance(norm, BATCH_NORMS) for norm in norms):
@@ -187,6 +186,15 @@ class Backbone(nn.Module):
         end = max(index for index, (key, _) in enumerate(parameters) if key.startswith(prefixes))
         for _, parameter in parameters[: end + 1]:
             parameter.requires_grad_(False)
+
+
+def are_untouched(norms: Iterable[nn.Module]) -> bool:
+    """Whether scales, shifts and statistics of all `norms` are constants, as they are when a net is built."""
+    return _are_constant([t for norm in norms for t in (*norm.parameters(), *norm.buffers())])
+
+
+def _are_constant(vectors: Sequence[Tensor]) -> bool:
+    return bool(vectors) and not vectors[0].is_meta and all(bool((v == v.flatten()[0]).all()) for v in vectors)
 
 
 def plain_net(name: str, arguments: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:

@@ -17,6 +17,7 @@ Range = tuple[float, float]
 
 MAX_LABELS = 1 << 16
 MAX_LENGTH = 64  # of a list in a configuration
+MAX_EDGE = 8192  # px, of an image as the model sees it
 MAX_WEIGHTS = 1 << 30  # of a model that is built from a file; 4 GiB in float32
 
 # Arguments of timm's nets that a configuration may set. The factory's own ones (weights, files, servers) aren't among
@@ -116,6 +117,19 @@ def check_plain_name(name: str) -> None:
             "others (hf-hub:..., local-dir:...) contact a server or read files. If you trust it, give it in Python: "
             "from_pretrained(..., backbone=...)."
         )
+
+
+def check_edges(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if an image processor of these settings would make images of absurd sizes.
+
+    Args:
+        settings: As `preprocessor_config.json` holds them; `size`, `pad_size` and `crop_size` may be given as mappings.
+    """
+    for name in ("size", "pad_size", "crop_size", "size_divisor"):
+        given = settings.get(name)
+        for key, edge in dict(given).items() if isinstance(given, Mapping) else [("", given)]:
+            if edge is not None and not (isinstance(edge, int | float) and 1 <= edge <= MAX_EDGE):
+                raise ValueError(f"{name}{f'[{key!r}]' if key else ''}={_short(edge)} must lie in [1, {MAX_EDGE}] px.")
 
 
 def _is_plain(value: Any, most: float) -> bool:

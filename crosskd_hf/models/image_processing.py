@@ -21,6 +21,7 @@ from transformers.models.deformable_detr.image_processing_deformable_detr import
 )
 from transformers.utils import ModelOutput
 
+from .bounds import check_edges
 from .nms import nms_by_class
 from .pixels import FORMATS, array_to_8_bit, check_pixel_range, to_rgb
 
@@ -93,6 +94,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {value}; give a number in [0, 1]")
         check_pixel_range(self.pixel_range)
+        check_edges({"size": dict(self.size or {}), "size_divisor": self.size_divisor})
 
     def open_image(self, path: str | Path) -> PIL.Image.Image:
         """An image file as the model was trained on it: upright 8-bit RGB.

@@ -6,6 +6,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.tiny_backbone import as_if_loaded
+
 SIZE = 64
 SMALL = (28, 60)  # height and width of the second image: padding fills whole places of every stride
 CLASSES = 5
@@ -110,7 +112,7 @@ def build(name: str, seed: int = 0, **changes: Any) -> Any:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += (0.05 if parameter.ndim > 1 else 0.2) * torch.randn_like(parameter)
-    return model.eval()
+    return as_if_loaded(model).eval()
 
 
 def batch(images: int = 2) -> dict[str, Any]:
