@@ -40,7 +40,7 @@ def load_teacher(
 
     Raises:
         ValueError: Weights are missing or have another shape, so that such a teacher would be random in part; or a
-            configuration asks for what it may not, see `check_download`.
+            configuration asks for what it may not, see `check_download`; or the image processor can't be made.
     """
     if not trust_remote_code:
         check_download(source, revision or "main")
@@ -48,10 +48,11 @@ def load_teacher(
     teacher, report = AutoModelForObjectDetection.from_pretrained(source, output_loading_info=True, **options)
     demand_complete(report, f"The teacher {os.fspath(source)!r}", "a checkpoint of the whole detector")
     try:
-        return teacher, AutoImageProcessor.from_pretrained(source, **options)
-    except (OSError, ValueError):
+        BaseImageProcessor.get_image_processor_dict(source, revision=options["revision"])
+    except OSError:
         logger.warning("No image processor lies beside the teacher %s: it sees the student's pixels.", source)
         return teacher, None
+    return teacher, AutoImageProcessor.from_pretrained(source, **options)
 
 
 def demand_complete(report: Mapping[str, Any], what: str, needed: str) -> None:

@@ -17,6 +17,7 @@ from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.inference.downloads import check_content, check_download
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.bounds import MAX_EDGE, check_edges
+from crosskd_hf.inference.loading import load_teacher
 from tests.distillation import detr_zoo
 from tests.tiny_run import make_deformable_detr, make_detector, processor
 
@@ -174,6 +175,16 @@ def test_absurd_images_of_our_own_processor(tmp_path: Path) -> None:
             load_detector(tmp_path)
         with pytest.raises(ValueError, match=r"size.* must lie in \[1, 8192\] px"):
             DetectionImageProcessor.from_pretrained(tmp_path)
+
+
+def test_a_faulty_image_processor_is_not_a_missing_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_detector(1).save_pretrained(tmp_path)
+    assert load_teacher(tmp_path)[1] is None
+    assert "No image processor lies beside the teacher" in caplog.text
+    processor().save_pretrained(tmp_path)
+    change(tmp_path, "preprocessor_config.json", nms_threshold=5)
+    with pytest.raises(ValueError, match="nms_threshold is 5"):
+        load_teacher(tmp_path)
 
 
 def test_usual_images_are_allowed() -> None:
