@@ -13,11 +13,10 @@ import torch
 import transformers
 from transformers import DeformableDetrImageProcessor
 
-from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.inference.downloads import check_content, check_download
+from crosskd_hf.inference.loading import load_detector, load_teacher
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.bounds import MAX_EDGE, check_edges
-from crosskd_hf.inference.loading import load_teacher
 from tests.distillation import detr_zoo
 from tests.tiny_run import make_deformable_detr, make_detector, processor
 
