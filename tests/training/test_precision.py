@@ -209,8 +209,12 @@ def test_an_update_in_bfloat16_is_nearly_that_in_float32(folder: Path, tmp_path:
 
 SIZE = 96
 SEEDS = (0, 1, 2)
-LEAST_AP = 20.0  # percent; below, nothing has been learned that a precision could spoil
 LEAST_NOISE = 1.0  # percent; three seeds may agree by chance
+# Below, nothing has been learned that a precision could spoil. AP of such short runs depends on the machine's kernels
+# (two CPUs gave 26 to 29 and 19 to 21 percent with teachers of 32.5 and 26.2: 0.80 and 0.74 of it, at the least), so the
+# measure of the students is the teacher of the same run, and the teacher only has to be far from 0.
+LEAST_TEACHER = 10.0  # percent
+LEAST_SHARE = 0.6  # of the teacher's AP
 
 
 def trained(
@@ -251,7 +255,9 @@ def trained(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ap_after_training_in_bfloat16_is_that_in_float32(tmp_path: Path) -> None:
-    """Within the noise of seeds: the mean AP moves by less than the float32 runs differ among themselves."""
+    """Within the noise of seeds: each seed is trained in both, and the mean of the differences is no more than what the
+    float32 runs differ among themselves, which the bfloat16 runs have no part in.
+    """
     paths = make_shapes(tmp_path, num_train=300, num_val=60, size=SIZE)
     train = load_coco(paths.train_annotations, paths.train_images)
     data = train, load_coco(paths.val_annotations, paths.val_images, train.categories)
@@ -261,6 +267,7 @@ def test_ap_after_training_in_bfloat16_is_that_in_float32(tmp_path: Path) -> Non
         for bf16 in (False, True)
     }
     logger.warning("AP: teacher %.1f, float32 %s, bfloat16 %s", teacher_ap, aps[False], aps[True])
-    noise = max(max(aps[False]) - min(aps[False]), LEAST_NOISE)
-    assert min(*aps[False], *aps[True]) > LEAST_AP
-    assert abs(statistics.mean(aps[True]) - statistics.mean(aps[False])) <= noise
+    differences = [half - full for full, half in zip(aps[False], aps[True], strict=True)]
+    assert teacher_ap > LEAST_TEACHER
+    assert min(*aps[False], *aps[True]) > LEAST_SHARE * teacher_ap
+    assert abs(statistics.mean(differences)) <= max(max(aps[False]) - min(aps[False]), LEAST_NOISE)
