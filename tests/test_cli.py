@@ -151,6 +151,22 @@ def test_predict(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Ou
     assert (tmp_path / "one" / f"{first.name}.png").is_file()
 
 
+def test_predict_draws_names_of_any_script(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_detector(DetectorSpec("gfl", "test_resnet", width=32), CategoryMap((1, 2), ("猫", "собака")))
+    torch.nn.init.zeros_(model.head.classifier.bias)
+    model.save_pretrained(tmp_path / "model")
+    DetectionImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    (tmp_path / "in" / "図").mkdir(parents=True)
+    for name in ("ä ö.png", "図/图.png"):
+        PIL.Image.new("RGB", (64, 48)).save(tmp_path / "in" / name)
+    options = ("--out", tmp_path / "out", "--threshold", 0, "--device", "cpu")
+    assert run("predict", tmp_path / "model", tmp_path / "in", *options) == 0
+    assert all((tmp_path / "out" / f"{name}.png").is_file() for name in ("ä ö.png", "図/图.png"))
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert {found["label"] for record in records for found in record["detections"]} == {"猫", "собака"}
+
+
 def test_an_image_that_resizing_makes_vanish_stops_no_prediction(
     tmp_path: Path, detector: Path, shapes: ShapesPaths, capsys: Output
 ) -> None:

@@ -49,8 +49,14 @@ class Folder:
         self.box()
 
     def box(self, bbox=(5, 5, 20, 20), **changes):
-        number = len(self.annotations) + 1
-        entry = {"id": number, "image_id": len(self.images), "category_id": 1, "bbox": list(bbox), "iscrowd": 0}
+        number, bbox = len(self.annotations) + 1, list(bbox) if isinstance(bbox, tuple) else bbox
+        entry = {
+            "id": number,
+            "image_id": len(self.images),
+            "category_id": 1,
+            "bbox": list(bbox) if isinstance(bbox, tuple) else bbox,
+            "iscrowd": 0,
+        }
         self.annotations.append({**entry, "area": 400, **changes})
         return number
 
@@ -336,6 +342,8 @@ class TestAnnotations:
             ((1, 2, 3, 4, 5), "[1, 2, 3, 4, 5] not four finite numbers"),
             (("1", "2", "3", "4"), "['1', '2', '3', '4'] not four finite numbers"),
             ((None, 2, 3, 4), "[None, 2, 3, 4] not four finite numbers"),
+            ({"x": 1, "y": 2, "width": 3, "height": 4}, "not four finite numbers"),
+            (None, "not four finite numbers"),
             ((0, 0, float("inf"), 3), "not four finite numbers"),
             ((10, 10, 1e-9, 5), "narrower than 0.001 px"),
             ((59.9999999, 10, 5, 5), "outside"),

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,23 @@ class TestPreprocess:
         assert batch["pixel_values"].shape == (1, 3, 64, 96)
         torch.testing.assert_close(batch["labels"][0]["boxes"], torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
 
+    def test_the_longest_edge_is_reached_and_not_passed(self) -> None:
+        """The nearest whole sizes of the exact scale; where both edges bind, neither is off by one."""
+
+        def size(processor: DetectionImageProcessor, height: int, width: int) -> tuple[int, int]:
+            image = Image.new("L", (width, height))
+            mask = processor(images=image, return_tensors="pt")["pixel_mask"][0]
+            return int(mask[:, 0].sum()), int(mask[0].sum())
+
+        equal = DetectionImageProcessor(size={"shortest_edge": 640, "longest_edge": 640})
+        assert size(equal, 653, 958) == (436, 640)
+        small = DetectionImageProcessor(size={"shortest_edge": 48, "longest_edge": 80})
+        for height, width in np.random.default_rng(0).integers(8, 300, (60, 2)).tolist():
+            scale = min(48 / min(width, height), 80 / max(width, height))
+            made = size(small, height, width)
+            assert max(made) <= 80
+            assert made == pytest.approx((height * scale, width * scale), abs=1)
+
     def test_bgr_turns_the_channels_before_normalising(self) -> None:
         plain = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "do_resize": False}
         image = picture(32, 32)
@@ -182,6 +200,27 @@ class TestPreprocess:
             return_tensors="pt",
         )
         torch.testing.assert_close(batch["labels"][0]["boxes"], torch.tensor([[12.0, 16.0, 32.0, 40.0]]))
+
+    @pytest.mark.parametrize("left_out", [("area",), ("iscrowd",), ("id",), ("area", "iscrowd", "id")])
+    def test_what_annotations_may_leave_out(self, left_out: tuple[str, ...]) -> None:
+        """Guides of transformers leave out some of it; `area` is then that of the box."""
+
+        def labels(without: tuple[str, ...]) -> Any:
+            record = {"id": 1, "bbox": [6, 8, 10, 12], "category_id": 2, "area": 120, "iscrowd": 0}
+            rest = {name: value for name, value in record.items() if name not in without}
+            given = {"image_id": 1, "annotations": [rest]}
+            return self.processor(images=picture(32, 48), annotations=given, return_tensors="pt")["labels"][0]
+
+        expected, found = labels(()), labels(left_out)
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+    @pytest.mark.parametrize("left_out", ["bbox", "category_id"])
+    def test_what_annotations_must_have(self, left_out: str) -> None:
+        record: dict[str, Any] = {"bbox": [6, 8, 10, 12], "category_id": 2}
+        record.pop(left_out)
+        with pytest.raises(ValueError, match=rf"An object of image 7 has .*{left_out}=None"):
+            self.processor(images=picture(32, 48), annotations={"image_id": 7, "annotations": [record]})
 
     def test_wrong_annotations_are_refused(self) -> None:
         images = [picture(32, 32), picture(32, 32)]
