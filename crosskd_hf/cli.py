@@ -189,6 +189,17 @@ def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     predict.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
     predict.add_argument("--threshold", type=float, default=0.5, help="lowest score to report (default: 0.5)")
     predict.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, if there is one)")
+    cost = _command(
+        commands,
+        "cost",
+        _cost,
+        "Parameters, multiply-adds and images a second of detectors, side by side.",
+        "example: crosskd-hf cost gfl:resnet18 gfl:resnet50 student-folder",
+    )
+    cost.add_argument("models", nargs="+", metavar="MODEL", help="folder, Hub id, ARCHITECTURE:BACKBONE or preset")
+    cost.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="px (default: 800 1280)")
+    cost.add_argument("--device", help="where speed is measured (default: the first GPU, if there is one, or the CPU)")
+    cost.add_argument("--no-speed", action="store_true", help="only count, which takes seconds")
 
 
 def _convert_mmdet(arguments: argparse.Namespace) -> int:
@@ -281,6 +292,17 @@ def _train(arguments: argparse.Namespace) -> int:
     if config.process_index == 0:
         print(table(metrics) if metrics else "not evaluated: no validation data was given")
         print(f"written to {config.output_dir}")
+    return 0
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from .experiments.cost import SIZE, measure, table
+
+    size = SIZE if arguments.size is None else (arguments.size[0], arguments.size[1])
+    device = None if arguments.no_speed else arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    print(table([measure(model, size, device) for model in arguments.models], size, device))
     return 0
 
 

@@ -71,12 +71,13 @@ def parse(argv: list[str]) -> tuple[DenseOptions, CrossKDConfig]:
 
 def published_defaults(experiment: Preset) -> dict[str, Any]:
     """Defaults of a published experiment; what is given on the command line still wins."""
-    edges = experiment.training.shortest_edges
+    training = experiment.training
+    edges = training.shortest_edges
     return experiment.training_arguments() | {
         "steps": ["alone"] if experiment.losses is None else ["distilled"],
         "output_dir": f"outputs/{experiment.name}",
-        "shortest_edge": max(edges),
-        "longest_edge": experiment.training.longest_edge,
+        "shortest_edge": training.test_shortest_edge,
+        "longest_edge": training.longest_edge,
         "multi_scale": list(edges) if len(edges) > 1 else [],
     }
 
@@ -89,7 +90,9 @@ def prepare(arguments: DenseOptions, config: CrossKDConfig) -> Comparison:
         known = load_detector(arguments.student)[0].config
         train, val = train.for_model(known), val.for_model(known)
     canvas = {"height": arguments.longest_edge, "width": arguments.longest_edge} if arguments.fixed_canvas else None
-    processor = DetectionImageProcessor(size=arguments.image_size, pad_size=canvas)
+    published = arguments.published_model
+    pixels = {} if published is None else published.pixels.processor_arguments()
+    processor = DetectionImageProcessor(size=arguments.image_size, pad_size=canvas, **pixels)
     return Comparison(train, val, processor, config, arguments.transform)
 
 
@@ -119,8 +122,8 @@ def start(arguments: DenseOptions, comparison: Comparison) -> tuple[DetectorSpec
     """What the student starts from, and its image processor."""
     if arguments.student is not None:
         return load_detector(arguments.student)
-    if arguments.preset is not None:
-        return preset(arguments.preset).student, comparison.processor
+    if arguments.published_model is not None:
+        return arguments.published_model.spec, comparison.processor
     kind = (arguments.backbone_weights, arguments.width)
     return DetectorSpec(arguments.detector, arguments.student_backbone, *kind), comparison.processor
 

@@ -17,18 +17,15 @@ All of Hugging Face's training arguments hold. On made data the models see some 
 ten thousands: the run shows that everything works and costs, not what distillation gains.
 """
 
-import math
 import sys
 from typing import Any
 
-import timm
 import torch
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     BaseImageProcessor,
-    DeformableDetrConfig,
     DeformableDetrForObjectDetection,
     DeformableDetrImageProcessor,
     HfArgumentParser,
@@ -40,6 +37,7 @@ from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.comparison_options import DetrOptions
+from crosskd_hf.experiments.deformable_detr import new_deformable_detr
 from crosskd_hf.inference.downloads import check_download
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.text import escape_on_output
@@ -101,51 +99,10 @@ def parse(argv: list[str]) -> tuple[DetrOptions, CrossKDConfig]:
 
 
 def new_model(arguments: DetrOptions, backbone: str, categories: CategoryMap) -> DeformableDetrForObjectDetection:
-    """A two-stage Deformable DETR with box refinement, as the paper's teacher and student are."""
-    config = DeformableDetrConfig(
-        backbone_config={
-            "model_type": "timm_backbone",
-            "backbone": backbone,
-            "num_channels": 3,
-            "features_only": True,
-            "use_pretrained_backbone": False,
-            "out_indices": [-3, -2, -1],
-        },
-        two_stage=True,
-        with_box_refine=True,
-        num_queries=arguments.num_queries,
-        two_stage_num_proposals=arguments.num_queries,
-        d_model=arguments.d_model,
-        encoder_ffn_dim=4 * arguments.d_model,
-        decoder_ffn_dim=4 * arguments.d_model,
-        encoder_layers=arguments.encoder_layers,
-        decoder_layers=arguments.decoder_layers,
-        num_feature_levels=arguments.feature_levels,
-        class_cost=2,
-        auxiliary_loss=True,
-        id2label=categories.id2label,
-        label2id=categories.label2id,
-    )
-    config.category_ids = list(categories.raw_ids)
-    model = DeformableDetrForObjectDetection(config)
-    with torch.no_grad():  # transformers draws heads that see an object of every class everywhere, of any size
-        for head in model.class_embed:
-            head.bias.fill_(-math.log(99))
-        for head in model.bbox_embed:
-            head.layers[-1].weight.zero_()
-            head.layers[-1].bias.zero_()
-    if arguments.backbone_weights is not None:
-        _load_backbone(model.model.backbone.model, backbone)
-    return model
-
-
-def _load_backbone(module: torch.nn.Module, name: str) -> None:
-    """timm's weights, with their batch norm statistics; stem and first stage of ResNets are frozen."""
-    pretrained = timm.create_model(name, pretrained=True, features_only=True, out_indices=(-3, -2, -1))
-    module.load_state_dict(pretrained.state_dict())
-    for key, parameter in module.named_parameters():
-        if key.startswith(("conv1.", "bn1.", "layer1.")):
-            parameter.requires_grad_(False)
+    """A new detector of the sizes that were given."""
+    names = ("d_model", "feature_levels", "encoder_layers", "decoder_layers", "num_queries")
+    sizes = {name: getattr(arguments, name) for name in names}
+    return new_deformable_detr(backbone, categories, arguments.backbone_weights, **sizes)
 
 
 def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from ..data.dataset import DetectionData, load_coco, load_objects
 from ..data.shapes import ShapesPaths, make_shapes
 from ..data.transforms import TrainTransform
 from ..training.config import AUTHORS, CrossKDConfig, option
+from .presets import Model, preset
 
 STEPS = ("teacher", "alone", "distilled")
 PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")
@@ -20,7 +21,8 @@ class ComparisonOptions:
     """What is trained on what; made images of shapes, if no data is given.
 
     Raises:
-        ValueError: Some paths of the data but not all, an unknown step, or nothing to distil from.
+        ValueError: Some paths of the data but not all, an unknown step or preset, a preset without the paths of its
+            data, or nothing to distil from.
     """
 
     train_images: str | None = option(None, "Folder of the training images.")
@@ -37,8 +39,11 @@ class ComparisonOptions:
     longest_edge: int = option(1333, "Longest side of images in pixels; it wins over the shorter one.", AUTHORS)
     multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
     num_made_images: int = option(400, "Training images of the made data set.")
+    preset: str | None = option(None, "A published experiment, see docs/reproduce.md; needs its data and its teacher.")
+    backbone_checkpoint: str | None = option(None, "File of backbone weights for a preset, instead of the published.")
 
     def __post_init__(self) -> None:
+        self._check_preset()
         missing = self.missing_paths()
         if 0 < len(missing) < len(PATHS):
             raise ValueError(f"Give all of {', '.join('--' + name for name in PATHS)}; missing: {', '.join(missing)}.")
@@ -47,6 +52,19 @@ class ComparisonOptions:
             raise ValueError(f"--steps {' '.join(unknown)}: choose from {', '.join(STEPS)}.")
         if "distilled" in self.steps and "teacher" not in self.steps and self.teacher is None:
             raise ValueError("--steps distilled needs a teacher: add the step 'teacher', or give --teacher.")
+
+    def _check_preset(self) -> None:
+        if self.preset is None and self.backbone_checkpoint is not None:
+            raise ValueError("--backbone_checkpoint is for a --preset; other models take --backbone_weights.")
+        if self.preset is not None and self.missing_paths():
+            needed = ", ".join("--" + name for name in PATHS)
+            data = {"coco": "COCO", "voc": "PASCAL VOC"}[preset(self.preset).training.data]
+            raise ValueError(f"--preset {self.preset} is an experiment on {data}: give {needed}.")
+
+    @property
+    def published_model(self) -> Model | None:
+        """The student of the preset, with the weights that it can start from; None without a preset."""
+        return None if self.preset is None else preset(self.preset).model.starting_from(self.backbone_checkpoint)
 
     def check_push(self, config: CrossKDConfig) -> None:
         """What is pushed is the distilled student, and nothing else.
@@ -94,10 +112,9 @@ class DenseOptions(ComparisonOptions):
     """Options of examples/distill_coco.py: dense detectors and Faster R-CNN.
 
     Raises:
-        ValueError: As :class:`ComparisonOptions`, or a preset without the paths of its data.
+        ValueError: As :class:`ComparisonOptions`.
     """
 
-    preset: str | None = option(None, "A published experiment, see docs/reproduce.md; needs COCO and its teacher.")
     detector: str = option("gfl", "Architecture of new models: gfl, retinanet, fcos, atss, tood, faster_rcnn.")
     teacher_detector: str | None = option(None, "Architecture of a new teacher, if another.")
     backbone_weights: str | None = option(
@@ -107,12 +124,6 @@ class DenseOptions(ComparisonOptions):
     fixed_canvas: bool = option(
         False, "Pad all images to one square: then a loss does not depend on which images share a batch."
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preset is not None and self.missing_paths():
-            needed = ", ".join("--" + name for name in PATHS)
-            raise ValueError(f"--preset {self.preset} is an experiment on COCO: give {needed}.")
 
 
 @dataclass

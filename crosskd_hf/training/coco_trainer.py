@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from .config import CrossKDConfig
 from .loading import bare_model, demand_trained_backbone
 from .predictions import Kept, KeptPredictions
 from .reproducible import RandomOrder, ReproducibleCollator
-from .schedules import GroupRule, parameter_groups, scaled_learning_rate, step_schedule
+from .schedules import OPTIMIZERS, GroupRule, decay_updates, parameter_groups, parse_factors, step_schedule
 from .termination import spare_workers
 
 logger = logging.getLogger(__name__)
@@ -244,13 +245,15 @@ class CocoTrainer(Trainer):
 
     def _new_optimizer(self, model: nn.Module) -> None:
         args = self.args
-        if args.schedule is None and args.backbone_lr is None:
+        factors = parse_factors(args.lr_factors)
+        if args.schedule is None and args.backbone_lr is None and not factors:
             super().create_optimizer(model)
             return
         rule = GroupRule(
             self._base_learning_rate(),
             args.weight_decay,
             None if args.backbone_lr is None else self._learning_rate(args.backbone_lr),
+            factors,
             args.bias_lr_factor,
             args.bias_weight_decay,
             () if args.schedule else _undecayed(model, self.get_decay_parameter_names(model)),
@@ -261,9 +264,11 @@ class CocoTrainer(Trainer):
     def _optimizer_kind(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
         if self.optimizer_cls_and_kwargs is not None:
             return self.optimizer_cls_and_kwargs
-        if self.args.schedule is None:
+        schedule = self.args.schedule_settings()
+        if schedule is None:
             return self.get_optimizer_cls_and_kwargs(self.args, model)
-        return torch.optim.SGD, {"lr": self._base_learning_rate(), "momentum": 0.9}
+        kind, settings = OPTIMIZERS[schedule.optimizer]
+        return kind, {"lr": self._base_learning_rate(), **settings}
 
     def _base_learning_rate(self) -> float:
         """Of parameters without a rule of their own; that of `optimizer_cls_and_kwargs` is used as it is."""
@@ -271,9 +276,10 @@ class CocoTrainer(Trainer):
         return self._learning_rate(self.args.learning_rate) if given is None else given
 
     def _learning_rate(self, given: float) -> float:
-        if self.args.schedule is None or not self.args.scale_learning_rate:
+        schedule = self.args.schedule_settings()
+        if schedule is None or not self.args.scale_learning_rate:
             return given
-        return scaled_learning_rate(given, self._images_per_update())
+        return given * self._images_per_update() / schedule.images_per_update
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The step schedule, or `lr_scheduler_type`."""
@@ -282,9 +288,24 @@ class CocoTrainer(Trainer):
         if schedule is None or is_given:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = step_schedule(optimizer or self.optimizer, schedule, num_training_steps, warmup)
+        decays = decay_updates(schedule, num_training_steps)
+        if self.args.decay_epochs is not None:
+            decays = [round(epoch * self._updates_per_epoch()) for epoch in self.args.decay_epochs]
+        self.lr_scheduler = step_schedule(optimizer or self.optimizer, decays, warmup, schedule.warmup_kind)
         self._step_scheduler = self.lr_scheduler  # another call to train() gets a new one
         return self.lr_scheduler
+
+    def _updates_per_epoch(self) -> int:
+        if not isinstance(self.train_dataset, Sized):
+            raise ValueError(
+                "decay_epochs needs training data of a known length: leave it out, then the schedule's decays are "
+                "fractions of max_steps."
+            )
+        args = self.args
+        images = upstream.micro_batch_size(self) * args.world_size
+        count = len(self.train_dataset)
+        batches = count // images if args.dataloader_drop_last else math.ceil(count / images)
+        return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
 
     # ---- Evaluation ----
 

@@ -18,11 +18,9 @@ from ..distillation import MethodConfig
 from ..files import without_folders
 from . import ineffective, upstream
 from .moved import tell_of_moved_options
-from .schedules import SCHEDULES, Schedule, default_warmup
+from .schedules import SCHEDULES, WARMUP_STARTS, Schedule, default_warmup, parse_factors
 
 logger = logging.getLogger(__name__)
-
-CLIP_WITH_SCHEDULE = 35.0  # the official FCOS config's; far above a healthy detector's gradient norm
 
 
 OURS = "this project"
@@ -80,16 +78,24 @@ class CrossKDConfig(TrainingArguments):
     Args:
         methods: What is distilled: configurations such as `CrossKD(cut=2)`, or strings that mean the same, such as
             "crosskd:cut=2" or "my_package.my_module:MyConfig". Here they are configurations; `to_dict` has the strings.
-        schedule: "1x" (12 epochs, learning rate divided by ten after 8 and 11) or "2x" (24; 16 and 22): SGD with
-            momentum 0.9, weight decay 1e-4, gradient norm clipped at 35, learning rate 0.01 for 16 images an update
-            and scaled linearly with the real number (micro-batch x accumulation x processes), linear warm-up from a
-            thousandth over 500 updates, but at most a tenth of the run. With another `num_train_epochs` or with
-            `max_steps` the decays keep their place as fractions of the run. None: `optim` and `lr_scheduler_type`.
-        scale_learning_rate: Whether a schedule reads `learning_rate` as for 16 images an update. False: as it is.
+        schedule: "1x" (12 epochs, learning rate divided by ten after 8 and 11), "2x" (24; 16 and 22) or "voc" (4; 3):
+            SGD with momentum 0.9, weight decay 1e-4, gradient norm clipped at 35, learning rate 0.01 for 16 images an
+            update and scaled linearly with the real number (micro-batch x accumulation x processes), linear warm-up
+            from a thousandth over 500 updates, but at most a tenth of the run. "50e", for Deformable DETR: AdamW, 50
+            epochs, step after 40, learning rate 2e-4 for 32 images, clipped at 0.1, no warm-up. With another
+            `num_train_epochs` or with `max_steps` the decays keep their place as fractions of the run. None: `optim`
+            and `lr_scheduler_type`.
+        decay_epochs: Instead of the schedule's, after these epochs, whatever the length of the run.
+        warmup_kind: Instead of the schedule's: "linear" rises from a thousandth, "constant" keeps a third of the rate
+            (FCOS), "none".
+        scale_learning_rate: Whether a schedule reads `learning_rate` as for its number of images an update, 16 or 32.
+            False: as it is.
         backbone_lr: Learning rate of parameters below a module named `backbone`, such as 1e-5 for DETR; scaled as
             `learning_rate` is.
-        bias_lr_factor: Factor on the learning rate of biases (FCOS: 2). Needs a `schedule`.
-        bias_weight_decay: Weight decay of biases (FCOS: 0). Needs a `schedule`.
+        lr_factors: Factors on the learning rate by names of modules, NAME=FACTOR each, such as backbone=0.1
+            sampling_offsets=0.1 (Deformable DETR).
+        bias_lr_factor: Factor on the learning rate of biases outside of norms (FCOS: 2). Needs a `schedule`.
+        bias_weight_decay: Weight decay of all biases (FCOS: 0). Needs a `schedule`.
         exact_accumulation: Make `gradient_accumulation_steps` micro-batches count exactly as one big batch. Costs one
             more forward pass of student and teacher per micro-batch. False: every
             micro-batch is divided by its own normalizers. Without accumulation it changes and costs nothing.
@@ -114,8 +120,8 @@ class CrossKDConfig(TrainingArguments):
     # None is filled in by `__post_init__`
     learning_rate: float = option(None, "Learning rate; with a schedule, for 16 images an update (0.01).", AUTHORS)
     weight_decay: float = option(None, "Weight decay. Default: the schedule's 1e-4, or 0.", AUTHORS)
-    max_grad_norm: float = option(None, "Clip the gradient norm. Default: 35 with a schedule, or 1.", AUTHORS)
-    num_train_epochs: float = option(None, "Epochs. Default: the schedule's 12 or 24, or 3.", AUTHORS)
+    max_grad_norm: float = option(None, "Clip the gradient norm. Default: the schedule's 35 (50e: 0.1), or 1.", AUTHORS)
+    num_train_epochs: float = option(None, "Epochs. Default: the schedule's, or 3.", AUTHORS)
     warmup_steps: float | None = option(
         None, "Updates of warm-up, or their share. Default: the schedule's 500, or 0.", AUTHORS
     )
@@ -129,12 +135,19 @@ class CrossKDConfig(TrainingArguments):
     eval_do_concat_batches: bool = option(False, "Must be False: labels of images differ in length.")
     dataloader_pin_memory: bool | None = option(None, "Pin batches in memory. Default: if training is not on a CPU.")
 
-    schedule: str | None = option(None, "'1x' or '2x': the detectors' usual SGD schedule.", AUTHORS)
+    schedule: str | None = option(None, f"{', '.join(SCHEDULES)}: a published schedule and its optimiser.", AUTHORS)
+    decay_epochs: list[float] | None = option(
+        None, "Divide the learning rate by ten after these epochs. Default: the schedule's.", AUTHORS
+    )
+    warmup_kind: str | None = option(None, f"{', '.join(WARMUP_STARTS)}. Default: the schedule's.", AUTHORS)
     scale_learning_rate: bool = option(
-        True, "A schedule reads learning_rate as for 16 images an update.", "linear scaling (arXiv:1706.02677)"
+        True,
+        "A schedule reads learning_rate as for 16 images an update (50e: 32).",
+        "linear scaling (arXiv:1706.02677)",
     )
     backbone_lr: float | None = option(None, "Learning rate of the backbone.", "DETR (ECCV 2020): 1e-5")
-    bias_lr_factor: float = option(1.0, "Factor on the learning rate of biases (FCOS: 2).", AUTHORS)
+    lr_factors: list[str] = option([], "NAME=FACTOR on the learning rate of parameters below a module NAME.")
+    bias_lr_factor: float = option(1.0, "Factor on the learning rate of biases outside of norms (FCOS: 2).", AUTHORS)
     bias_weight_decay: float | None = option(None, "Weight decay of biases (FCOS: 0).", AUTHORS)
     exact_accumulation: bool = option(True, "Accumulated micro-batches count exactly as one batch.")
     nonfinite: str = option("stop", "'stop' or 'skip' on a NaN or infinite loss part or gradient.")
@@ -192,11 +205,14 @@ class CrossKDConfig(TrainingArguments):
         return {"output_dir": folder} | ({"run_name": folder} if self.run_name == self.output_dir else {})
 
     def schedule_settings(self) -> Schedule | None:
-        """The chosen schedule, or None."""
-        return SCHEDULES[self.schedule] if self.schedule else None
+        """The chosen schedule with the changes of the other options, or None."""
+        return SCHEDULES[self.schedule].changed(warmup_kind=self.warmup_kind) if self.schedule else None
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Updates of warm-up in a run of `num_training_steps` updates."""
+        schedule = self.schedule_settings()
+        if schedule is not None and schedule.warmup_kind == "none":
+            return 0
         if self.warmup_steps is None:
             return default_warmup(num_training_steps)
         return int(super().get_warmup_steps(num_training_steps))
@@ -213,9 +229,9 @@ class CrossKDConfig(TrainingArguments):
             self.schedule = None
         chosen = SCHEDULES.get(self.schedule or "")
         defaults = {
-            "learning_rate": 0.01 if chosen else 5e-5,
-            "weight_decay": 1e-4 if chosen else 0.0,
-            "max_grad_norm": CLIP_WITH_SCHEDULE if chosen else 1.0,
+            "learning_rate": chosen.learning_rate if chosen else 5e-5,
+            "weight_decay": chosen.weight_decay if chosen else 0.0,
+            "max_grad_norm": chosen.max_grad_norm if chosen else 1.0,
             "num_train_epochs": float(chosen.epochs) if chosen else 3.0,
         }
         for name, value in defaults.items():
@@ -228,8 +244,7 @@ class CrossKDConfig(TrainingArguments):
                 f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}, or None for optim and "
                 "lr_scheduler_type."
             )
-        if self.schedule is None and (self.bias_lr_factor != 1 or self.bias_weight_decay is not None):
-            raise ValueError("bias_lr_factor and bias_weight_decay belong to a schedule: set schedule='1x' or '2x'.")
+        self._check_rates()
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"nonfinite={self.nonfinite!r}: choose 'stop' or 'skip'.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -248,6 +263,25 @@ class CrossKDConfig(TrainingArguments):
             raise ValueError("eval_do_concat_batches=True loses images whose labels differ in length; leave it False.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the image and its boxes; leave it False.")
+
+    def _check_rates(self) -> None:
+        """What changes a schedule needs one; what changes the rate of the same parameters can't be given twice."""
+        defaults = {"bias_lr_factor": 1.0, "bias_weight_decay": None, "decay_epochs": None, "warmup_kind": None}
+        changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.schedule is None and changed:
+            raise ValueError(f"{', '.join(changed)} belong to a schedule: set schedule='1x' or another one.")
+        if self.warmup_kind is not None and self.warmup_kind not in WARMUP_STARTS:
+            raise ValueError(f"warmup_kind={self.warmup_kind!r}: choose one of {', '.join(WARMUP_STARTS)}.")
+        settings = self.schedule_settings()
+        if settings is not None and settings.warmup_kind == "none" and self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} would have no effect with warmup_kind='none' of schedule="
+                f"{self.schedule!r}: leave it out, or set warmup_kind='linear'."
+            )
+        if any(not epoch > 0 for epoch in self.decay_epochs or ()):
+            raise ValueError(f"decay_epochs={self.decay_epochs}: give numbers of epochs above 0.")
+        if "backbone" in parse_factors(self.lr_factors) and self.backbone_lr is not None:
+            raise ValueError("backbone_lr and lr_factors both set the learning rate of the backbone: leave out one.")
 
     def _check_processes(self) -> None:
         launched = int(os.environ.get("WORLD_SIZE", "1"))

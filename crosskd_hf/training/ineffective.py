@@ -45,7 +45,7 @@ OF_OTHER_OPTIMISERS = (
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
 )
-"""What a schedule, which is SGD with steps of its own, doesn't read."""
+"""What a schedule, which has an optimiser and steps of its own, doesn't read."""
 
 _FALSE = {"include_num_input_tokens_seen": ("no", False)}
 _BY_LENGTH = ("group_by_length", "batch_rebalance")
@@ -71,8 +71,8 @@ def refuse(args: TrainingArguments, schedule: str | None, given: Iterable[str]) 
     unread = [name for name in OF_OTHER_OPTIMISERS if name in changed | set(given)]
     if unread:
         raise ValueError(
-            f"{', '.join(unread)} would have no effect beside schedule={schedule!r}, which is SGD with its own steps: "
-            "leave it out, or set schedule=None."
+            f"{', '.join(unread)} would have no effect beside schedule={schedule!r}, which has an optimiser and steps "
+            "of its own: leave it out, or set schedule=None."
         )
 
 
@@ -88,7 +88,7 @@ def refuse_beside_given(args: Any, optimizers: tuple[Any, Any]) -> None:
         raise ValueError(
             f"schedule={args.schedule!r} would have no effect beside the schedule in optimizers: leave out one of both."
         )
-    defaults = {"backbone_lr": None, "bias_lr_factor": 1.0, "bias_weight_decay": None}
+    defaults = {"backbone_lr": None, "lr_factors": [], "bias_lr_factor": 1.0, "bias_weight_decay": None}
     unread = [name for name, default in defaults.items() if getattr(args, name) != default]
     if optimizer is not None and unread:
         raise ValueError(
