@@ -252,6 +252,14 @@ class DetectorView(abc.ABC):
         found = dict(zip(strides, features, strict=True))
         return [FeatureMap(stride, found[stride]) for stride in self.strides]
 
+    def without_box_labels(self) -> None:
+        """Switch off the losses by which labels train the model's boxes, now and in what is saved of it.
+
+        Raises:
+            ValueError: The family can't.
+        """
+        raise ValueError(f"The {self.role} {type(self.model).__name__} can't be trained without its losses of boxes.")
+
     def close(self) -> None:
         """Take off the model what the view has put on it."""
         self.arguments = {}

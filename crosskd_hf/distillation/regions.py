@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..models.assigners import Priors, Targets
-from ..models.boxes import area, square_around_origin
+from ..models.assigners import Priors, Targets, mean_plus_std, nearest_priors
+from ..models.boxes import aligned_iou, area, pairwise_iou, square_around_origin
 from .passes import FeatureMap, Pass, rows_of_levels
 
 
@@ -82,3 +82,41 @@ def cells_of_boxes(feature: FeatureMap, targets: Targets, single: bool = False) 
         inside = (cell >= first[..., axis, None]) & (cell <= last[..., axis, None])
         found.append(inside & targets.mask[..., None])
     return found[0], found[1]
+
+
+CANDIDATES = 9  # of a box on each level, whose IoU tells the threshold of ATSS
+LEAST = 0.25  # share of that threshold from which a location is valuable
+
+
+@torch.no_grad()
+def valuable(priors: Priors, valid: Tensor, targets: Targets, union: bool = True) -> Tensor:
+    """The valuable localization region (LD, CVPR 2022, algorithm 1).
+
+    Args:
+        priors, valid, targets: As of :meth:`DenseHead.assign`.
+        union: Overlaps are intersection over union, as in the paper; or over the anchor's area.
+
+    Returns:
+        (B, N) largest IoU with those boxes from whose threshold (that of ATSS) the prior's overlap, less the squared
+        distance of the centres in diagonals of the enclosing box, is at least a quarter but less than the whole.
+    """
+    candidates, known = nearest_priors(priors, valid, targets, CANDIDATES)
+    threshold = mean_plus_std(aligned_iou(priors.boxes[candidates], targets.boxes[:, :, None]), known)  # (B, G, 1)
+    iou = pairwise_iou(targets.boxes, priors.boxes)  # (B, G, N)
+    overlap = iou
+    if not union:  # inter = iou * (own + other) / (1 + iou)
+        sizes = area(targets.boxes)[..., None], area(priors.boxes)
+        overlap = iou * (sizes[0] + sizes[1]) / ((1 + iou) * sizes[1])
+    overlap = overlap - _distance(targets.boxes, priors.boxes)
+    counts = (overlap >= LEAST * threshold) & (overlap < threshold) & targets.mask[..., None] & valid[:, None]
+    return torch.where(counts, iou, 0).amax(1)
+
+
+def _distance(boxes: Tensor, others: Tensor) -> Tensor:
+    """(B, G, N) squared distance of two centres over the squared diagonal of the enclosing box."""
+    x1, y1, x2, y2 = boxes[..., None, :].unbind(-1)  # (B, G, 1)
+    u1, v1, u2, v2 = others.unbind(-1)  # (N,)
+    squared = ((x1 + x2 - u1 - u2) / 2).square() + ((y1 + y2 - v1 - v2) / 2).square()
+    width = torch.maximum(x2, u2).sub_(torch.minimum(x1, u1))
+    height = torch.maximum(y2, v2).sub_(torch.minimum(y1, v1))
+    return squared.div_(width.square_().add_(height.square_()).clamp_(min=1e-6))

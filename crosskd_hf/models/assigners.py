@@ -165,22 +165,9 @@ def assign_atss(priors: Priors, valid: Tensor, targets: Targets, candidates_per_
     standard deviation over the candidates and whose centre lies in the box. A prior claimed twice goes to the higher
     IoU.
     """
-    centers = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
-    index, known = [], []
-    start = 0
-    for length in priors.level_lengths:
-        level = slice(start, start + length)
-        squared = (centers[:, :, None] - priors.centers[level]).square().sum(-1)  # (B, G, n)
-        squared = squared.masked_fill(~valid[:, None, level], torch.inf)
-        nearest = squared.topk(min(candidates_per_level, length), dim=-1, largest=False)
-        index.append(nearest.indices + start)
-        known.append(nearest.values.isfinite())
-        start += length
-    candidates = torch.cat(index, -1)  # (B, G, c)
-    eligible = torch.cat(known, -1) & targets.mask[..., None]
-
+    candidates, eligible = nearest_priors(priors, valid, targets, candidates_per_level)
     iou = aligned_iou(priors.boxes[candidates], targets.boxes[:, :, None])
-    threshold = _mean_plus_std(iou, eligible)
+    threshold = mean_plus_std(iou, eligible)
     sides = encode_distance(priors.centers[candidates], targets.boxes[:, :, None])
     eligible &= (iou >= threshold) & (sides.amin(-1) > 0.01)
     owner = highest_iou_wins(candidates, eligible, iou, valid)
@@ -188,7 +175,28 @@ def assign_atss(priors: Priors, valid: Tensor, targets: Targets, candidates_per_
     return matched(torch.where(positive, owner, 0), positive, valid, targets)
 
 
-def _mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:
+def nearest_priors(priors: Priors, valid: Tensor, targets: Targets, per_level: int) -> tuple[Tensor, Tensor]:
+    """The priors of each level that are closest to the centre of each box.
+
+    Returns:
+        Their rows (B, G, c) in order of the levels, and (B, G, c) bool, False for rows that are no valid priors.
+    """
+    centers = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    index, known = [], []
+    start = 0
+    for length in priors.level_lengths:
+        level = slice(start, start + length)
+        squared = (centers[:, :, None] - priors.centers[level]).square().sum(-1)  # (B, G, n)
+        squared = squared.masked_fill(~valid[:, None, level], torch.inf)
+        nearest = squared.topk(min(per_level, length), dim=-1, largest=False)
+        index.append(nearest.indices + start)
+        known.append(nearest.values.isfinite())
+        start += length
+    return torch.cat(index, -1), torch.cat(known, -1) & targets.mask[..., None]
+
+
+def mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean plus unbiased deviation over the last axis where the mask holds, (..., c) to (..., 1)."""
     count = mask.sum(-1, keepdim=True)
     mean = (values * mask).sum(-1, keepdim=True) / count.clamp(min=1)
     variance = ((values - mean).square() * mask).sum(-1, keepdim=True) / (count - 1).clamp(min=1)

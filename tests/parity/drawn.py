@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from crosskd_hf.distillation.method import Method, MethodConfig
-from crosskd_hf.distillation.passes import Batch, FeatureMap, Needs, Pair, Pass, Prediction, rows_of_levels
+from crosskd_hf.distillation.passes import (
+    Batch,
+    ComparableHead,
+    FeatureMap,
+    Needs,
+    Pair,
+    Pass,
+    Prediction,
+    rows_of_levels,
+)
 from crosskd_hf.models.assigners import Priors, Targets
 from crosskd_hf.models.dense import DenseHead, Predictions
 from crosskd_hf.models.layers import maps_to_rows
@@ -41,7 +50,7 @@ def drawn_batch(case: dict[str, Any], multiple: int = 32) -> Batch:
     return batch
 
 
-class DrawnView(MapsView):
+class DrawnView(MapsView, ComparableHead):
     """Offers what the drawn passes hold."""
 
     offers = frozenset({"features", "predictions", "priors", "assignment"})
@@ -51,6 +60,15 @@ class DrawnView(MapsView):
     ) -> None:
         super().__init__(channels, role, strides)
         self.kind = kind
+
+    def same_rows(self, student: Any) -> bool:
+        return True
+
+    def same_priors(self, student: Any) -> bool:
+        return True
+
+    def compare(self, student: Pass, own: Pass, classes: Any) -> Any:
+        raise NotImplementedError
 
 
 def build(config: MethodConfig, student: DrawnView, teacher: DrawnView) -> Method:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.parity import method_crosskd, method_features, method_regions
+from tests.parity import method_crosskd, method_features, method_ld, method_regions
 
 Runner = Callable[[dict[str, Any]], dict[str, dict[str, Any]]]
 
@@ -26,6 +26,10 @@ RUNNERS: dict[str, Runner] = {
     "pkd": method_features.pkd,
     "fitnets": method_features.fitnets,
     "ld_imitation": method_regions.ld_imitation,
+    "ld_gfl": method_ld.gfl,
+    "ld_atss": method_ld.atss,
+    "ld_fcos": method_ld.fcos,
+    "ld_retinanet": method_ld.retinanet,
     "fine_grained": method_regions.fine_grained,
     "defeat": method_regions.defeat,
 }

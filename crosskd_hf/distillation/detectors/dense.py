@@ -64,6 +64,11 @@ class DenseView(SplitHead, ComparableHead):
     def priors_per_location(self) -> int:  # type: ignore[override]
         return self.head.priors_per_location
 
+    def without_box_labels(self) -> None:
+        boxes = dict.fromkeys(self.head.weights.keys() & {"loss_bbox", "loss_dfl"}, 0.0)
+        self.head.weights.update(boxes)
+        self.model.config.loss_weights = self.model.config.loss_weights | boxes
+
     # ---- Passes ----
 
     def prepare(self, needs: Needs) -> dict[str, Any]:

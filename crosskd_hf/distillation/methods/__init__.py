@@ -8,6 +8,7 @@ from .fine_grained import FineGrained as FineGrained
 from .fitnets import FitNets as FitNets
 from .inside_gt import InsideGT as InsideGT
 from .kd import KD as KD
+from .ld import LD as LD
 from .main_region import MainRegion as MainRegion
 from .pkd import PKD as PKD
 
