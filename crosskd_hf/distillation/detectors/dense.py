@@ -33,6 +33,7 @@ class DenseView(SplitHead, ComparableHead):
     """
 
     family = "dense detectors"
+    head_modules = ("head",)
     offers = frozenset({"features", "predictions", "priors", "assignment"})
 
     def __init__(self, model: DenseDetector, role: Role, pixels: PixelAdapter | None = None) -> None:

@@ -51,6 +51,7 @@ class FasterRCNNView(SplitHead, ComparableHead):
     """A Faster R-CNN. Its rows are the regions that the student samples for its own loss, its tap is "pyramid"."""
 
     family = "Faster R-CNN"
+    head_modules = ("rpn", "roi_head")
     kind = "regions"
     softmax = True
 
