@@ -4,6 +4,7 @@ from ..method import METHODS as METHODS
 from ..method import register
 from .crosskd import CrossKD as CrossKD
 from .defeat import DeFeat as DeFeat
+from .fgd import FGD as FGD
 from .fine_grained import FineGrained as FineGrained
 from .fitnets import FitNets as FitNets
 from .inside_gt import InsideGT as InsideGT
