@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 from ..inference.loading import demand_complete
-from ..models.backbone import BATCH_NORMS, Backbone, are_untouched
+from ..models.backbone import NORMS, Backbone, are_untouched
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def _demand_live_norms(model: nn.Module) -> None:
     if any(isinstance(module, Backbone) for module in model.modules()) or not are_untouched(held):
         return
     off = sum(not bool(module.weight.any()) for module in held if isinstance(module.weight, Tensor))
-    fixed = [name for name, p in model.named_parameters() if p.ndim == 4 and not p.requires_grad]
+    fixed = [name for name, p in model.named_parameters() if p.ndim > 1 and not p.requires_grad]
     what = f"The student's backbone is random: its {len(held)} frozen norms are as they were built"
     way_out = (
         "Load weights: from_pretrained of a trained detector, or those of timm, model.model.backbone.model."
@@ -59,7 +59,7 @@ def _demand_live_norms(model: nn.Module) -> None:
         )
     if fixed:
         raise ValueError(
-            f"{what}, and {len(fixed)} convolutions without gradient would stay so, such as {fixed[0]}. {way_out}; or "
+            f"{what}, and {len(fixed)} weights without gradient would stay so, such as {fixed[0]}. {way_out}; or "
             "train all of it: model.requires_grad_(True)."
         )
     logger.warning("%s, so it is trained as a net without norms. %s.", what, way_out)
@@ -68,7 +68,7 @@ def _demand_live_norms(model: nn.Module) -> None:
 def _is_held_norm(module: nn.Module) -> bool:
     if "FrozenBatchNorm" in type(module).__name__:  # each family of transformers has its own class, and so has timm
         return True
-    parameters = list(module.parameters()) if isinstance(module, BATCH_NORMS) else []
+    parameters = list(module.parameters()) if isinstance(module, NORMS) else []
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 

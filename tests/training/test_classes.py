@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import datasets
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
-from transformers import DeformableDetrImageProcessor, DetrImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForObjectDetection,
+    DeformableDetrImageProcessor,
+    DetrImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from crosskd_hf.data import CategoryMap, DataError, DetectionCollator, load_coco
@@ -19,11 +26,12 @@ from crosskd_hf.data.shapes import ShapesPaths
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.distillation import detr_zoo
-from tests.tiny_dense import make_detector
+from tests.tiny_dense import KINDS, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
 from tests.tiny_run import SIZE, load_data, losses, make_data, processor, settings
 
 NAMES = ("circle", "square", "triangle", "star")
+FAMILIES = (*KINDS, "faster_rcnn", *detr_zoo.MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +265,41 @@ def test_names_of_another_number_than_the_outputs_of_an_unknown_model(
     with pytest.raises(ValueError, match=f"head has {outputs} outputs, but its id2label names 4 classes, 'circle'"):
         run.train()
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
+
+
+QUICK = ("gfl", "faster_rcnn", "detr", "deformable_detr", "rt_detr")
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_one_class(tmp_path: Path, family: str) -> None:
+    """Whose name has a slash in it, and whose raw id is not 1: distilled, evaluated, saved and loaded."""
+    make_data(tmp_path)
+    for path in tmp_path.glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        content["categories"] = [{"id": 7, "name": "a/b c"}]
+        content["annotations"] = [annotation | {"category_id": 7} for annotation in content["annotations"]]
+        path.write_text(json.dumps(content))
+    train, val = load_data(tmp_path)
+    images: Any = processor()
+    if family in detr_zoo.MODELS:
+        pair = [detr_zoo.build(family, seed, num_labels=1) for seed in (1, 2)]
+        kind = DetrImageProcessor if family == "detr" else DeformableDetrImageProcessor
+        images = kind(size={"height": SIZE, "width": SIZE})
+    else:
+        names = {"num_labels": 1, "id2label": {0: "a/b c"}, "label2id": {"a/b c": 0}}
+        make = make_faster_rcnn if family == "faster_rcnn" else partial(make_detector, family)
+        pair = [make(seed=seed, **names) for seed in (1, 2)]
+    for model in pair:
+        model.config.id2label, model.config.category_ids = {0: "a/b c"}, [7]
+    options = {"max_steps": 1, "methods": ["crosskd"], "schedule": None, "save_strategy": "steps", "save_steps": 1}
+    args = settings(tmp_path, **options, learning_rate=1e-4)
+    run = CrossKDTrainer(pair[0], args, train.dataset, val.dataset, images, teacher_model=pair[1])
+    run.train()
+    assert 0 <= run.evaluate()["eval_map_a/b c"] <= 1
+    saved = AutoModelForObjectDetection.from_pretrained(tmp_path / "run/checkpoint-1")
+    assert (saved.config.num_labels, saved.config.id2label) == (1, {0: "a/b c"})
 
 
 class TinyConfig(PreTrainedConfig):

@@ -40,7 +40,7 @@ def test_blocks_that_are_switched_off_for_good(family: str) -> None:
 
 def test_convolutions_that_stay_random() -> None:
     model = build("detr", use_timm_backbone=False, backbone_config=ResNetConfig(**STAGES, out_indices=[1, 2, 3, 4]))
-    with pytest.raises(ValueError, match=r"\d+ convolutions without gradient would stay so, such as model.backbone"):
+    with pytest.raises(ValueError, match=r"\d+ weights without gradient would stay so, such as model.backbone"):
         demand_trained_backbone(model)
     demand_trained_backbone(as_if_loaded(model))
 
@@ -51,8 +51,21 @@ def test_live_norms_of_a_backbone_without_gradient() -> None:
     model = build("rt_detr", backbone_config=stages, **sizes)
     demand_trained_backbone(model)
     model.model.freeze_backbone()
-    with pytest.raises(ValueError, match=r"convolutions without gradient .*model.requires_grad_\(True\)"):
+    with pytest.raises(ValueError, match=r"weights without gradient .*model.requires_grad_\(True\)"):
         demand_trained_backbone(model)
+
+
+@pytest.mark.parametrize("family", ["lw_detr", "rf_detr"])
+def test_a_vision_transformer_without_gradient(family: str) -> None:
+    model = build(family)
+    model.model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match="weights without gradient would stay so, such as model.backbone"):
+        demand_trained_backbone(model)
+    with torch.no_grad():
+        for module in model.model.backbone.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.bias += torch.rand_like(module.bias)
+    demand_trained_backbone(model)
 
 
 def test_norms_that_do_nothing_are_told(caplog: pytest.LogCaptureFixture) -> None:
