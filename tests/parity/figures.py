@@ -5,8 +5,7 @@ standard deviation and samples of a map, ours is the map itself.
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 Figures = dict[str, Any]
 MAP = {"shape", "mean", "std", "samples"}
+PER_LEVEL = "_per_level"
 SUM_OF_LEVELS = " (sum of its levels)"
 SMALLEST = 1e-6  # numbers below count as this much when an error is made relative
 
@@ -55,16 +55,14 @@ def on_device(value: Any) -> Any:
     return value.to(torch.get_default_device())
 
 
-def side_by_side(expected: Mapping[str, Any], got: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Pair]:
-    """Every figure of a case beside ours, by the path of its keys.
+def side_by_side(expected: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, Pair]:
+    """Every figure of a case beside ours, by the path of its keys, but the keys `LEFT_OUT`.
 
     Args:
         expected: The case's.
         got: Ours; more of them than the case has do no harm.
-        left_out: Beginnings of paths that are not compared, besides the keys `LEFT_OUT`.
     """
-    pairs = dict(_walk(expected, got, "", SMALLEST))
-    return {name: pair for name, pair in pairs.items() if not name.startswith(tuple(left_out))}
+    return dict(_walk(expected, got, "", SMALLEST))
 
 
 def _walk(expected: Any, got: Any, name: str, smallest: float) -> Iterator[tuple[str, Pair]]:
@@ -84,14 +82,20 @@ def _walk(expected: Any, got: Any, name: str, smallest: float) -> Iterator[tuple
 
 
 def add_levels(expected: Mapping[str, Any], got: Mapping[str, Any]) -> Figures:
-    """A case's figures, with a loss that the case lists by level (`loss_feat_kd_0`, `loss_feat_kd_1`, ...) added up.
+    """A case's figures, with a loss that the case lists by level added up.
 
+    The levels are either a list (`loss_cls_per_level`) or have a key each (`loss_feat_kd_0`, `loss_feat_kd_1`, ...).
     Only what this library computes as one figure is added up; the sum gets the suffix `SUM_OF_LEVELS`.
     """
     figures: Figures = {}
     for key, value in expected.items():
-        name = re.sub(r"_\d+$", "", key)
-        if key not in got and name in got and isinstance(value, int | float):
+        name, _, level = key.rpartition("_")
+        listed = key.removesuffix(PER_LEVEL)
+        if key in got or not (name in got or listed in got):
+            figures[key] = value
+        elif listed in got and isinstance(value, list):
+            figures[listed + SUM_OF_LEVELS] = math.fsum(value)
+        elif name in got and level.isdecimal() and isinstance(value, int | float):
             figures[name + SUM_OF_LEVELS] = figures.get(name + SUM_OF_LEVELS, 0.0) + value
         else:
             figures[key] = value

@@ -4,7 +4,6 @@ A golden case holds figures that the authors' implementation printed on seeded w
 the same weights and images here. MMDetection's parameter names are converted by `crosskd_hf.convert`.
 """
 
-import re
 from typing import Any
 
 import torch
@@ -16,10 +15,12 @@ from crosskd_hf.models import DETECTORS, DenseDetector, DetectionImageProcessor
 from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import divide
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
+from tests.parity import wording
 from tests.parity.figures import Figures, in_order, on_device
 
 # The reference's FCOS divides by at least 1e-6, to which it adds float32's epsilon: empty batches explode there.
 REFERENCE_FLOOR = 1e-6 + torch.finfo(torch.float32).eps
+TERMS = ("cls", "reg", "centerness")
 # The reference's names of losses where they differ from ours.
 LOSS_NAMES = {
     "crosskd/cls": "loss_cls_kd",
@@ -37,27 +38,33 @@ def run(case: dict[str, Any]) -> Figures:
 
 def load_model(spec: dict[str, Any], seed: int) -> DenseDetector:
     """The seeded model of one side of a case."""
-    options = MMDetOptions(
-        caffe_style="caffe" in spec.get("backbone_style", ""),
-        bgr=spec.get("channel_order") == "BGR",
-        fpn_extra_relu="ReLU before" in spec.get("fpn_extra_levels", ""),
-    )
     state = seeded_state_dict(spec["checkpoint_shapes"], seed)
-    config, converted = convert_mmdet(state, options)
+    config, converted = convert_mmdet(state, options_of(spec))
     model = DETECTORS[type(config)](config)
     incompatible = model.load_state_dict(converted, strict=False)
     assert not any(incompatible), incompatible
     return model
 
 
+def options_of(spec: dict[str, Any]) -> MMDetOptions:
+    """What a case says of a checkpoint that its names and shapes can't tell."""
+    fields = ("backbone_style", "channel_order", "fpn_extra_levels")
+    options: dict[str, Any] = {}
+    for field in fields:
+        options |= wording.read(f"side.{field}", spec[field]) if field in spec else {}
+    return MMDetOptions(**options)
+
+
 def distillation_methods(case: dict[str, Any]) -> list[MethodConfig]:
     """Parity settings: statistics over the batch, and FCOS's normalizer floor of the reference."""
     settings = case["distillation"]
-    terms = {"cls": weight_of(settings["cls"]), "reg": weight_of(settings["reg"])}
-    terms["centerness"] = weight_of(settings["centerness"]) if "centerness" in settings else 0.0
+    said = {name: wording.read(f"distillation.{name}", settings[name]) for name in TERMS if name in settings}
+    terms = dict.fromkeys(TERMS, 0.0) | {name: meaning["weight"] for name, meaning in said.items()}
     crosskd = CrossKD(
         terms=terms,
         cut=settings["cross_head_index"],
+        beta=said["cls"]["beta"],
+        temperature=said["reg"].get("temperature"),
         statistics="batch",
         normalizer_floor=REFERENCE_FLOOR if case["teacher"]["architecture"] == "fcos" else 1.0,
     )
@@ -69,10 +76,11 @@ def pkd_of(settings: dict[str, Any]) -> list[MethodConfig]:
     return [PKD(weight=float(settings["pkd"]["weight"]), statistics="batch")] if "pkd" in settings else []
 
 
-def weight_of(text: str, default: float = 1.0) -> float:
-    """The weight that a loss has by the words of a case."""
-    found = re.search(r"weight ([\d.]+)", text)
-    return float(found[1]) if found else default
+def check_kind(distiller: Distiller, settings: dict[str, Any]) -> None:
+    """The teacher's rows are what the case says of its boxes' distance."""
+    kind, said = distiller.pair.teacher.kind, wording.read("distillation.reg", settings["reg"])["kind"]
+    if kind != said:
+        raise wording.UnknownWordingError(f"{settings['reg']!r} is of rows of kind {said!r}; the teacher has {kind!r}.")
 
 
 class Case:
@@ -83,10 +91,11 @@ class Case:
         self.student = load_model(case["student"], case["seed"]["student"]).train()
         self.teacher = load_model(case["teacher"], case["seed"]["teacher"]).eval()
         self.distiller = Distiller(self.student, self.teacher, distillation_methods(case))
+        check_kind(self.distiller, case["distillation"])
         self.shapes = [tuple(shape) for shape in case["batch"]["image_shapes"]]
         pad = tuple(case["batch"]["pad_shape"])
         pixels = on_device(seeded_images([len(self.shapes), 3, *pad], self.shapes, case["seed"]["inputs"]))
-        self.pixels = pixels.flip(1) if case["student"].get("channel_order") == "BGR" else pixels
+        self.pixels = pixels.flip(1) if options_of(case["student"]).bgr else pixels
         targets = on_device(
             seeded_targets(self.shapes, case["num_classes"], case["seed"]["inputs"], case["batch"]["boxes_per_image"])
         )
@@ -168,7 +177,7 @@ class Case:
         return [in_order(listed, result) for listed, result in zip(expected, results, strict=True)]
 
     def _trajectory(self, expected: dict[str, Any]) -> list[Figures]:
-        settings = {key: float(value) for key, value in re.findall(r"(\w+) ([\d.]+(?:e-?\d+)?)", expected["optimizer"])}
+        settings = wording.read("trajectory.optimizer", expected["optimizer"])
         parameters = [p for p in self.student.train().parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
             parameters, expected["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]

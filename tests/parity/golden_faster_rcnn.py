@@ -4,13 +4,12 @@ Besides losses, gradients and detections a case lists intermediate results, from
 outputs for given regions; all of them are compared. About 15 seconds on one CPU core.
 """
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crosskd_hf.convert.mmdet import MMDetOptions, convert_mmdet, rename
+from crosskd_hf.convert.mmdet import convert_mmdet, rename
 from crosskd_hf.distillation import PKD, CrossKD, Distiller, MethodConfig
 from crosskd_hf.distillation.passes import Batch, FeatureMap, Pass
 from crosskd_hf.models import DetectionImageProcessor, FasterRCNNConfig, FasterRCNNForObjectDetection, FasterRCNNOutput
@@ -20,8 +19,9 @@ from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import RoIPredictions, RoIs
 from crosskd_hf.models.rpn import Proposals, count_rows
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
+from tests.parity import wording
 from tests.parity.figures import Figures, in_order, on_device
-from tests.parity.golden import LOSS_NAMES, pkd_of, weight_of
+from tests.parity.golden import LOSS_NAMES, check_kind, options_of, pkd_of
 
 # With this divisor every anchor takes part in the loss, as in a batch whose images are all padded alike.
 WHOLE_BATCH = 2**16
@@ -36,11 +36,8 @@ def run(case: dict[str, Any]) -> Figures:
 def load_model(case: dict[str, Any], role: str) -> FasterRCNNForObjectDetection:
     """The seeded model of one side of a case; the teacher's settings are the student's."""
     spec = case[role]
-    options = MMDetOptions(
-        caffe_style="caffe" in spec.get("backbone_style", ""), bgr=spec.get("channel_order") == "BGR"
-    )
     state = seeded_state_dict(spec["checkpoint_shapes"], case["seed"][role])
-    config, converted = convert_mmdet(state, options)
+    config, converted = convert_mmdet(state, options_of(spec))
     assert isinstance(config, FasterRCNNConfig)
     proposals = case["student"]["proposals"]
     for phase, limits in proposals.items():
@@ -60,9 +57,9 @@ def load_model(case: dict[str, Any], role: str) -> FasterRCNNForObjectDetection:
 def distillation_methods(case: dict[str, Any]) -> list[MethodConfig]:
     """What the case's words say of weights, temperature and methods."""
     settings = case["distillation"]
-    terms = {"cls": weight_of(settings["cls"]), "reg": weight_of(settings["reg"])}
-    temperature = re.search(r"\bT ([\d.]+)", settings["cls"])
-    crosskd = CrossKD(terms=terms, temperature=float(temperature[1]) if temperature else None)
+    said = {name: wording.read(f"distillation.{name}", settings[name]) for name in ("cls", "reg")}
+    terms = {name: meaning["weight"] for name, meaning in said.items()}
+    crosskd = CrossKD(terms=terms, temperature=said["cls"]["temperature"])
     return [crosskd, *pkd_of(settings)]
 
 
@@ -74,11 +71,12 @@ class FasterRCNNCase:
         self.student = load_model(case, "student").train()
         self.teacher = load_model(case, "teacher")
         self.distiller = Distiller(self.student, self.teacher, distillation_methods(case))
+        check_kind(self.distiller, case["distillation"])
         seed, batch = case["seed"]["inputs"], case["batch"]
         self.shapes = [tuple(shape) for shape in batch["image_shapes"]]
         self.sizes = torch.tensor(self.shapes, dtype=torch.float32)
         pixels = on_device(seeded_images([len(self.shapes), 3, *batch["pad_shape"]], self.shapes, seed))
-        if case["student"].get("channel_order") == "BGR":
+        if options_of(case["student"]).bgr:
             pixels = pixels.flip(1)
         mask = torch.zeros(len(self.shapes), *batch["pad_shape"], dtype=torch.long)
         for image, (height, width) in zip(mask, self.shapes, strict=True):
@@ -104,7 +102,7 @@ class FasterRCNNCase:
             if key in expected:
                 figures[key] = self._fixed(expected[key])
         if "feature_imitation_extra" in expected:
-            figures["feature_imitation_extra"] = self._pkd(expected["feature_imitation_extra"].get("note", ""))
+            figures["feature_imitation_extra"] = self._pkd(expected["feature_imitation_extra"].get("note"))
         if "proposals" in expected:
             figures["proposals"] = self._proposals(expected["proposals"])
         for role, model in (("student", self.student), ("teacher", self.teacher)):
@@ -235,9 +233,10 @@ class FasterRCNNCase:
         return score, label
 
     @torch.no_grad()
-    def _pkd(self, note: str) -> Figures:
+    def _pkd(self, note: str | None) -> Figures:
         pkd = Distiller(self.student, self.teacher, [PKD(statistics="batch")]).named_methods["pkd"]
-        weight = weight_of(note, pkd.config.weight)
+        said = {} if note is None else wording.read("feature_imitation_extra.note", note)
+        weight = said.get("weight", pkd.config.weight)
         strides, pixels = self.student.config.strides, self.inputs["pixel_values"]
         levels = [
             [FeatureMap(stride, values) for stride, values in zip(strides, model.pyramid(pixels), strict=True)]

@@ -4,7 +4,6 @@ Called by `tests/parity/steps.py`. A case stores figures, not weights: `tests/go
 and images here. About 40 seconds on one CPU core for the case in the repository.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +18,9 @@ from crosskd_hf.distillation.passes import Batch, Prediction
 from crosskd_hf.models.losses import LossPart, divide
 from crosskd_hf.training import supervision
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
+from tests.parity import wording
 from tests.parity.figures import Figures, in_order, on_device
-from tests.parity.golden import LOSS_NAMES, weight_of
+from tests.parity.golden import LOSS_NAMES
 
 # Gradients are taken in float64. A sampling point that rounding moves over the border of a cell changes the gradient
 # norm of its offsets by some 0.3 %, and in float32 every run has a few of them. (Predictions are float32: the position
@@ -29,6 +29,13 @@ TRAINING = torch.float64
 
 Gradients = dict[str, Tensor]
 KD_LOSSES = ("loss_cls_kd", "loss_reg_kd", "loss_iou_kd")
+# The variants of a case by their names.
+VARIANTS = {
+    f"{queries}_queries{boxes}{beta}": {"queries": queries, "box_loss": box_loss, "beta": exponent}
+    for queries in ("teacher", "student")
+    for boxes, box_loss in {"": "l1_pixel", "_l1_giou": "l1+giou", "_giou_only": "giou"}.items()
+    for beta, exponent in {"": None, "_beta0": 0.0, "_beta1": 1.0}.items()
+}
 MMDET_NAMES = {"loss_ce": "loss_cls", "loss_giou": "loss_iou"}  # of terms that transformers calls otherwise
 
 
@@ -61,27 +68,16 @@ def run(case: Mapping[str, Any]) -> Figures:
 def distillations(case: Mapping[str, Any]) -> dict[str, CrossKD]:
     """The case's own distillation under "", and the variants that it stores figures of, by their names."""
     settings = case["distillation"]
+    said = {name: wording.read(f"distillation.{name}", settings[name]) for name in ("cls", "reg")}
+    variant = settings.get("variant")
     main = CrossKD(
-        queries="student" if settings.get("variant", "").startswith("student") else "teacher",
-        box_loss="l1+giou" if "GIoU" in settings["reg"] else "l1_pixel",
-        beta=float(match[1]) if (match := re.search(r"beta ([\d.]+)", settings["cls"])) else None,
-        terms={"cls": weight_of(settings["cls"]), "reg": weight_of(settings["reg"])},
+        queries="teacher" if variant is None else wording.read("distillation.variant", variant)["queries"],
+        box_loss=said["reg"]["box_loss"],
+        beta=said["cls"]["beta"],
+        terms={name: meaning["weight"] for name, meaning in said.items()},
     )
-    known = {name: _variant(name) for name in case["expected"].get("variants", {})}
-    return {"": main} | {name: config for name, config in known.items() if config is not None}
-
-
-def _variant(name: str) -> CrossKD | None:
-    """None for a variant that isn't known: then its figures are named as not computed."""
-    match = re.fullmatch(r"(teacher|student)_queries(_l1_giou|_giou_only)?(?:_beta(\d))?", name)
-    if match is None:
-        return None
-    queries, boxes, beta = match.groups()
-    return CrossKD(
-        queries=queries,  # type: ignore[arg-type]
-        box_loss={None: "l1_pixel", "_l1_giou": "l1+giou", "_giou_only": "giou"}[boxes],  # type: ignore[arg-type]
-        beta=None if beta is None else float(beta),
-    )
+    stored = case["expected"].get("variants", {})  # figures of one that isn't known are named as not computed
+    return {"": main} | {name: CrossKD(**VARIANTS[name]) for name in stored if name in VARIANTS}
 
 
 def build(case: Mapping[str, Any], role: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from tests.parity import golden, golden_faster_rcnn, parity_detr
+from tests.parity import golden, golden_faster_rcnn, parity_detr, wording
 from tests.parity.figures import Figures, Pair, figure_error, side_by_side
 
 # Largest error of a kind of figure; a kind that isn't listed may be off by OTHERWISE.
@@ -32,13 +32,11 @@ RUNS: dict[str, Callable[[dict[str, Any]], Figures]] = {
 
 def compare(case: dict[str, Any]) -> tuple[dict[str, Pair], list[str]]:
     """A case's figures beside ours, and the groups of ours that the case doesn't have."""
+    wording.check(case)
     identity = case.get("checks", {}).get("student_is_teacher")
     expected = case["expected"] | ({} if identity is None else {"student_is_teacher": identity})
-    architecture = case["student"]["architecture"]
-    got = RUNS.get(architecture, golden.run)(case | {"expected": expected})
-    levels = [f"losses.{name}" for name in expected.get("losses", {}) if name.endswith("_per_level")]
-    left_out = [] if architecture in RUNS else levels  # dense detectors add levels up as they go
-    return side_by_side(expected, got, left_out), sorted(got.keys() - expected.keys())
+    got = RUNS.get(case["student"]["architecture"], golden.run)(case | {"expected": expected})
+    return side_by_side(expected, got), sorted(got.keys() - expected.keys())
 
 
 def kind_of(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity import parity_detr
+from tests.parity import parity_detr, wording
 from tests.parity import steps as parity
 from tests.parity.figures import Pair, figure_error, in_order, side_by_side
 
@@ -78,6 +78,13 @@ class TestFigures:
         unknown = side_by_side({"losses": {"loss_new_0": 1.0}}, {"losses": {"loss_feat_kd": 1.0}})
         assert figure_error("losses.loss_new_0", unknown["losses.loss_new_0"]) == float("inf")
 
+    def test_a_loss_listed_in_a_list_of_levels_is_added_up(self) -> None:
+        pairs = side_by_side({"losses": {"a": 4.0, "a_per_level": [1.5, 2.0]}}, {"losses": {"a": 4.0}})
+        assert figure_error("losses.a", pairs["losses.a"]) == 0
+        assert pairs["losses.a (sum of its levels)"].expected == 3.5
+        pairs = side_by_side({"losses": {"a_per_level": [1.0]}}, {"losses": {"a": 1.0, "a_per_level": [1.0]}})
+        assert set(pairs) == {"losses.a_per_level"}
+
     def test_detections_are_taken_once_and_by_label(self) -> None:
         box = [0.0, 0.0, 4.0, 4.0]
         listed = {"boxes": [box, box], "scores": [0.5, 0.5], "labels": [1, 2]}
@@ -86,10 +93,53 @@ class TestFigures:
         assert in_order(listed, found | {"labels": torch.tensor([2, 2])}) == {"num": 2}
 
 
+class TestWording:
+    def test_numbers_of_a_known_sentence(self) -> None:
+        assert wording.read("distillation.cls", "QFL beta 1, weight 0.25") == {"beta": 1, "weight": 0.25}
+        assert wording.read("side.channel_order", "BGR") == {"bgr": True}
+        text = "SGD momentum 0.9 weight_decay 1e-4 clip_grad_norm 35"
+        assert wording.read("trajectory.optimizer", text)["weight_decay"] == 1e-4
+
+    @pytest.mark.parametrize(
+        "text", ["QFL beta one, weight 1", "QFL beta 1, weight 1.0 per level", "weight 1.0", "KL beta 1, weight 1.0"]
+    )
+    def test_another_sentence_is_an_error_that_names_it(self, text: str) -> None:
+        with pytest.raises(wording.UnknownWordingError, match=f"distillation.cls='{text}' is not known"):
+            wording.read("distillation.cls", text)
+
+    @pytest.mark.parametrize(
+        ("section", "change", "message"),
+        [
+            ("distillation", {"masks": True}, "The field distillation.masks=True is not known"),
+            ("distillation", {"method": "kd"}, "distillation.method='kd' is not known"),
+            ("distillation", {"pkd": {"weight": 1.0, "where": "P3"}}, "distillation.pkd.where='P3' is not known"),
+            ("student", {"fpn_extra_levels": "none"}, "side.fpn_extra_levels='none' is not known"),
+            ("teacher", {"nms": {"sigma": 0.5}}, "The field side.nms.sigma=0.5 is not known"),
+            ("batch", {"flipped": [True]}, r"The field batch.flipped=\[True\] is not known"),
+        ],
+    )
+    def test_every_field_of_a_case_is_read(self, section: str, change: dict[str, Any], message: str) -> None:
+        case = json.loads((GOLDEN / "gfl_r18_from_r50.json").read_text())
+        case[section] |= change
+        with pytest.raises(wording.UnknownWordingError, match=message):
+            parity.compare(case)
+
+    def test_a_sentence_at_odds_with_a_field(self) -> None:
+        case = json.loads((GOLDEN / "deformable_detr_r18_from_r50.json").read_text())
+        with pytest.raises(wording.UnknownWordingError, match="at odds with num_classes=4"):
+            parity.compare(case | {"num_classes": 4})
+
+    def test_the_distance_of_boxes_must_be_that_of_the_teachers_head(self) -> None:
+        case = json.loads((GOLDEN / "gfl_r18_from_r50.json").read_text())
+        case["distillation"]["reg"] = "GIoU of decoded boxes, weight 1.0"
+        with pytest.raises(wording.UnknownWordingError, match="rows of kind 'delta'; the teacher has 'distribution'"):
+            parity.compare(case)
+
+
 class TestExitStatus:
     def status(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], **case: Any) -> int:
         monkeypatch.setitem(parity.RUNS, "faster_rcnn", lambda case: {"losses": {"a": 1.0}, "extra": 2.0})
-        content = {"student": {"architecture": "faster_rcnn"}, "expected": {"losses": losses}} | case
+        content = {"student": {"architecture": "faster_rcnn"}, "teacher": {}, "expected": {"losses": losses}} | case
         (tmp_path / "case.json").write_text(json.dumps(content))
         monkeypatch.setattr("sys.argv", ["parity.py", str(tmp_path / "case.json")])
         return parity.main()
@@ -128,6 +178,7 @@ def faster_rcnn(
     """The case in the repository with small images, narrow layers and few proposals."""
     case = _case("faster_rcnn_r18_from_r50", shapes, boxes)
     case["num_classes"] = classes
+    case["student"]["box_head"] = case["student"]["box_head"].replace("80 classes", f"{classes} classes")
     for role in ("student", "teacher"):
         listed = case[role]["checkpoint_shapes"]
         for name, shape in listed.items():
@@ -154,6 +205,7 @@ def deformable_detr(
     """The case in the repository with small images, four classes, width 32 and few layers of encoder and decoder."""
     case = _case("deformable_detr_r18_from_r50", shapes, boxes)
     case["num_classes"] = 4
+    case["student"]["classification"] = "sigmoid, 4 classes, no background channel"
     for role, count in zip(("student", "teacher"), queries, strict=True):
         listed = _detr_shapes(case[role]["checkpoint_shapes"], layers, feature_levels, two_stage)
         if not two_stage:
@@ -258,9 +310,13 @@ def _changed(figure: Any) -> Any:
 @pytest.mark.timeout(600)
 def test_other_distillations_of_deformable_detr() -> None:
     case = deformable_detr(boxes=(2,))
-    words = {"variant": "student queries", "cls": "beta 1, weight 2.0", "reg": "L1 plus GIoU, weight 0.5"}
+    words = {
+        "variant": "student queries",
+        "cls": case["distillation"]["cls"].replace("beta 0", "beta 1").replace("weight 1.0", "weight 2.0"),
+        "reg": case["distillation"]["reg"].replace("weight 1.0", "weight 0.5"),
+    }
     config = parity_detr.distillations(case | {"distillation": words, "expected": {}})[""]
-    assert (config.queries, config.box_loss, config.beta) == ("student", "l1+giou", 1.0)
+    assert (config.queries, config.box_loss, config.beta) == ("student", "l1_pixel", 1.0)
     assert config.terms == {"cls": 2.0, "reg": 0.5}
     case["expected"] = {"variants": {"student_queries": {"losses": {"total": 1.0}}, "no_queries": {"losses": {}}}}
     case.pop("checks")
