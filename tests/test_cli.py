@@ -66,17 +66,18 @@ def test_train_with_a_teacher(tmp_path: Path, shapes: ShapesPaths, detector: Pat
     }
 
 
-def test_train_needs_the_classes_of_the_data(
-    tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output
+def test_train_gives_a_student_a_head_for_the_classes_of_the_data(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = json.loads(shapes.train_annotations.read_text())
     content["categories"][0]["name"] = "ring"
     (tmp_path / "train.json").write_text(json.dumps(content))
     files = "--train_annotations", tmp_path / "train.json", "--train_images", shapes.train_images
-    assert run("train", *files, "--student", detector, "--output_dir", tmp_path / "out", "--use_cpu") == 1
-    error = capsys.readouterr().err
-    assert "Student (id2label): 4 classes, 'circle', 'square'" in error
-    assert "Data: 4 classes, 'ring', 'square'" in error
+    options = "--output_dir", tmp_path / "out", "--use_cpu", "--max_steps", 1
+    assert run("train", *files, "--student", detector, *options) == 0
+    assert "keeps the weights of 3 classes, 'square', 'triangle', 'star'; new are 1 classes, 'ring'" in caplog.text
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(saved["id2label"].values()) == ["ring", "square", "triangle", "star"]
 
 
 def test_train_goes_on_with_a_student_whatever_the_order_of_the_data(

@@ -1,17 +1,11 @@
 """One training run from files: read the data, build or load the student, train, evaluate, save."""
 
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 
-from transformers import BaseImageProcessor, PreTrainedModel
-
-from ..create import ARCHITECTURES, DetectorSpec, build_detector
-from ..data.categories import CategoryMap
+from ..create import ImageSize, create_detector
 from ..data.dataset import load_coco
 from ..data.transforms import TrainTransform
 from ..inference.evaluation import ap_metrics
-from ..inference.loading import load_detector
-from ..models import DetectionImageProcessor
 from ..models.pixels import check_pixel_range
 from ..training.config import AUTHORS, CrossKDConfig, option
 from ..training.trainer import CrossKDTrainer
@@ -26,13 +20,23 @@ class RunArguments:
     val_annotations: str | None = option(None, "COCO-format json of the validation images.")
     val_images: str | None = option(None, "Folder of the validation images.")
     student: str = option(
-        "gfl:resnet18", "Folder or Hub id of a detector, or a new one as ARCHITECTURE:BACKBONE (gfl:resnet18)."
+        "gfl:resnet18",
+        "Folder or Hub id of a detector, or a new one as ARCHITECTURE:BACKBONE (gfl:resnet18, "
+        "faster_rcnn:resnet50, rt_detr_v2:resnet18, ...).",
     )
     teacher: str | None = option(None, "Folder or Hub id of the trained teacher; without one, no distillation.")
-    backbone_weights: str | None = option(None, "For a new student: 'timm' (downloads), a tag or a file of timm.")
+    backbone_weights: str = option(
+        "auto",
+        "For a new student: 'timm' (downloads), a tag or a file of timm, or 'none' for random weights. Default: timm's "
+        "if they are in the cache or the Hub answers.",
+    )
     width: int = option(256, "Channels of pyramid and towers of a new student.", AUTHORS)
-    shortest_edge: int = option(800, "Shorter side of images in pixels, for a new student.", AUTHORS)
-    longest_edge: int = option(1333, "Longest side of images in pixels; it wins over the shorter one.", AUTHORS)
+    shortest_edge: int | None = option(
+        None, "Shorter side of images in pixels, for a new student. Default: 800; RT-DETR and relatives 640.", AUTHORS
+    )
+    longest_edge: int | None = option(
+        None, "Longest side of images in pixels; it wins over the shorter one. Default: 1333.", AUTHORS
+    )
     pixel_range: list[float] | None = option(
         None,
         "Lowest and highest value of 16-bit or float pixels; check-data tells them. The student's image processor "
@@ -44,6 +48,11 @@ class RunArguments:
         if (self.val_annotations is None) != (self.val_images is None):
             raise ValueError("Give both of --val_annotations and --val_images, or neither.")
         check_pixel_range(self.pixel_range)
+
+    @property
+    def image_size(self) -> ImageSize | None:
+        """What was said of the size of images."""
+        return ImageSize.of(self.shortest_edge, self.longest_edge)
 
 
 def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
@@ -59,7 +68,13 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
     val = None
     if run.val_annotations is not None and run.val_images is not None:
         val = load_coco(run.val_annotations, run.val_images, data.categories)
-    model, processor = _student(run, data.categories)
+    model, processor = create_detector(
+        run.student,
+        data,
+        backbone_weights=run.backbone_weights,
+        width=run.width,
+        image_size=run.image_size,
+    )
     data, val = data.for_model(model.config), None if val is None else val.for_model(model.config)
     model.config.category_ids = list(data.categories.raw_ids)
     if run.pixel_range is not None:
@@ -71,17 +86,9 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
         eval_dataset=None if val is None else val.dataset,
         processing_class=processor,
         teacher_model=run.teacher,
-        train_transform=TrainTransform(shortest_edges=run.multi_scale, longest_edge=run.longest_edge),
+        train_transform=TrainTransform(shortest_edges=run.multi_scale, longest_edge=run.longest_edge or 1333),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     metrics = {} if val is None else ap_metrics(trainer.evaluate())
     trainer.save_model()
     return metrics
-
-
-def _student(run: RunArguments, categories: CategoryMap) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    if not Path(run.student).exists() and run.student.split(":")[0] in ARCHITECTURES:
-        spec = DetectorSpec.parse(run.student, backbone_weights=run.backbone_weights, width=run.width)
-        size = {"shortest_edge": run.shortest_edge, "longest_edge": run.longest_edge}
-        return build_detector(spec, categories), DetectionImageProcessor(size=size)
-    return load_detector(run.student)

@@ -9,19 +9,23 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel
 
+from ..sources import check_source
 from .downloads import check_download
 from .processors import check_processor
 
 logger = logging.getLogger(__name__)
 
 
-def load_detector(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A saved detector and its image processor, from a folder or the Hub.
+def load_detector(
+    source: str | os.PathLike[str], revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A saved detector and its image processor, from a folder or the Hub; arguments as of :func:`load_teacher`.
 
     Raises:
+        OSError: There is no model at `source`, or the Hub doesn't answer.
         ValueError: Weights or the image processor are missing, or the processor belongs to another family of models.
     """
-    model, processor = load_teacher(source)
+    model, processor = load_teacher(source, revision, trust_remote_code)
     if processor is None:
         raise ValueError(f"No image processor lies beside the model in {source}: save one there with save_pretrained.")
     check_processor(model, processor)
@@ -39,9 +43,11 @@ def load_teacher(
         trust_remote_code: Whether code that lies beside the weights may run.
 
     Raises:
+        OSError: There is no model at `source`, or the Hub doesn't answer.
         ValueError: Weights are missing or have another shape, so that such a teacher would be random in part; or a
             configuration asks for what it may not, see `check_download`; or the image processor can't be made.
     """
+    check_source(source, revision)
     if not trust_remote_code:
         check_download(source, revision or "main")
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}

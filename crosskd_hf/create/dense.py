@@ -1,0 +1,51 @@
+"""New dense detectors and Faster R-CNN on timm backbones."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import timm
+from timm.models.resnet import ResNet
+from transformers import PreTrainedModel
+
+from ..data.categories import CategoryMap
+from ..models import DETECTORS, DenseDetectorConfig
+from ..models.backbone import weights_follow
+from .spec import DetectorSpec
+
+ARCHITECTURES = {config.model_type.removeprefix("crosskd_"): config for config in DETECTORS}
+
+
+def build_dense(spec: DetectorSpec, categories: CategoryMap) -> PreTrainedModel:
+    """A new detector of this package; `spec.architecture` is one of `ARCHITECTURES`.
+
+    Raises:
+        ValueError: A backbone without pyramid features.
+    """
+    config_class = ARCHITECTURES[spec.architecture]
+    fields: dict[str, Any] = {
+        "backbone": spec.backbone,
+        "fpn_channels": spec.width,
+        "id2label": categories.id2label,
+        "label2id": categories.label2id,
+        "category_ids": list(categories.raw_ids),
+    }
+    if issubclass(config_class, DenseDetectorConfig):
+        fields["head_channels"] = spec.width
+        if config_class.norm_groups is not None:
+            fields["norm_groups"] = min(32, spec.width // 4)
+    else:
+        fields["rpn_channels"], fields["fc_channels"] = spec.width, 4 * spec.width
+    if spec.backbone_weights is None:
+        fields["frozen_stages"], fields["norm_eval"] = 0, False
+        if _is_resnet(spec.backbone):
+            fields["backbone_arguments"] = {"norm_layer": "groupnorm1"}
+    config = config_class(**fields | dict(spec.fields))
+    with weights_follow() if spec.backbone_weights is not None else nullcontext():
+        model = DETECTORS[config_class](config)
+    if spec.backbone_weights is not None:
+        model.backbone.load_weights(None if spec.backbone_weights == "timm" else spec.backbone_weights)
+    return model
+
+
+def _is_resnet(backbone: str) -> bool:
+    return timm.is_model(backbone) and timm.model_entrypoint(backbone).__module__ == ResNet.__module__
