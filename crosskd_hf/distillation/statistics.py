@@ -3,10 +3,12 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Statistics = Literal["image", "batch"]
 AXES: dict[Statistics, tuple[int, ...]] = {"image": (2, 3), "batch": (0, 2, 3)}
+_SMALLEST = 1e-6  # is added to every deviation
 
 
 def count(feature: Tensor, statistics: Statistics) -> int:
@@ -14,11 +16,12 @@ def count(feature: Tensor, statistics: Statistics) -> int:
     return math.prod(feature.shape[axis] for axis in AXES[statistics])
 
 
-def center(feature: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-    """The map without its mean, the mean, and the unbiased deviation of each channel.
+def center(feature: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """The map without its mean, and the unbiased deviation of each channel plus 1e-6, (.., C, 1, 1).
 
-    From the centered map the deviation costs one more pass; `torch.std` is several times slower on the CPU. The clamp
-    keeps the root differentiable for a channel that is constant, or that has a single element: its deviation is 1e-6.
+    From the centered map the deviation costs one more pass; `torch.std` is several times slower on the CPU, and
+    `torch.linalg.vector_norm` loses digits there. The clamp keeps the root differentiable for a channel that is
+    constant, or that has a single element.
 
     Args:
         feature: (B, C, H, W).
@@ -26,16 +29,15 @@ def center(feature: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor, Ten
     """
     axes = AXES[statistics]
     feature = feature.float()
-    mean = feature.mean(axes, keepdim=True)
-    centered = feature - mean
-    variance = centered.square().sum(axes, keepdim=True) / max(count(feature, statistics) - 1, 1)
-    return centered, mean, variance.clamp(min=1e-12).sqrt()
+    centered = feature - feature.mean(axes, keepdim=True)
+    root = centered.square().sum(axes, keepdim=True).clamp(min=_SMALLEST**2).sqrt()
+    return centered, root / math.sqrt(max(count(feature, statistics) - 1, 1)) + _SMALLEST
 
 
 def standardise(feature: Tensor, statistics: Statistics) -> Tensor:
     """Zero mean and unit deviation per channel; constant channels and single elements become zero, not NaN."""
-    centered, _, deviation = center(feature, statistics)
-    return centered / (deviation + 1e-6)
+    centered, deviation = center(feature, statistics)
+    return centered / deviation
 
 
 def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") -> Tensor:
@@ -50,6 +52,6 @@ def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") 
     """
     if min(count(feature, statistics), count(reference, statistics)) == 1:
         return feature.float()
-    centered, _, deviation = center(feature, statistics)
-    _, target_mean, target_deviation = center(reference.detach(), statistics)
-    return centered * (target_deviation / (deviation + 1e-6)) + target_mean
+    centered, deviation = center(feature, statistics)
+    target, mean = torch.std_mean(reference.detach().float(), AXES[statistics], keepdim=True)
+    return torch.addcmul(mean, centered, target / deviation)
