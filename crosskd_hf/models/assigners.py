@@ -4,8 +4,9 @@ Every assigner takes priors shared by the batch, `valid` (B, N) which leaves out
 :class:`Targets`, and returns an :class:`Assignment`. No gradient, no loop over images, no wait for the device.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class Priors(NamedTuple):
         centers: (N, 2) xy pixels, where distances are measured from.
         cells: (N, 2) xy pixels of the top left corner of the feature cell.
         strides: (N,) pixels per cell.
-        level_lengths: Number of priors of each level.
+        level_lengths: Number of priors of each level,
+        lengths: and the same on the device, (L,), where the priors lie on a grid.
     """
 
     boxes: Tensor
@@ -30,6 +32,7 @@ class Priors(NamedTuple):
     cells: Tensor
     strides: Tensor
     level_lengths: tuple[int, ...]
+    lengths: Tensor | None = None
 
     @classmethod
     def on_grid(
@@ -57,11 +60,46 @@ class Priors(NamedTuple):
             pixels.append(x.new_full((len(boxes[-1]),), stride))
         rows = torch.cat(boxes)
         centers = (rows[:, :2] + rows[:, 2:]) / 2
-        return cls(rows, centers, torch.cat(cells), torch.cat(pixels), tuple(len(level) for level in boxes))
+        level_lengths = tuple(len(level) for level in boxes)
+        lengths = torch.tensor(level_lengths, device=rows.device)
+        return cls(rows, centers, torch.cat(cells), torch.cat(pixels), level_lengths, lengths)
 
     def inside(self, sizes: Tensor) -> Tensor:
         """Priors whose cell begins inside the unpadded image, (B, N) bool, for `sizes` (B, 2) height, width."""
         return (self.cells < sizes.flip(-1)[:, None]).all(-1)
+
+
+class SizeCache:
+    """What depends on the sizes of the maps alone, of those that came last: most batches have a size seen before.
+
+    Nothing of it is state: copies and files of a model start without.
+
+    Args:
+        limit: How many sizes are kept.
+    """
+
+    def __init__(self, limit: int = 32):
+        self.limit = limit
+        self._known: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make()` returned for `key` (sizes and device); made anew in a graph that is being traced.
+
+        Args:
+            key: All that the result depends on.
+            make: Returns tensors that nobody writes to.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return make()
+        if key not in self._known:
+            while len(self._known) >= self.limit:
+                self._known.pop(next(iter(self._known)), None)
+            with torch.inference_mode(False), torch.no_grad():  # a training step may be next
+                self._known[key] = make()
+        return self._known[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.limit,)
 
 
 class Targets(NamedTuple):
@@ -82,13 +120,12 @@ class Targets(NamedTuple):
         """From labels as of `DetrForObjectDetection`: per image `class_labels` (n,), relative cxcywh `boxes` (n, 4)."""
         classes = [label["class_labels"] for label in labels]
         nothing = classes[0].new_zeros(1)  # makes G at least 1
-        padded = pad_sequence([*classes, nothing], batch_first=True)[:-1]
+        padded = pad_sequence([*classes, nothing], batch_first=True, padding_value=-1)[:-1]
         relative = pad_sequence([label["boxes"].float() for label in labels], batch_first=True)
         if relative.shape[1] == 0:
             relative = relative.new_zeros(len(labels), 1, 4)
-        counts = torch.tensor([len(c) for c in classes], device=padded.device)
-        mask = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
-        return cls(to_absolute(relative, sizes), padded, mask)
+        mask = padded >= 0
+        return cls(to_absolute(relative, sizes), padded.clamp(min=0), mask)
 
 
 class Assignment(NamedTuple):
@@ -181,18 +218,15 @@ def nearest_priors(priors: Priors, valid: Tensor, targets: Targets, per_level: i
     Returns:
         Their rows (B, G, c) in order of the levels, and (B, G, c) bool, False for rows that are no valid priors.
     """
-    centers = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
-    index, known = [], []
-    start = 0
-    for length in priors.level_lengths:
-        level = slice(start, start + length)
-        squared = (centers[:, :, None] - priors.centers[level]).square().sum(-1)  # (B, G, n)
-        squared = squared.masked_fill(~valid[:, None, level], torch.inf)
-        nearest = squared.topk(min(per_level, length), dim=-1, largest=False)
-        index.append(nearest.indices + start)
-        known.append(nearest.values.isfinite())
-        start += length
-    return torch.cat(index, -1), torch.cat(known, -1) & targets.mask[..., None]
+    centers = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2  # (B, G, 2)
+    across, down = (centers[..., axis, None] - priors.centers[:, axis] for axis in (0, 1))  # (B, G, N)
+    squared = across.square_().add_(down.square_()).masked_fill_(~valid[:, None], torch.inf)
+    lengths = priors.level_lengths
+    levels = zip(squared.split(lengths, -1), lengths, strict=True)
+    nearest = [level.topk(min(per_level, length), dim=-1, largest=False) for level, length in levels]
+    starts = itertools.accumulate(lengths, initial=0)
+    candidates = torch.cat([level.indices + start for level, start in zip(nearest, starts, strict=False)], -1)
+    return candidates, torch.cat([level.values for level in nearest], -1).isfinite() & targets.mask[..., None]
 
 
 def mean_plus_std(values: Tensor, mask: Tensor) -> Tensor:

@@ -19,10 +19,14 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """(B, 2) height and width of each image without its padding, float32, without waiting for the device."""
     if pixel_mask is None:
         height, width = pixel_values.shape[-2:]
-        size = torch.tensor([height, width], dtype=torch.float32, device=pixel_values.device)
-        return size.expand(len(pixel_values), -1)
+        return row_of((height, width), pixel_values.new_empty((), dtype=torch.float32)).expand(len(pixel_values), -1)
     mask = pixel_mask.float()
     return torch.stack([mask.amax(2).sum(1), mask.amax(1).sum(1)], -1)
+
+
+def row_of(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """The numbers as a tensor (n,) of the dtype and device of `like`, filled there: a copy from the host would wait."""
+    return torch.stack([like.new_full((), number) for number in numbers])
 
 
 def to_relative(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -104,13 +108,13 @@ def encode_delta(priors: Tensor, boxes: Tensor, std: tuple[float, ...] = (1.0, 1
     box = box_convert(boxes, "xyxy", "cxcywh")
     centers = (box[..., :2] - prior[..., :2]) / prior[..., 2:]
     log_ratio = (box[..., 2:].clamp(min=1e-6) / prior[..., 2:]).log()
-    return torch.cat([centers, log_ratio], -1) / priors.new_tensor(std)
+    return torch.cat([centers, log_ratio], -1) / row_of(std, priors)
 
 
 def decode_delta(priors: Tensor, deltas: Tensor, std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Inverse of :func:`encode_delta`; the change of size is clipped to a factor of 62.5."""
     prior = box_convert(priors, "xyxy", "cxcywh")
-    deltas = deltas.float() * priors.new_tensor(std)
+    deltas = deltas.float() * row_of(std, priors)
     centers = prior[..., :2] + deltas[..., :2] * prior[..., 2:]
     half = prior[..., 2:] * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
     return torch.cat([centers - half, centers + half], -1)

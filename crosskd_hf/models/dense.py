@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .assigners import Assignment, Priors, Targets
+from .assigners import Assignment, Priors, SizeCache, Targets
 from .bounds import Range
 from .box_coders import BoxCoder, RegressionKind
 from .boxes import image_sizes, to_relative
@@ -98,6 +98,7 @@ class DenseHead(nn.Module):
         self.weights: dict[str, float] = dict(config.loss_weights or {})
         self.num_labels, self.num_convs = config.num_labels, config.num_convs
         self.coder = self.box_coder(config)
+        self._known_priors = SizeCache()
 
     @classmethod
     def box_coder(cls, config: Any) -> BoxCoder:
@@ -161,7 +162,11 @@ class DenseHead(nn.Module):
         return (*self.config.strides, self.config.stretch_cells)
 
     def priors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
-        """Priors of maps with these (height, width), in float32 whatever the model's dtype."""
+        """Priors of maps with these (height, width), in float32 whatever the model's dtype; not to be written to."""
+        priors: Priors = self._known_priors.get((*shapes, device), lambda: self._make_priors(shapes, device))
+        return priors
+
+    def _make_priors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
         strides = self.config.strides
         steps = [(stride, stride) for stride in strides]
         if self.config.stretch_cells:
@@ -302,7 +307,7 @@ class DenseDetector(PyramidDetector):
             logits=predictions.logits,
             pred_boxes=to_relative(boxes, sizes),
             centerness=predictions.centerness,
-            level_lengths=torch.tensor(priors.level_lengths, device=boxes.device).expand(len(boxes), -1),
+            level_lengths=None if priors.lengths is None else priors.lengths.expand(len(boxes), -1),
             features=features if output_features else None,
         )
         if labels is not None:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assigners import Assignment, Priors, Targets, assign_points
+from .assigners import Assignment, Priors, SizeCache, Targets, assign_points
 from .box_coders import DistanceCoder
-from .boxes import aligned_iou
+from .boxes import aligned_iou, row_of
 from .centerness import centerness_loss, centerness_targets
 from .dense import DenseDetector, Predictions
 from .losses import LossPart, focal_loss
@@ -53,6 +53,10 @@ class FCOSHead(TwoTowerHead):
     config: FCOSConfig
     has_centerness = True
 
+    def __init__(self, config: FCOSConfig):
+        super().__init__(config)
+        self._known_ranges = SizeCache()
+
     @classmethod
     def number_coder(cls, config: Any) -> DistanceCoder:
         return DistanceCoder("positive_stride" if config.norm_on_bbox else "log_pixel")
@@ -72,11 +76,14 @@ class FCOSHead(TwoTowerHead):
 
     def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:
         """By location and size of the box (section 3.2); see :meth:`DenseHead.assign`."""
+        ranges = self._known_ranges.get((priors.level_lengths, valid.device), lambda: self._ranges(priors))
+        return assign_points(priors, valid, targets, ranges, self.config.center_radius)
+
+    def _ranges(self, priors: Priors) -> Tensor:
+        """(N, 2) pixels: the longest side distances that the level of each point regresses."""
         limits = [-1.0, *map(float, self.config.regress_limits), torch.inf]
-        ranges = torch.tensor(list(itertools.pairwise(limits)), device=valid.device)  # (L, 2)
-        lengths = torch.tensor(priors.level_lengths, device=valid.device)
-        rows = ranges.repeat_interleave(lengths, 0, output_size=sum(priors.level_lengths))
-        return assign_points(priors, valid, targets, rows, self.config.center_radius)
+        rows = [row_of(pair, priors.strides) for pair in itertools.pairwise(limits)]
+        return torch.cat([row.expand(n, -1) for row, n in zip(rows, priors.level_lengths, strict=True)])
 
     def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
         """Sum of the centerness targets."""

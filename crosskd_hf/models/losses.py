@@ -70,8 +70,8 @@ def divide(
     if averaged is None:
         ready = distributed.is_available() and distributed.is_initialized()
         averaged = distributed.get_world_size() if ready else 1
-    floors = normalizers.new_tensor([part.floor for part in parts.values() for _ in range(part.normalizer.numel())])
-    scales = by_part(parts, averaged / normalizers.maximum(floors))
+    floors = torch.cat([part.total.new_full((part.normalizer.numel(),), part.floor) for part in parts.values()])
+    scales = by_part(parts, averaged / normalizers.maximum(floors.float()))
     return {name: (part.total * scales[name]).sum() for name, part in parts.items()}
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .assigners import Priors, Targets, assign_max_iou
+from .assigners import Priors, SizeCache, Targets, assign_max_iou
 from .boxes import anchors_around_origin, decode_delta, encode_delta
 from .layers import Conv, maps_to_rows
 from .losses import LossPart
@@ -49,6 +49,7 @@ class RPN(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
+        self._known_anchors = SizeCache()
         anchors = len(config.aspect_ratios)
         self.conv = Conv(config.fpn_channels, config.rpn_channels, 3)
         self.classifier = Conv(config.rpn_channels, anchors, 1)
@@ -62,11 +63,16 @@ class RPN(nn.Module):
 
     def anchors(self, features: list[Tensor]) -> Priors:
         """Anchors of the pyramid's locations, in the order of the predictions. Centred on the corner of their cell."""
-        config, device = self.config, features[0].device
+        shapes, device = [(f.shape[-2], f.shape[-1]) for f in features], features[0].device
+        anchors: Priors = self._known_anchors.get((*shapes, device), lambda: self._make_anchors(shapes, device))
+        return anchors
+
+    def _make_anchors(self, shapes: list[tuple[int, int]], device: torch.device) -> Priors:
+        config = self.config
         steps = [(stride, stride) for stride in config.strides]
         sizes = [torch.tensor([config.anchor_scale * stride]) for stride in config.strides]
         anchors = [anchors_around_origin(size, config.aspect_ratios).to(device) for size in sizes]
-        return Priors.on_grid([feature.shape[-2:] for feature in features], config.strides, steps, anchors)
+        return Priors.on_grid(shapes, config.strides, steps, anchors)
 
     @torch.no_grad()
     def propose(

@@ -10,7 +10,7 @@ from torchvision.ops import deform_conv2d
 
 from .assigners import Assignment, Priors, Targets, assign_atss, highest_iou_wins, matched
 from .box_coders import MAX_LOG_DISTANCE, DistanceCoder
-from .boxes import aligned_iou, encode_distance, pairwise_iou, square_around_origin
+from .boxes import aligned_iou, encode_distance, pairwise_iou, row_of, square_around_origin
 from .centerness import centerness_targets
 from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, Taps
 from .layers import Conv, ConvNormAct, Scale, maps_to_rows, prior_bias
@@ -152,7 +152,7 @@ class TOODHead(DenseHead):
         height, width = raw.shape[-2:]
         y = torch.arange(height, dtype=torch.float32, device=raw.device)[:, None].expand(height, width)
         x = torch.arange(width, dtype=torch.float32, device=raw.device).expand(height, width)
-        here, sign = torch.stack([x, y, x, y]), raw.new_tensor([-1.0, -1, 1, 1])[:, None, None]
+        here, sign = torch.stack([x, y, x, y]), row_of((-1, -1, 1, 1), raw)[:, None, None]
         boxes = here + sign * distances
         moved = deform_conv2d(boxes, offsets, boxes.new_ones(4, 1, 1, 1))  # bilinear, zero outside of the map
         solid = (moved[:, 2:] > moved[:, :2]).all(1, keepdim=True)

@@ -62,7 +62,7 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     if detr_loss.is_taken_over(model):
         return outputs["loss_dict"] | detr_loss.proposal_parts(model, outputs, inputs["labels"])
     loss = outputs["loss"]
-    images = loss.detach().new_tensor(float(len(inputs["pixel_values"])))
+    images = loss.detach().new_full((), len(inputs["pixel_values"]))
     return {WHOLE: LossPart(loss * images, images)}
 
 

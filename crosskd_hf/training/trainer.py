@@ -294,7 +294,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         if self._loss_func is None:
             return supervision.supervised_parts(self.student, outputs, inputs)
         loss = self._loss_func(outputs, inputs["labels"], num_items_in_batch=None)
-        images = loss.new_tensor(float(len(inputs["labels"])))
+        images = loss.new_full((), len(inputs["labels"]))
         return {supervision.WHOLE: LossPart(loss * images, images)}
 
     def compute_loss(

@@ -183,7 +183,7 @@ class DetrView(SplitHead):
     def _comparison(self, prediction: Prediction, target: Prediction, own: Pass) -> Comparison:
         assert own.decode is not None
         weight = target.logits.new_ones(target.logits.shape[:2], dtype=torch.float32)
-        number = weight.new_tensor(float(weight.numel()))
+        number = weight.new_full((), weight.numel())
         pair = Comparison(prediction, target, "queries", self.softmax, own.decode, weight, None, number)
         logits = target.logits.float()  # as the boxes of a target, its confidence isn't constant to a student's query
         scores = logits.softmax(-1)[..., :-1] if self.softmax else logits.sigmoid()

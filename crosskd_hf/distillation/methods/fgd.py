@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...models.boxes import row_of
 from ...models.losses import LossPart
 from ..adapters import adapter
 from ..method import Method, MethodConfig, Paper, option
@@ -123,8 +124,8 @@ class FGDMethod(Method):
     def masks(self, feature: FeatureMap, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, H, W) of objects, where each counts as one and the smaller wins, and of the rest, which counts as one."""
         height, width = feature.values.shape[-2:]
-        grid = feature.values.new_tensor([width, height])
-        pad = grid.new_tensor([batch.pixel_values.shape[-1], batch.pixel_values.shape[-2]])
+        grid = row_of((width, height), batch.targets.boxes)
+        pad = row_of((batch.pixel_values.shape[-1], batch.pixel_values.shape[-2]), grid)
         sizes = pad if self.config.box_scale == "padded" else batch.sizes.flip(-1)[:, None]
         first, last = (corners * grid / sizes for corners in batch.targets.boxes.chunk(2, -1))  # (B, G, 2) x, y
         first, last = first.floor(), last.ceil()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...models.boxes import pairwise_iou
+from ...models.boxes import pairwise_iou, row_of
 from ...models.losses import LossPart
 from ..adapters import Mixer
 from ..method import Paper, option
@@ -76,7 +76,7 @@ class FineGrainedMethod(Imitation):
         """Locations with an anchor whose IoU with some box is above `threshold` times the box's largest."""
         config, targets = self.config, batch.targets
         priors, rows = anchors(student)
-        outer = priors.boxes.new_tensor([0.0, 0, 1, 1]) * config.inclusive
+        outer = row_of((0, 0, 1, 1), priors.boxes) * config.inclusive
         overlap = pairwise_iou(targets.boxes + outer, priors.boxes + outer)  # (B, G, N)
         if config.mask_padding:
             overlap *= priors.inside(batch.sizes)[:, None]

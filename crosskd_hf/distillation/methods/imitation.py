@@ -98,7 +98,7 @@ def quotients(distances: Sequence[Tensor], regions: Sequence[Tensor | None]) -> 
     totals, counts = [], []
     for distance, region in zip(distances, regions, strict=True):
         totals.append(distance.sum() if region is None else (distance * region).sum())
-        counts.append(distance.new_tensor(float(distance.numel())) if region is None else region.sum())
+        counts.append(distance.new_full((), distance.numel()) if region is None else region.sum())
     return LossPart(torch.stack(totals), torch.stack(counts))
 
 

@@ -59,7 +59,7 @@ class PKDMethod(Method):
         losses = [self._distance(*maps) for maps in self._maps(student, teacher)]
         images = float(len(batch.pixel_values))
         total = torch.stack(losses).sum()
-        return {"features": LossPart(images * total, total.new_tensor(images))}
+        return {"features": LossPart(images * total, total.new_full((), images))}
 
     def _maps(self, student: Pass, teacher: Pass) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name of the adapter, the student's map and the teacher's, level by level."""

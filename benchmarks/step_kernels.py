@@ -1,0 +1,167 @@
+"""How many kernels a distilled step launches, and how often it copies from the host, counted without a GPU.
+
+    python benchmarks/step_kernels.py [--student gfl:resnet18] [--teacher gfl:resnet50] [--methods crosskd]
+
+Every operator that torch dispatches and that is no view is one kernel here; a GPU launches a few more or less. "cpu"
+counts the whole step, "cuda" the forward passes with fake tensors on a GPU that needn't be there. Whatever asks for a
+value raises, since fake tensors have none. A copy between host and device waits for the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from crosskd_hf.create import ARCHITECTURES
+from crosskd_hf.distillation import Distiller
+from crosskd_hf.models import DETECTORS
+from crosskd_hf.models.losses import divide
+
+PACKAGE = "/crosskd_hf/"
+
+
+class KernelCount(TorchDispatchMode):
+    """Counts operators inside the context.
+
+    Attributes:
+        kernels: How often each operator ran that is no view.
+        places: The same by the innermost function of the package, as "file:function"; "?" in the backward pass.
+        copies: Functions in which a tensor went from one device to another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()
+        self.copies: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":
+            return result
+        given = {t.device.type for t in _tensors([*args, *(kwargs or {}).values()])}
+        made = {t.device.type for t in _tensors([result])}
+        if given and made and given != made:
+            self.copies.append(_place())
+        if not any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns):
+            self.kernels[str(func)] += 1
+            self.places[_place()] += 1
+        return result
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    flat = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
+    return [item for item in flat if isinstance(item, Tensor)]
+
+
+def _place() -> str:
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if PACKAGE in name:
+            return f"{name.rsplit(PACKAGE, 1)[1]}:{frame.f_code.co_qualname}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "?"
+
+
+def faked(model: nn.Module, device: str) -> nn.Module:
+    """A model whose weights have shapes, types and a device, but no values; inside a `FakeTensorMode`."""
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                module._parameters[name] = nn.Parameter(empty, requires_grad=value.requires_grad)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=device)
+    return model
+
+
+def batch(device: str, height: int, width: int, images: int = 2, boxes: int = 7) -> dict[str, Any]:
+    """Padded images with labels, without values; inside a `FakeTensorMode`."""
+    return {
+        "pixel_values": torch.empty(images, 3, height, width, device=device),
+        "pixel_mask": torch.empty(images, height, width, device=device, dtype=torch.long),
+        "labels": [
+            {
+                "class_labels": torch.empty(boxes, device=device, dtype=torch.long),
+                "boxes": torch.empty(boxes, 4, device=device),
+            }
+            for _ in range(images)
+        ],
+    }
+
+
+def count_step(
+    student: nn.Module, teacher: nn.Module, methods: Sequence[Any], device: str, height: int = 800, width: int = 1344
+) -> dict[str, KernelCount]:
+    """Count the second step of a pair with batches of one size, for the first fills the caches.
+
+    Args:
+        student, teacher: Detectors, on the device "meta" or any other.
+        methods: As of :class:`Distiller`.
+        device: "cpu", or "cuda" without the backward pass, which needs a real GPU.
+
+    Returns:
+        The counts of "forward" (of the student, with its own losses), "distillation" (with the teacher's pass) and
+        "backward".
+    """
+    distiller = Distiller(student.train(), teacher, methods)  # type: ignore[arg-type]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in (student, teacher, distiller):
+            faked(module, device)
+        inputs = batch(device, height, width)
+        for _ in range(2):
+            counts = {part: KernelCount() for part in ("forward", "distillation", "backward")}
+            with counts["forward"]:
+                outputs = student(**inputs, **distiller.student_request)
+            with counts["distillation"]:
+                parts = divide(distiller(outputs, inputs))
+                loss = torch.stack([outputs.loss, *parts.values()]).sum()
+            if device == "cpu":
+                with counts["backward"]:
+                    loss.backward()
+    return counts
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Print and return the counts of one pair."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="gfl:resnet18")
+    parser.add_argument("--teacher", default="gfl:resnet50")
+    parser.add_argument("--methods", nargs="+", default=["crosskd"])
+    parser.add_argument("--top", type=int, default=0, help="also print so many functions with most kernels")
+    args = parser.parse_args(argv)
+    found = {}
+    for device in ("cpu", "cuda"):
+        counts = count_step(_build(args.student), _build(args.teacher), args.methods, device)
+        found[device] = {name: sum(count.kernels.values()) for name, count in counts.items() if count.kernels}
+        if device == "cpu":
+            found["kernels"] = sum(found["cpu"].values())
+            places = sum((count.places for count in counts.values()), Counter())
+        else:
+            found["copies"] = [place for count in counts.values() for place in count.copies]
+    print(json.dumps(found))
+    for place, number in places.most_common(args.top):
+        print(f"{number:6} {place}")
+    return found
+
+
+def _build(name: str) -> nn.Module:
+    architecture, backbone = name.split(":")
+    config = ARCHITECTURES[architecture](backbone=backbone, num_labels=80)
+    with torch.device("meta"):
+        return DETECTORS[type(config)](config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a distilled step asks of the device: no value that the host waits for, no copy between the two."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.step_kernels import KernelCount, count_step, main
+from crosskd_hf.distillation import METHODS
+from crosskd_hf.models.assigners import SizeCache
+from tests.tiny_dense import KINDS, make_batch, make_detector
+
+NAMES = sorted(METHODS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dense_step_neither_asks_for_a_value_nor_copies_from_the_host(kind: str) -> None:
+    """Fake tensors have no values: whoever asks for one raises."""
+    counts = count_step(make_detector(kind), make_detector(kind, 1), NAMES, "cuda", 64, 96)
+    assert counts["distillation"].kernels
+    assert {name: count.copies for name, count in counts.items() if count.copies} == {}
+
+
+def test_a_backward_pass_asks_for_no_value() -> None:
+    counts = count_step(make_detector("gfl"), make_detector("gfl", 1), NAMES, "cpu", 64, 96)
+    assert all(count.kernels for count in counts.values())
+
+
+def test_the_count_sees_copies_and_values() -> None:
+
+    with FakeTensorMode(), KernelCount() as count:
+        torch.tensor([1.0, 2.0], device="cuda")
+        torch.ones(2, device="cuda").to("cpu")
+    assert len(count.copies) == 2
+    with FakeTensorMode(), pytest.raises(Exception, match="_local_scalar_dense"):
+        torch.ones(2).sum().item()
+
+
+def test_the_benchmark_prints_what_it_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    found = main(["--student", "retinanet:test_resnet", "--teacher", "retinanet:test_resnet", "--top", "3"])
+    assert found["kernels"] == sum(found["cpu"].values())
+    assert found["copies"] == []
+    assert "models/layers.py:ConvNormAct.forward" in capsys.readouterr().out
+
+
+class TestSizeCache:
+    def test_makes_a_size_once_and_forgets_the_oldest(self) -> None:
+        made: list[int] = []
+        cache = SizeCache(limit=2)
+
+        def get(key: int) -> Any:
+            return cache.get(key, lambda: made.append(key) or torch.ones(key))  # type: ignore[func-returns-value]
+
+        assert [len(get(key)) for key in (1, 2, 1, 3, 2, 1)] == [1, 2, 1, 3, 2, 1]
+        assert made == [1, 2, 3, 1]
+
+    def test_copies_and_files_of_a_model_have_none(self) -> None:
+
+        model = make_detector("gfl")
+        model(torch.randn(1, 3, 64, 64))
+        assert model.head._known_priors._known
+        assert not copy.deepcopy(model).head._known_priors._known
+
+    def test_priors_of_a_prediction_serve_a_training_step(self) -> None:
+        model, inputs = make_detector("fcos"), make_batch()
+        with torch.inference_mode():
+            model(inputs["pixel_values"])
+        model.train()(**inputs).loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
