@@ -9,7 +9,7 @@ LOWEST_STAMP := $(LOWEST)/.crosskd_hf_lowest
 
 .PHONY: demo test test-lowest lint types imports unit parity slow format clean
 
-demo: $(STAMP)  ## train a teacher, a student and a distilled student on made data, and compare them
+demo: $(STAMP)  ## train a teacher, a student and a distilled student on synthetic data, and compare them
 	$(BIN)/python examples/distill_coco.py
 
 test: lint types imports unit  ## everything that a pull request has to pass

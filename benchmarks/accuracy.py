@@ -1,6 +1,6 @@
 """Does distillation pay? Train teacher, student alone and distilled student over several seeds; append to results.csv.
 
-    python benchmarks/accuracy.py --seeds 0 1 2                                  # made data
+    python benchmarks/accuracy.py --seeds 0 1 2                                  # synthetic data
     python benchmarks/accuracy.py --seeds 0 --data_name bccd --train_images ... (all arguments of distill_coco.py)
     python benchmarks/accuracy.py --example distill_deformable_detr              # ... or of another example
 

@@ -1,7 +1,7 @@
 """What only a GPU can show. One JSON file, written anew after every figure, so that an interrupted run loses nothing.
 
     python benchmarks/on_gpu.py --part correctness          # about 3 minutes on one GPU
-    python benchmarks/on_gpu.py --part correctness --cpu    # the same on the CPU: a rehearsal
+    python benchmarks/on_gpu.py --part correctness --cpu    # the same on the CPU: a dry run
 
 The correctness part needs torch, torchvision, transformers, timm, accelerate, datasets, pycocotools and this
 repository, and no network. `--wheels FOLDER` installs the last two packages from the wheels of a folder.
@@ -245,14 +245,14 @@ def main() -> int:
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, required=True)
-    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU")
+    parser.add_argument("--cpu", action="store_true", help="a dry run on the CPU")
     parser.add_argument("--seconds", type=float, help="start no check after this many seconds")
     parser.add_argument("--out", type=Path, help="JSON file (default: on_gpu_PART.json)")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are missing here (datasets, pycocotools)")
     options = parser.parse_args()
     device = "cpu" if options.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is visible; --cpu rehearses on the CPU")
+        parser.error("no CUDA device is visible; --cpu is a dry run on the CPU")
     if options.wheels:
         install = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(options.wheels)]
         subprocess.run([*install, "datasets", "pycocotools"], check=True)

@@ -1,6 +1,6 @@
 """Distil a detector on COCO-format data, and compare it with the same student trained alone.
 
-    python examples/distill_coco.py                      # made data, tiny models: about 5 minutes on two cores
+    python examples/distill_coco.py                      # synthetic data, tiny models: about 5 minutes on two cores
 
     accelerate launch --multi_gpu --num_processes 8 examples/distill_coco.py \\
         --train_images coco/train2017 --train_annotations coco/annotations/instances_train2017.json \\
@@ -31,8 +31,8 @@ from crosskd_hf.training.moved import refuse_words
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 
-# Defaults of a run on made data, where there is neither a COCO folder nor a pretrained backbone.
-MADE_DATA = {
+# Defaults of a run on synthetic data, where there is neither a COCO folder nor a pretrained backbone.
+SYNTHETIC_DATA = {
     "output_dir": "outputs/demo",
     "student_backbone": "test_efficientnet_gn",
     "teacher_backbone": "test_resnet",
@@ -54,11 +54,11 @@ COCO = {"output_dir": "outputs/coco", "schedule": "1x", "per_device_train_batch_
 
 
 def parse(argv: list[str]) -> tuple[DenseOptions, CrossKDConfig]:
-    """Command line over the defaults of the made or of the real job."""
+    """Command line over the defaults of a run on synthetic data or of the real job."""
     parser = HfArgumentParser((DenseOptions, CrossKDConfig))
-    made = not any(word.split("=")[0] == "--train_annotations" for word in argv)
+    synthetic = not any(word.split("=")[0] == "--train_annotations" for word in argv)
     common = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 20}
-    common |= {"report_to": "none", "dataloader_num_workers": 1} | (MADE_DATA if made else COCO)
+    common |= {"report_to": "none", "dataloader_num_workers": 1} | (SYNTHETIC_DATA if synthetic else COCO)
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
     if any(word.split("=")[0] == "--schedule" for word in argv):
         common.pop("lr_scheduler_type", None)  # a schedule has its own

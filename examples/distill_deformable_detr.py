@@ -1,6 +1,6 @@
 """Distil a DETR-type detector: a teacher's decoder reads the student's encoder memory.
 
-    python examples/distill_deformable_detr.py           # made data, tiny models: 3 minutes on one core
+    python examples/distill_deformable_detr.py           # synthetic data, tiny models: 3 minutes on one core
 
     accelerate launch --multi_gpu --num_processes 8 examples/distill_deformable_detr.py \\
         --teacher SenseTime/deformable-detr-with-box-refine-two-stage --backbone_weights timm --bf16 \\
@@ -13,7 +13,7 @@
 
 The student may be new (a two-stage Deformable DETR with box refinement) or a trained model of any family in
 docs/detr.md, given by `--student`. Teacher and student need as many feature levels; widths and classes may differ.
-All of Hugging Face's training arguments hold. On made data the models see some hundred updates, where a DETR needs
+All of Hugging Face's training arguments hold. On synthetic data the models see some hundred updates, where a DETR needs
 ten thousands: the run shows that everything works and costs, not what distillation gains.
 """
 
@@ -45,8 +45,8 @@ from crosskd_hf.training.moved import refuse_words
 
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 
-# Defaults of a run on made data: small images, nets without batch norm (transformers freezes it), short schedule.
-MADE_DATA: dict[str, Any] = {
+# Defaults of a run on synthetic data: small images, nets without batch norm (transformers freezes it), short schedule.
+SYNTHETIC_DATA: dict[str, Any] = {
     "output_dir": "outputs/detr_demo",
     "student_backbone": "test_convnext",
     "teacher_backbone": "test_convnext2",
@@ -85,10 +85,10 @@ COMMON: dict[str, Any] = {
 
 
 def parse(argv: list[str]) -> tuple[DetrOptions, CrossKDConfig]:
-    """Command line over the defaults of the made or of the real job."""
+    """Command line over the defaults of a run on synthetic data or of the real job."""
     parser = HfArgumentParser((DetrOptions, CrossKDConfig))
     real = any(word.split("=")[0] in ("--train_annotations", "--dataset") for word in argv)
-    defaults = COMMON | (PUBLISHED if real else MADE_DATA)
+    defaults = COMMON | (PUBLISHED if real else SYNTHETIC_DATA)
     if any(word.split("=")[0] == "--schedule" for word in argv):
         del defaults["lr_scheduler_type"]  # a schedule has its own
     parser.set_defaults(**defaults)

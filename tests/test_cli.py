@@ -34,7 +34,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> ShapesPaths:
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved, untrained model of the classes of the made data."""
+    """A saved, untrained model of the classes of the synthetic data."""
     categories = CategoryMap(tuple(CLASSES), tuple(CLASSES.values()))
     torch.manual_seed(0)
     model = build_detector(DetectorSpec("gfl", "test_resnet", width=32), categories)

@@ -1,4 +1,4 @@
-"""A training run on a tiny detector and made images. Imported by tests, and run by them in processes of its own:
+"""A training run on a tiny detector and synthetic images. Imported by tests, and run by them in processes of its own:
 
 python -m tests.tiny_run cases.json
 """

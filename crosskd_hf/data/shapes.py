@@ -1,4 +1,4 @@
-"""A small COCO-format data set of rendered shapes on clutter: the made data of the example and the tests."""
+"""A small COCO-format data set of rendered shapes on clutter: the synthetic data of the example and the tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Points: TypeAlias = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class ShapesPaths:
-    """Where the two splits of a made data set are."""
+    """Where the two splits of a synthetic data set are."""
 
     train_images: Path
     train_annotations: Path

@@ -123,15 +123,15 @@ def box_distances(pair: Comparison, temperature: float, box_loss: BoxLoss) -> di
         return {"reg": distribution_kl(own.unflatten(-1, (4, -1)), target.unflatten(-1, (4, -1)), temperature).mean(-1)}
     if pair.kind == "regions":
         return {"reg": (own - target).abs().sum(-1)}
-    boxes, goal = pair.decode(own.float()), pair.decode(target.float())
+    boxes, wanted = pair.decode(own.float()), pair.decode(target.float())
     if pair.kind == "delta":
-        return {"reg": 1 - aligned_iou(boxes, goal, generalized=True)}
+        return {"reg": 1 - aligned_iou(boxes, wanted, generalized=True)}
     if pair.kind == "distance":
-        return {"reg": -aligned_iou(boxes, goal).clamp(min=1e-6).log()}
+        return {"reg": -aligned_iou(boxes, wanted).clamp(min=1e-6).log()}
     rows: dict[str, Tensor] = {}
     if box_loss != "giou":
         pixels = box_loss == "l1_pixel"
-        rows["reg"] = ((boxes - goal) if pixels else (own.float() - target.float())).abs().sum(-1)
+        rows["reg"] = ((boxes - wanted) if pixels else (own.float() - target.float())).abs().sum(-1)
     if box_loss != "l1_pixel":
-        rows["iou"] = 1 - aligned_iou(boxes, goal, generalized=True)
+        rows["iou"] = 1 - aligned_iou(boxes, wanted, generalized=True)
     return rows

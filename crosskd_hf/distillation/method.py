@@ -139,7 +139,7 @@ class MethodConfig:
     def parse(text: str) -> MethodConfig:
         """Read `name`, `name:option=value,...`, or the same with `my_package.my_module:MyConfig` as the name.
 
-        A term's weight is the option `terms.NAME`. A module is imported: never parse what a stranger wrote.
+        A term's weight is the option `terms.NAME`. Importing a module runs its code: trust the string.
 
         Raises:
             ValueError: Unknown name or option, or a value of the wrong kind.

@@ -18,7 +18,7 @@ PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")
 
 @dataclass
 class ComparisonOptions:
-    """What is trained on what; made images of shapes, if no data is given.
+    """What is trained on what; synthetic images of shapes, if no data is given.
 
     Raises:
         ValueError: Some paths of the data but not all, an unknown step or preset, a preset without the paths of its
@@ -38,7 +38,7 @@ class ComparisonOptions:
     shortest_edge: int = option(800, "Shorter side of images in pixels.", AUTHORS)
     longest_edge: int = option(1333, "Longest side of images in pixels; it wins over the shorter one.", AUTHORS)
     multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
-    num_made_images: int = option(400, "Training images of the made data set.")
+    num_synthetic_images: int = option(400, "Training images of the synthetic data set.", aliases=["--num_made_images"])
     preset: str | None = option(None, "A published experiment, see docs/reproduce.md; needs its data and its teacher.")
     backbone_checkpoint: str | None = option(None, "File of backbone weights for a preset, instead of the published.")
 
@@ -93,7 +93,7 @@ class ComparisonOptions:
         return TrainTransform(shortest_edges=self.multi_scale, longest_edge=self.longest_edge)
 
     def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
-        """Training and validation data; without paths, made ones in the folder `shapes` of `output_dir`."""
+        """Training and validation data; without paths, synthetic ones in the folder `shapes` of `output_dir`."""
         paths = vars(self._make_shapes(config) if self.missing_paths() else self)
         train = load_coco(paths["train_annotations"], paths["train_images"])
         return train, load_coco(paths["val_annotations"], paths["val_images"], train.categories)
@@ -103,7 +103,7 @@ class ComparisonOptions:
         folder = Path(config.output_dir) / "shapes"
         with config.main_process_first(desc="making images"):
             if config.local_process_index == 0:
-                make_shapes(folder, self.num_made_images, num_val=100, size=self.longest_edge)
+                make_shapes(folder, self.num_synthetic_images, num_val=100, size=self.longest_edge)
         return ShapesPaths.below(folder)
 
 

@@ -79,9 +79,9 @@ class CocoEvaluator:
 
     def merge(self, rows: Rows) -> None:
         """Take in the `rows` of another evaluator; images that are here already are left as they are."""
-        strangers = sorted(set(rows) - self.image_ids)
-        if strangers:
-            raise ValueError(f"detections for images that are not in the evaluated data set: ids {strangers[:5]}")
+        unknown = sorted(set(rows) - self.image_ids)
+        if unknown:
+            raise ValueError(f"detections for images that are not in the evaluated data set: ids {unknown[:5]}")
         self.rows = {**rows, **self.rows}
 
     def compute(self) -> dict[str, float]:

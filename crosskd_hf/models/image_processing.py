@@ -180,7 +180,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         nms_threshold: float | None = None,
         max_detections: int | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image, the surest first.
+        """Detections of each image, the highest score first.
 
         outputs: what `candidates` reads, for B images.
         threshold: only detections with a final score above this are returned, in [0, 1]. At its default

@@ -28,7 +28,7 @@ class RPNPredictions(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Boxes that may hold an object, the surest first, padded to the image with most of them.
+    """Boxes that may hold an object, the highest score first, padded to the image with most of them.
 
     Args:
         boxes: (B, P, 4) xyxy pixels inside the unpadded image; zeros in the padding.

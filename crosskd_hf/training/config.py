@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,16 @@ class Help(str):
         self.source = source
 
 
-def option(default: Any, text: str, source: str = OURS) -> Any:
+def option(default: Any, text: str, source: str = OURS, aliases: Sequence[str] = ()) -> Any:
     """A field of a dataclass of options, for a command line and for docs/options.md.
 
     Args:
         default: A list is copied for every instance; `MISSING` makes the option a required one.
         text: What the option is.
         source: Where the default comes from.
+        aliases: Older names on a command line, such as "--old_name".
     """
-    metadata = {"help": Help(text, source)}
+    metadata = {"help": Help(text, source)} | ({"aliases": list(aliases)} if aliases else {})
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)

@@ -49,7 +49,7 @@ def weighted(parts: dict[str, LossPart], weight: float) -> dict[str, LossPart]:
 
 
 @contextmanager
-def rehearsal(model: nn.Module) -> Iterator[None]:
+def normalizer_pass(model: nn.Module) -> Iterator[None]:
     """A pass without gradient that leaves no trace: random numbers and the buffers of `model` are put back."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {buffer.device.index for buffer in model.parameters() if buffer.device.type == "cuda"}

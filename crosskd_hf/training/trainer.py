@@ -26,7 +26,7 @@ from .classes import check_head
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import bare_model
-from .normalizers import UpdateSums, add_up, rehearsal, weighted
+from .normalizers import UpdateSums, add_up, normalizer_pass, weighted
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         self._update_sums, self._averaged = None, self.args.world_size
         self._micro_batches = max(len(batches), 1)
         if len(batches) > 1 and self.args.exact_accumulation:
-            self._update_sums, self._averaged = self._rehearse(batches), self.args.world_size * len(batches)
+            self._update_sums, self._averaged = self._normalizer_pass(batches), self.args.world_size * len(batches)
         return batches, None
 
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -262,10 +262,10 @@ class CrossKDTrainer(CheckpointingTrainer):
             return 0
         return len(dataset) % (upstream.micro_batch_size(self) * args.world_size)
 
-    def _rehearse(self, batches: list[dict[str, Any]]) -> UpdateSums:
+    def _normalizer_pass(self, batches: list[dict[str, Any]]) -> UpdateSums:
         self.model.train()
         parts = []
-        with rehearsal(self.model):
+        with normalizer_pass(self.model):
             for number, batch in enumerate(batches, start=1):
                 _, own, kd = self._forward(self.model, send_to_device(batch, self.args.device))
                 parts.append(weighted(own | kd, self._weight(number == len(batches))))

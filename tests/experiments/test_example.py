@@ -21,7 +21,7 @@ from tests.tiny_run import make_deformable_detr
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    *("--num_made_images", "24", "--max_steps", "3", "--logging_steps", "1", "--shortest_edge", "64"),
+    *("--num_synthetic_images", "24", "--max_steps", "3", "--logging_steps", "1", "--shortest_edge", "64"),
     *("--longest_edge", "64", "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "true", "--use_cpu"),
 ]
 

@@ -1,4 +1,4 @@
-"""CrossKDTrainer in one process, on tiny detectors and made data."""
+"""CrossKDTrainer in one process, on tiny detectors and synthetic data."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _live_statistics(norm: torch.nn.Module, inputs: Any) -> None:
     torch.rand(())
 
 
-def test_rehearsal_leaves_no_trace(folder: Path, tmp_path: Path) -> None:
+def test_normalizer_pass_leaves_no_trace(folder: Path, tmp_path: Path) -> None:
     trainer = run_in(folder, tmp_path, gradient_accumulation_steps=2)
     norms = [module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms
@@ -132,7 +132,7 @@ def test_rehearsal_leaves_no_trace(folder: Path, tmp_path: Path) -> None:
         norm.register_forward_pre_hook(_live_statistics)
     before, state = copied(trainer.model), torch.get_rng_state()
     batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
-    trainer._rehearse([batch, batch])
+    trainer._normalizer_pass([batch, batch])
     assert equal(before, trainer.model.state_dict())
     assert torch.equal(state, torch.get_rng_state())
 

@@ -97,11 +97,11 @@ class FGDMethod(Method):
         return {name: LossPart(torch.stack(totals), images.expand(len(totals))) for name, totals in found.items()}
 
     def _level(self, level: int, own: Tensor, target: FeatureMap, batch: Batch) -> dict[str, Tensor]:
-        goal = target.values
-        (places, channels), (own_places, own_channels) = (self.attention(values) for values in (goal, own))
+        wanted = target.values
+        (places, channels), (own_places, own_channels) = (self.attention(values) for values in (wanted, own))
         found: dict[str, Tensor] = {}
         if self.wants("foreground") or self.wants("background"):
-            distance = ((own - goal).square() * channels[..., None, None]).sum(1) * places  # (B, H, W)
+            distance = ((own - wanted).square() * channels[..., None, None]).sum(1) * places  # (B, H, W)
             masks = dict(zip(self.terms, self.masks(target, batch), strict=False))
             found = {name: (distance * mask).sum() for name, mask in masks.items() if self.wants(name)}
         if self.wants("attention"):
@@ -109,7 +109,7 @@ class FGDMethod(Method):
                 own_channels, channels, reduction="sum"
             )
         if self.wants("relation"):
-            relations = self.student_blocks[level](own), self.teacher_blocks[level](goal)
+            relations = self.student_blocks[level](own), self.teacher_blocks[level](wanted)
             found["relation"] = F.mse_loss(*relations, reduction="sum")
         return found
 

@@ -83,8 +83,8 @@ class Imitation(Method):
         """(B, H, W) of each level: squared distance, mean over channels (FitNets, ICLR 2015, eq. 3)."""
         found = []
         for layer, own, target in zip(self.adapters, student.features, teacher.features, strict=True):
-            goal = target.values.detach().float()
-            found.append((layer(same_size(own.values, goal)).float() - goal).square().mean(1))
+            wanted = target.values.detach().float()
+            found.append((layer(same_size(own.values, wanted)).float() - wanted).square().mean(1))
         return found
 
     def forward(self, student: Pass, teacher: Pass, batch: Batch) -> dict[str, LossPart]:
