@@ -38,7 +38,11 @@ class ComparisonOptions:
     shortest_edge: int = option(800, "Shorter side of images in pixels.", AUTHORS)
     longest_edge: int = option(1333, "Longest side of images in pixels; it wins over the shorter one.", AUTHORS)
     multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
-    num_synthetic_images: int = option(400, "Training images of the synthetic data set.", aliases=["--num_made_images"])
+    num_synthetic_images: int = option(
+        400,
+        "Training images of the synthetic data set; a quarter as many for validation.",
+        aliases=["--num_made_images"],
+    )
     preset: str | None = option(None, "A published experiment, see docs/reproduce.md; needs its data and its teacher.")
     backbone_checkpoint: str | None = option(None, "File of backbone weights for a preset, instead of the published.")
 
@@ -103,7 +107,8 @@ class ComparisonOptions:
         folder = Path(config.output_dir) / "shapes"
         with config.main_process_first(desc="making images"):
             if config.local_process_index == 0:
-                make_shapes(folder, self.num_synthetic_images, num_val=100, size=self.longest_edge)
+                train = self.num_synthetic_images
+                make_shapes(folder, train, num_val=max(1, train // 4), size=self.longest_edge)
         return ShapesPaths.below(folder)
 
 

@@ -454,7 +454,7 @@ def test_hyperparameters_are_searched_for(folder: Path, tmp_path: Path) -> None:
     trainer = Searched(None, args, train.dataset, val.dataset, processor(), make_detector(1, 12), model_init=make_trial)
     best = trainer.hyperparameter_search(
         lambda trial: {"methods": [f"crosskd:cut={trial.suggest_categorical('cut', [1, 3, 2])}"]},
-        n_trials=6,
+        n_trials=4,
         backend="optuna",
     )
     assert set(cuts) >= {best.hyperparameters["cut"]}
