@@ -1,7 +1,7 @@
 """Draws the packages and who imports whom, from the code: `python docs/house.py` writes docs/house.svg.
 
 Rows are the layers of `pyproject.toml`. An arrow goes from a package to one that it imports; what follows from other
-arrows is left out, and so are helpers that import nothing of the package (`text`, `files`).
+arrows is left out, and so are arrows inside of a row and helpers that belong to no row (`text`, `files`).
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def purpose(name: str) -> str:
 
 def picture() -> str:
     """The whole SVG."""
-    known = {name for row in layers() for name in row}
-    edges = essential({edge for edge in imports() - debts() if set(edge) <= known})
+    row_of = {name: number for number, row in enumerate(layers()) for name in row}
+    known = {edge for edge in imports() - debts() if set(edge) <= set(row_of)}
+    edges = essential({edge for edge in known if row_of[edge[0]] < row_of[edge[1]]})
     rows = _ordered(layers(), edges)
     places = {
         name: (int(WIDTH * (column + 0.5) / len(row)), 20 + ROW * number)

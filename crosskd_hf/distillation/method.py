@@ -129,11 +129,17 @@ class MethodConfig:
             f"{name}={spell_value(value)}"
             for entry in fields(self)
             if (given := getattr(self, entry.name)) != entry.default
-            for name, value in _flat(entry.name, given)
+            for name, value in self._flat(entry.name, given)
         ]
         own = type(self)
         name = self.name if METHODS.get(self.name) is own else f"{own.__module__}:{own.__qualname__}"
         return f"{name}:{','.join(said)}" if said else name
+
+    def _flat(self, name: str, value: Any) -> list[tuple[str, Any]]:
+        """An option as words; `terms` are one each, in the method's own order."""
+        if not isinstance(value, Mapping):
+            return [(name, value)]
+        return [(f"{name}.{term}", value[term]) for term in self.method.terms if term in value]
 
     @staticmethod
     def parse(text: str) -> MethodConfig:
@@ -217,12 +223,19 @@ class Method(nn.Module):
         return []
 
 
+_KINDS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
 def _check_value(method: str, name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
     choices = get_args(without_none(hint)) if get_origin(without_none(hint)) is Literal else ()
     if value is None:
         return
     if choices and value not in choices:
         raise ValueError(f"{method}: {name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
+    kind = without_none(hint)
+    if kind in _KINDS and (not isinstance(value, _KINDS[kind]) or isinstance(value, bool) is not (kind is bool)):
+        raise ValueError(f"{method}: {name}={value!r} must be {_WORDS[kind]}.")
     least, most = metadata.get("least"), metadata.get("most")
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         bounds = f"at least {least}" if most is None else f"in [{least}, {most}]"
@@ -283,13 +296,9 @@ def _imported(module: str, attribute: str) -> type[MethodConfig]:
     return found
 
 
-def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    return [(f"{name}.{key}", item) for key, item in value.items()] if isinstance(value, Mapping) else [(name, value)]
-
-
 def spell_value(value: Any) -> str:
     """A value in as few letters as a person would use: 2 for 2.0, 1e-3 for 0.001."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not isinstance(value, float):
         return str(value)
     plain = f"{value:.12g}" if float(f"{value:.12g}") == value else repr(value)
     digits, _, exponent = f"{value:.12e}".partition("e")

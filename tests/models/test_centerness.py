@@ -1,0 +1,26 @@
+"""Centerness by its closed form (FCOS, eq. 3)."""
+
+import torch
+
+from crosskd_hf.models.assigners import Assignment, Priors
+from crosskd_hf.models.centerness import centerness_loss, centerness_targets
+
+
+def scene() -> tuple[Priors, Assignment]:
+    """Points at (2, 2) and (5, 5), both of a box of 10 x 20 pixels; a third one, outside, is negative."""
+    points = torch.tensor([[2.0, 2], [5, 5], [50, 50]])
+    priors = Priors(points.repeat(1, 2), points, points, torch.full((3,), 8.0), (3,))
+    boxes = torch.tensor([0.0, 0, 10, 20]).expand(1, 3, 4)
+    positive = torch.tensor([[True, True, False]])
+    return priors, Assignment(positive, positive.float(), boxes, torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_root_of_the_products_of_nearer_to_farther_sides() -> None:
+    expected = torch.tensor([[(2 / 8 * 2 / 18) ** 0.5, (5 / 5 * 5 / 15) ** 0.5, 0.0]])
+    torch.testing.assert_close(centerness_targets(*scene()), expected)
+
+
+def test_loss_counts_positives_alone() -> None:
+    _, assignment = scene()
+    loss = centerness_loss(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[0.5, 1.0, 0.0]]), assignment)
+    torch.testing.assert_close(loss, torch.tensor(2.0).log() * 2)
