@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedMode
 
 from ..create import ARCHITECTURES, DetectorSpec
 from ..data.categories import CategoryMap
+from ..inference.downloads import check_download
 from ..models import DETECTORS
 from ..models.backbone import weights_follow
 from .deformable_detr import freeze_stem, new_deformable_detr
@@ -115,6 +116,7 @@ def _build(name: str) -> PreTrainedModel:
     if name.partition(":")[0] in ARCHITECTURES and not Path(name).exists():
         return _new(DetectorSpec.parse(name))
     try:
+        check_download(name)
         return AutoModelForObjectDetection.from_config(AutoConfig.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise ValueError(

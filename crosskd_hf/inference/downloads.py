@@ -45,11 +45,11 @@ def check_download(source: str | os.PathLike[str], revision: str = "main") -> No
         with open(adapter, encoding="utf-8") as file:
             source, revision = str(json.load(file).get("base_model_name_or_path")), "main"
     content, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    if content.get("model_type") in _OWN:
-        return
-    check_content(content)
+    if content.get("model_type") not in _OWN:  # those judge names and values themselves
+        check_content(content)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForObjectDetection.from_config(AutoConfig.from_pretrained(source, revision=revision))
+        model = AutoModelForObjectDetection.from_config(config, trust_remote_code=False)
     count = sum(parameter.numel() for parameter in model.parameters())
     if count > MAX_WEIGHTS:
         raise ValueError(f"This configuration is that of {count:.3g} weights; {MAX_WEIGHTS:.3g} is the limit.")

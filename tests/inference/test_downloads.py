@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import DeformableDetrImageProcessor
 
+from crosskd_hf.experiments.cost import measure
 from crosskd_hf.inference.downloads import check_content, check_download
 from crosskd_hf.inference.loading import load_detector, load_teacher
 from crosskd_hf.models import DetectionImageProcessor
@@ -124,6 +125,18 @@ def test_numbers_that_are_absurd_together_are_not_allocated(folder: Path) -> Non
     change(folder, d_model=8192, encoder_ffn_dim=8192, decoder_ffn_dim=8192, encoder_layers=100)
     with pytest.raises(ValueError, match=r"is that of [\d.]+e\+10 weights"):
         load_detector(folder)
+
+
+def test_sizes_of_our_own_detectors_and_of_what_is_measured_alone(folder: Path, tmp_path: Path) -> None:
+    change(folder, inside="backbone_config", backbone="hf-hub:attacker/beacon")
+    with pytest.raises(ValueError, match="only timm's own names are read from files"):
+        measure(str(folder))
+    make_detector(1).save_pretrained(tmp_path / "own")
+    check_download(tmp_path / "own")
+    change(tmp_path / "own", head_channels=8192, fpn_channels=8192, num_convs=64)
+    for judge in (check_download, measure):
+        with pytest.raises(ValueError, match=r"of 8.\d*e\+10 weights"):
+            judge(str(tmp_path / "own"))
 
 
 def test_adapters_are_judged_by_what_they_belong_to(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
