@@ -23,12 +23,14 @@ from crosskd_hf.create import DetectorSpec
 from crosskd_hf.experiments.comparison import Comparison, picture
 from crosskd_hf.experiments.comparison_options import DenseOptions
 from crosskd_hf.experiments.presets import Preset, preset
+from crosskd_hf.experiments.published import announce, conclude
 from crosskd_hf.inference.detection import detect
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.csv"
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 
 # Defaults of a run on synthetic data, where there is neither a COCO folder nor a pretrained backbone.
@@ -132,11 +134,13 @@ def main() -> None:
     """Run the steps and compare."""
     escape_on_output()
     arguments, config = parse(sys.argv[1:])
+    announce(arguments.preset, arguments.backbone_checkpoint, config)
     comparison = prepare(arguments, config)
     models: dict[str, Trained] = {}
     run(arguments, comparison, models)
     if config.process_index == 0:
         report(comparison, models)
+    conclude(arguments.preset, comparison.results, config, RESULTS)
 
 
 def report(comparison: Comparison, models: dict[str, Trained]) -> None:

@@ -44,8 +44,6 @@ def recognise_backbone(shapes: Shapes, caffe_style: bool) -> dict[str, Any]:
     Raises:
         ValueError: A backbone that is not known.
     """
-    if any(".conv_offset." in name for name in shapes):
-        raise ValueError("The backbone has deformable convolutions (DCN), which timm's nets don't have.")
     if "backbone.patch_embed.projection.weight" in shapes:
         return _recognise_swin(shapes)
     if "backbone.conv2.conv.weight" in shapes:
@@ -64,7 +62,29 @@ def recognise_backbone(shapes: Shapes, caffe_style: bool) -> dict[str, Any]:
         if groups not in RESNEXTS:
             raise ValueError(f"Unknown ResNeXt: {width} channels in groups of {inputs} in the first stage.")
         name = RESNEXTS[groups]
-    return {"backbone": name, "caffe_stride": caffe_style, "freeze_norm": caffe_style}
+    deformable = _recognise_deformable(shapes, depths)
+    return {"backbone": name, "caffe_stride": caffe_style, "freeze_norm": caffe_style, **deformable}
+
+
+def _recognise_deformable(shapes: Shapes, depths: tuple[int, ...]) -> dict[str, Any]:
+    """The field for modulated deformable convolutions (DCNv2), where there are some.
+
+    Raises:
+        ValueError: They are of another kind, outside of the backbone, or in a part of a stage.
+    """
+    found = [name for name in shapes if name.endswith(".conv_offset.weight")]
+    strides = []
+    for stage, depth in enumerate(depths, start=1):
+        names = [f"backbone.layer{stage}.{block}.conv2.conv_offset.weight" for block in range(depth)]
+        if all(shapes.get(name, ())[:1] == (27,) for name in names):
+            strides.append(2 ** (stage + 1))
+            found = [name for name in found if name not in names]
+    if found:
+        raise ValueError(
+            f"Unknown deformable convolution: {found[0]} of shape {tuple(shapes[found[0]])}. Known is DCNv2 with one "
+            "group of offsets (27 channels) in all blocks of a ResNet's stage."
+        )
+    return {"deformable_strides": strides} if strides else {}
 
 
 def backbone_rules(backbone: str) -> Rules:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from datasets import load_dataset
 
+from ..data.categories import CategoryMap
 from ..data.dataset import DetectionData, load_coco, load_objects
 from ..data.shapes import ShapesPaths, make_shapes
 from ..data.transforms import TrainTransform
@@ -14,6 +15,18 @@ from .presets import Model, preset
 
 STEPS = ("teacher", "alone", "distilled")
 PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")
+
+
+def read_split(
+    config: CrossKDConfig, annotations: str, images: str, categories: CategoryMap | None = None
+) -> DetectionData:
+    """As `load_coco`; of several processes on a machine the first one alone decodes the images to check them.
+
+    Raises:
+        DataError: The data set is faulty.
+    """
+    with config.main_process_first(desc="checking the images"):
+        return load_coco(annotations, images, categories, decode=config.local_process_index == 0)
 
 
 @dataclass
@@ -99,8 +112,8 @@ class ComparisonOptions:
     def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
         """Training and validation data; without paths, synthetic ones in the folder `shapes` of `output_dir`."""
         paths = vars(self._make_shapes(config) if self.missing_paths() else self)
-        train = load_coco(paths["train_annotations"], paths["train_images"])
-        return train, load_coco(paths["val_annotations"], paths["val_images"], train.categories)
+        train = read_split(config, paths["train_annotations"], paths["train_images"])
+        return train, read_split(config, paths["val_annotations"], paths["val_images"], train.categories)
 
     def _make_shapes(self, config: CrossKDConfig) -> ShapesPaths:
         torch.set_num_threads(1)  # tiny nets on a few cores: more threads would only wait for each other

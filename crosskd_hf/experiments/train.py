@@ -3,12 +3,12 @@
 from dataclasses import MISSING, dataclass
 
 from ..create import ImageSize, create_detector
-from ..data.dataset import load_coco
 from ..data.transforms import TrainTransform
 from ..inference.evaluation import ap_metrics
 from ..models.pixels import check_pixel_range
 from ..training.config import AUTHORS, CrossKDConfig, option
 from ..training.trainer import CrossKDTrainer
+from .comparison_options import read_split
 
 
 @dataclass
@@ -64,10 +64,10 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
     Raises:
         DataError: The data set is faulty. ValueError: Student, teacher and data don't go together.
     """
-    data = load_coco(run.train_annotations, run.train_images)
+    data = read_split(args, run.train_annotations, run.train_images)
     val = None
     if run.val_annotations is not None and run.val_images is not None:
-        val = load_coco(run.val_annotations, run.val_images, data.categories)
+        val = read_split(args, run.val_annotations, run.val_images, data.categories)
     model, processor = create_detector(
         run.student,
         data,

@@ -16,6 +16,7 @@ from timm.layers.halo_attn import HaloAttn
 from timm.models import FeatureListNet
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from .bounds import check_net_arguments, check_plain_name
 
@@ -55,6 +56,7 @@ class Backbone(nn.Module):
         pad_windows: Swin pads maps to whole windows before it shifts them, as in MMDetection; timm pads afterwards.
         last_channels: A 1x1 convolution with BatchNorm and ReLU6 to so many channels on the last feature
             (MobileNetV2's final layer, which timm's features leave out).
+        deformable_strides: The 3x3 convolutions of a ResNet's stages of these strides are deformable (DCNv2).
 
     Raises:
         ValueError: The net has no pyramid features, or not those that were asked for; or it takes images of one size
@@ -74,6 +76,7 @@ class Backbone(nn.Module):
         output_norm: bool = False,
         pad_windows: bool = False,
         last_channels: int | None = None,
+        deformable_strides: Sequence[int] = (),
     ):
         super().__init__()
         self.source, self.norm_eval = name, norm_eval
@@ -89,6 +92,8 @@ class Backbone(nn.Module):
         self.channels_last = isinstance(self.net, FeatureListNet) and self.net.output_fmt == Format.NHWC
         if caffe_stride:
             _stride_on_first_conv(name, self.net)
+        if deformable_strides:
+            _deform(name, self.net, deformable_strides)
         if pad_windows:
             _pad_before_shift(name, self.net)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels) if output_norm else None
@@ -143,7 +148,8 @@ class Backbone(nn.Module):
         loaded = timm.create_model(
             name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **self.arguments
         )
-        self.net.load_state_dict(loaded.state_dict())
+        offsets = {key: value for key, value in self.net.state_dict().items() if ".conv_offset." in key}
+        self.net.load_state_dict(loaded.state_dict() | offsets)  # which no classifier has
 
     def held_at_random(self) -> list[str]:
         """The settings that keep parts of a random net as they are; empty if something was loaded into it or learnt.
@@ -271,6 +277,50 @@ def _stride_on_first_conv(name: str, net: nn.Module) -> None:
         raise ValueError(f"caffe_stride is for ResNets of bottleneck blocks (resnet50 and deeper), not for {name}.")
     for block in bottlenecks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+class DeformableConv(nn.Conv2d):
+    """A modulated deformable convolution (DCNv2, CVPR 2019): every tap has its own offset and strength at every cell.
+
+    It starts as the plain convolution at half strength, as in the paper, since the new part is zero.
+
+    Args:
+        conv: The convolution that it takes the place of: its weight goes on.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        shape = conv.in_channels, conv.out_channels, conv.kernel_size
+        settings = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+        super().__init__(*shape, bias=conv.bias is not None, **settings)  # type: ignore[arg-type]
+        self.weight, self.bias = conv.weight, conv.bias
+        taps = conv.kernel_size[0] * conv.kernel_size[1]
+        settings.pop("groups")
+        self.conv_offset = nn.Conv2d(conv.in_channels, 3 * taps, conv.kernel_size, **settings)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W'); the first two thirds of `conv_offset` are (y, x) shifts in cells."""
+        moves = self.conv_offset(x)
+        taps = moves.shape[1] // 3
+        offset, strength = moves[:, : 2 * taps], moves[:, 2 * taps :].sigmoid()
+        where = self.stride, self.padding, self.dilation
+        return deform_conv2d(x, offset, self.weight, self.bias, *where, mask=strength)  # type: ignore[arg-type]
+
+
+def _deform(name: str, net: nn.Module, strides: Sequence[int]) -> None:
+    info = net.feature_info  # type: ignore[union-attr]
+    stages = dict(zip(info.reduction(), info.module_name(), strict=True))  # type: ignore[operator]
+    for stride in strides:
+        stage = getattr(net, stages.get(stride, ""), None)
+        blocks = [m for m in stage.modules() if isinstance(m, timm.models.resnet.Bottleneck)] if stage else []
+        if not blocks:
+            raise ValueError(
+                f"deformable_strides has {stride}, but {name} has no stage of bottleneck blocks there: they are for "
+                "ResNets and ResNeXts of 50 layers or more, at strides 4, 8, 16 and 32."
+            )
+        for block in blocks:
+            block.conv2 = DeformableConv(block.conv2)
 
 
 class PadFirstSwinBlock(SwinTransformerBlock):

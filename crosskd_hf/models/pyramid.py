@@ -33,6 +33,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
         output_norm: LayerNorm on every backbone feature (Swin).
         pad_windows: Swin pads to whole windows before it shifts (detectors trained with MMDetection).
         backbone_last_channels: Width of an extra 1x1 convolution on the last feature (MobileNetV2: 1280).
+        deformable_strides: Stages of a ResNet whose 3x3 convolutions are deformable (DCNv2), by their strides.
         strides: Pixels per cell of each pyramid level.
         fpn_channels: Width of the pyramid.
         fpn_extra: Where the first extra level comes from, see :class:`FPN`.
@@ -55,6 +56,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
     output_norm: bool = False
     pad_windows: bool = False
     backbone_last_channels: int | None = None
+    deformable_strides: list[int] | tuple[int, ...] = ()
     strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
     fpn_channels: int = 256
     fpn_extra: FPNExtra = "on_output"
@@ -68,6 +70,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
         "backbone_strides": (1, 4096),
         "frozen_stages": (0, MAX_LENGTH),
         "backbone_last_channels": (1, 8192),
+        "deformable_strides": (4, 32),
         "strides": (1, 4096),
         "fpn_channels": (1, 8192),
     }
@@ -168,6 +171,7 @@ class PyramidDetector(PreTrainedModel):
             config.output_norm,
             config.pad_windows,
             config.backbone_last_channels,
+            config.deformable_strides,
         )
         config.backbone, config.backbone_arguments = self.backbone.name, self.backbone.given_arguments
         self.neck = self.neck_class.from_config(self.backbone.channels, config)

@@ -1,0 +1,70 @@
+"""What a run of a preset says before and after, and the row that it leaves."""
+
+import contextlib
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosskd_hf.experiments import comparison_options
+from crosskd_hf.experiments.presets import preset
+from crosskd_hf.experiments.published import aim, is_whole, outcome, record
+from crosskd_hf.training.config import CrossKDConfig
+
+METRICS = {"map": 0.4213, "map_50": 0.6, "map_75": 0.45}
+
+
+def test_before_the_first_step_the_target_is_named() -> None:
+    text = aim(preset("crosskd-gfl-r50-from-r101"))
+    assert "aims at AP 43.7 (t5_crosskd, s2_r50_ck)" in text
+    assert "gfl_r101_fpn_ms-2x_coco, AP 44.9" in text
+    fcos = preset("crosskd-fcos-r50-from-r101")
+    assert "Without --backbone_checkpoint FILE" in aim(fcos)
+    assert "Without --backbone_checkpoint FILE" not in aim(fcos, "resnet50_caffe.pth")
+    assert "aims at an AP that was not published" in aim(preset("crosskd-retinanet-r18-from-r50"))
+
+
+def test_afterwards_ours_stands_beside_the_published() -> None:
+    text = outcome(preset("crosskd-gfl-r50-from-r101"), METRICS)
+    assert text == "crosskd-gfl-r50-from-r101: AP 42.1, published 43.7, difference -1.6"
+    assert outcome(preset("retinanet-r18"), METRICS) == "retinanet-r18: AP 42.1; none was published"
+
+
+def test_a_row_with_the_name_of_the_preset(tmp_path: Path) -> None:
+    experiment = preset("crosskd-gfl-r50-from-r101")
+    args = CrossKDConfig(str(tmp_path / "run"), use_cpu=True, **experiment.training_arguments())
+    assert is_whole(experiment, args)
+    assert not is_whole(experiment, CrossKDConfig(str(tmp_path / "run"), use_cpu=True, schedule="1x", max_steps=2))
+    path = tmp_path / "results.csv"
+    record(path, experiment, METRICS, args)
+    first = path.read_text().splitlines()[0]
+    record(path, preset("gfl-r18"), METRICS, args)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert path.read_text().splitlines()[0] == first
+    assert [row["run"] for row in rows] == ["crosskd-gfl-r50-from-r101", "gfl-r18"]
+    assert (rows[0]["map"], rows[0]["methods"], rows[1]["teacher"]) == ("42.13", "crosskd:statistics=batch", "")
+
+
+def test_an_older_file_keeps_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("run,map\nold,1.00\n")
+    args = CrossKDConfig(str(tmp_path / "run"), use_cpu=True, schedule="1x")
+    record(path, preset("gfl-r18"), METRICS, args)
+    assert path.read_text() == "run,map\nold,1.00\ngfl-r18,42.13\n"
+
+
+@pytest.mark.parametrize(("process", "decoded"), [(0, True), (1, False), (7, False)])
+def test_of_several_processes_one_decodes_all_images(
+    process: int, decoded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Config:
+        local_process_index = process
+
+        def main_process_first(self, desc: str) -> Any:
+            return contextlib.nullcontext()
+
+    asked = []
+    monkeypatch.setattr(comparison_options, "load_coco", lambda *_, decode: asked.append(decode))
+    comparison_options.read_split(Config(), "train.json", "train")  # type: ignore[arg-type]
+    assert asked == [decoded]
