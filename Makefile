@@ -7,7 +7,7 @@ STAMP := $(VENV)/.crosskd_hf_dev
 LOWEST ?= .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.crosskd_hf_lowest
 
-.PHONY: demo test test-lowest lint types imports unit parity slow format clean
+.PHONY: demo test test-lowest lint types imports unit parity presets slow format clean
 
 demo: $(STAMP)  ## train a teacher, a student and a distilled student on synthetic data, and compare them
 	$(BIN)/python examples/distill_coco.py
@@ -32,6 +32,9 @@ test-lowest: $(LOWEST_STAMP)  ## the tests with the lowest versions that setup.c
 
 parity: $(STAMP)  ## every golden case: the authors' figures beside ours
 	$(BIN)/python -m tests.parity.steps tests/golden/*.json
+
+presets: $(STAMP)  ## every published experiment in small: two updates and one evaluation, half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets_dry.py
 
 slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes together
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow

@@ -22,7 +22,7 @@ from crosskd_hf import CrossKDConfig
 from crosskd_hf.create import DetectorSpec
 from crosskd_hf.experiments.comparison import Comparison, picture
 from crosskd_hf.experiments.comparison_options import DenseOptions
-from crosskd_hf.experiments.presets import Preset, preset
+from crosskd_hf.experiments.presets import preset
 from crosskd_hf.experiments.published import announce, conclude
 from crosskd_hf.inference.detection import detect
 from crosskd_hf.inference.loading import load_detector
@@ -64,24 +64,18 @@ def parse(argv: list[str]) -> tuple[DenseOptions, CrossKDConfig]:
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
     if any(word.split("=")[0] == "--schedule" for word in argv):
         common.pop("lr_scheduler_type", None)  # a schedule has its own
-    parser.set_defaults(**common | ({} if name is None else published_defaults(preset(name))))
+    parser.set_defaults(**common | ({} if name is None else published_defaults(name)))
     refuse_words(argv)
     arguments, config = parser.parse_args_into_dataclasses(argv)
     arguments.check_push(config)
     return arguments, config
 
 
-def published_defaults(experiment: Preset) -> dict[str, Any]:
+def published_defaults(name: str) -> dict[str, Any]:
     """Defaults of a published experiment; what is given on the command line still wins."""
-    training = experiment.training
-    edges = training.shortest_edges
-    return experiment.training_arguments() | {
-        "steps": ["alone"] if experiment.losses is None else ["distilled"],
-        "output_dir": f"outputs/{experiment.name}",
-        "shortest_edge": training.test_shortest_edge,
-        "longest_edge": training.longest_edge,
-        "multi_scale": list(edges) if len(edges) > 1 else [],
-    }
+    experiment = preset(name)
+    experiment.runs_in("distill_coco")
+    return experiment.example_arguments()
 
 
 def prepare(arguments: DenseOptions, config: CrossKDConfig) -> Comparison:

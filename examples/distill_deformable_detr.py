@@ -8,6 +8,10 @@
         --val_images coco/val2017 --val_annotations coco/annotations/instances_val2017.json \\
         --steps distilled                                # the paper's R18 student, 50 epochs: days on 8 GPUs (not run)
 
+    accelerate launch --multi_gpu --num_processes 8 examples/distill_deformable_detr.py \\
+        --preset crosskd-deformable-detr-r18-from-r50 --teacher TEACHER \\
+        --train_images ...                               # the same with every published setting, see docs/reproduce.md
+
     python examples/distill_deformable_detr.py --dataset cppe-5 --val_split test --drop size-mismatch \\
         --student SenseTime/deformable-detr --teacher A_DEFORMABLE_DETR_THAT_KNOWS_THE_CLASSES
 
@@ -18,6 +22,7 @@ ten thousands: the run shows that everything works and costs, not what distillat
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,11 +43,14 @@ from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.comparison_options import DetrOptions
 from crosskd_hf.experiments.deformable_detr import new_deformable_detr
+from crosskd_hf.experiments.presets import preset
+from crosskd_hf.experiments.published import announce, conclude
 from crosskd_hf.inference.downloads import check_download
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.csv"
 Trained = tuple[PreTrainedModel, BaseImageProcessor]
 
 # Defaults of a run on synthetic data: small images, nets without batch norm (transformers freezes it), short schedule.
@@ -89,13 +97,25 @@ def parse(argv: list[str]) -> tuple[DetrOptions, CrossKDConfig]:
     parser = HfArgumentParser((DetrOptions, CrossKDConfig))
     real = any(word.split("=")[0] in ("--train_annotations", "--dataset") for word in argv)
     defaults = COMMON | (PUBLISHED if real else SYNTHETIC_DATA)
-    if any(word.split("=")[0] == "--schedule" for word in argv):
+    name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
+    if name is not None or any(word.split("=")[0] == "--schedule" for word in argv):
         del defaults["lr_scheduler_type"]  # a schedule has its own
+    if name is not None:
+        defaults = defaults | published_defaults(name)
+        defaults["warmup_steps"] = None
     parser.set_defaults(**defaults)
     refuse_words(argv)
     arguments, config = parser.parse_args_into_dataclasses(argv)
     arguments.check_push(config)
     return arguments, config
+
+
+def published_defaults(name: str) -> dict[str, Any]:
+    """Defaults of a published experiment; what is given on the command line still wins."""
+    experiment = preset(name)
+    experiment.runs_in("distill_deformable_detr")
+    unread = {"backbone_lr": None}  # the factors say the same
+    return experiment.example_arguments() | unread | {"backbone_weights": experiment.student.backbone_weights}
 
 
 def new_model(arguments: DetrOptions, backbone: str, categories: CategoryMap) -> DeformableDetrForObjectDetection:
@@ -159,12 +179,14 @@ def main() -> None:
     """Read, train, compare."""
     escape_on_output()
     arguments, config = parse(sys.argv[1:])
+    announce(arguments.preset, None, config)
     comparison = prepare(arguments, config)
     run(arguments, comparison, {})
     if config.process_index == 0:
         count = len(comparison.val.dataset)
         print(f"\nCOCO AP on {count} validation images, in percent\n{comparison.table()}")
         print(f"Written to {comparison.save()}")
+    conclude(arguments.preset, comparison.results, config, RESULTS)
 
 
 if __name__ == "__main__":

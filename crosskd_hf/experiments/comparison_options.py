@@ -57,7 +57,6 @@ class ComparisonOptions:
         aliases=["--num_made_images"],
     )
     preset: str | None = option(None, "A published experiment, see docs/reproduce.md; needs its data and its teacher.")
-    backbone_checkpoint: str | None = option(None, "File of backbone weights for a preset, instead of the published.")
 
     def __post_init__(self) -> None:
         self._check_preset()
@@ -71,17 +70,10 @@ class ComparisonOptions:
             raise ValueError("--steps distilled needs a teacher: add the step 'teacher', or give --teacher.")
 
     def _check_preset(self) -> None:
-        if self.preset is None and self.backbone_checkpoint is not None:
-            raise ValueError("--backbone_checkpoint is for a --preset; other models take --backbone_weights.")
         if self.preset is not None and self.missing_paths():
             needed = ", ".join("--" + name for name in PATHS)
             data = {"coco": "COCO", "voc": "PASCAL VOC"}[preset(self.preset).training.data]
             raise ValueError(f"--preset {self.preset} is an experiment on {data}: give {needed}.")
-
-    @property
-    def published_model(self) -> Model | None:
-        """The student of the preset, with the weights that it can start from; None without a preset."""
-        return None if self.preset is None else preset(self.preset).model.starting_from(self.backbone_checkpoint)
 
     def check_push(self, config: CrossKDConfig) -> None:
         """What is pushed is the distilled student, and nothing else.
@@ -130,7 +122,7 @@ class DenseOptions(ComparisonOptions):
     """Options of examples/distill_coco.py: dense detectors and Faster R-CNN.
 
     Raises:
-        ValueError: As :class:`ComparisonOptions`.
+        ValueError: As :class:`ComparisonOptions`, or a file of weights for no preset.
     """
 
     detector: str = option("gfl", "Architecture of new models: gfl, retinanet, fcos, atss, tood, faster_rcnn.")
@@ -142,6 +134,17 @@ class DenseOptions(ComparisonOptions):
     fixed_canvas: bool = option(
         False, "Pad all images to one square: then a loss does not depend on which images share a batch."
     )
+    backbone_checkpoint: str | None = option(None, "File of backbone weights for a preset, instead of the published.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset is None and self.backbone_checkpoint is not None:
+            raise ValueError("--backbone_checkpoint is for a --preset; other models take --backbone_weights.")
+
+    @property
+    def published_model(self) -> Model | None:
+        """The student of the preset, with the weights that it can start from; None without a preset."""
+        return None if self.preset is None else preset(self.preset).model.starting_from(self.backbone_checkpoint)
 
 
 @dataclass

@@ -250,6 +250,27 @@ class Preset:
         methods = {} if self.losses is None else {"methods": [*map(MethodConfig.parse, self.losses.methods)]}
         return self.training.arguments() | methods
 
+    def example_arguments(self) -> dict[str, Any]:
+        """Defaults of an example's command line, beside paths of data and teacher.
+
+        Raises:
+            ValueError: As :meth:`training_arguments`.
+        """
+        edges = self.training.shortest_edges
+        return self.training_arguments() | {
+            "steps": ["alone"] if self.losses is None else ["distilled"],
+            "output_dir": f"outputs/{self.name}",
+            "shortest_edge": self.training.test_shortest_edge,
+            "longest_edge": self.training.longest_edge,
+            "multi_scale": list(edges) if len(edges) > 1 else [],
+            "student_backbone": self.student.backbone,
+        }
+
+    def runs_in(self, script: str) -> None:
+        """Raise ValueError if another example runs this preset."""
+        if f"examples/{script}.py" not in self.command:
+            raise ValueError(f"preset={self.name!r} is run by another example: {self.command}")
+
     @property
     def command(self) -> str:
         """What runs it, with `$COCO` or `$VOC` for the paths of the data."""

@@ -2,12 +2,13 @@
 
 import contextlib
 import csv
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crosskd_hf.experiments import comparison_options
+from crosskd_hf.experiments import comparison_options, presets
 from crosskd_hf.experiments.presets import preset
 from crosskd_hf.experiments.published import aim, is_whole, outcome, record
 from crosskd_hf.training.config import CrossKDConfig
@@ -68,3 +69,47 @@ def test_of_several_processes_one_decodes_all_images(
     monkeypatch.setattr(comparison_options, "load_coco", lambda *_, decode: asked.append(decode))
     comparison_options.read_split(Config(), "train.json", "train")  # type: ignore[arg-type]
     assert asked == [decoded]
+
+
+PATHS = [f"--{split}_{kind}={split}" for split in ("train", "val") for kind in ("images", "annotations")]
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+
+
+@pytest.mark.usefixtures("examples")
+class TestCommandLines:
+    """What the options of a preset become; what is given beside it wins."""
+
+    def test_deformable_detr(self, tmp_path: Path) -> None:
+        words = ["--preset", "crosskd-deformable-detr-r18-from-r50", "--teacher", "t", "--output_dir", str(tmp_path)]
+        arguments, config = importlib.import_module("distill_deformable_detr").parse([*words, *PATHS, "--use_cpu"])
+        assert (arguments.student_backbone, arguments.backbone_weights) == ("resnet18", "tv_in1k")
+        assert (arguments.steps, arguments.shortest_edge, arguments.longest_edge) == (["distilled"], 800, 1333)
+        assert arguments.multi_scale == list(range(480, 801, 32))
+        assert (config.schedule, config.learning_rate, config.num_train_epochs) == ("50e", 2e-4, 50)
+        assert (config.decay_epochs, config.get_warmup_steps(1000)) == ([40], 0)
+        assert (config.lr_factors, config.max_grad_norm) == (["backbone=0.1", "sampling_offsets=0.1"], 0.1)
+        assert (config.per_device_train_batch_size, config.per_device_eval_batch_size) == (4, 1)
+
+    def test_dense(self, tmp_path: Path) -> None:
+        words = ["--preset", "fcos-r50-ms-2x", "--max_grad_norm", "1", "--output_dir", str(tmp_path), "--use_cpu"]
+        arguments, config = importlib.import_module("distill_coco").parse([*words, *PATHS])
+        assert (arguments.steps, arguments.multi_scale) == (["alone"], [640, 800])
+        assert (config.warmup_kind, config.bias_lr_factor, config.bias_weight_decay) == ("constant", 2, 0)
+        assert config.max_grad_norm == 1
+
+    @pytest.mark.parametrize(
+        ("script", "name"), [("distill_coco", "deformable-detr-r18"), ("distill_deformable_detr", "gfl-r18")]
+    )
+    def test_the_other_example_is_named(self, script: str, name: str) -> None:
+        other = {"distill_coco": "distill_deformable_detr", "distill_deformable_detr": "distill_coco"}[script]
+        with pytest.raises(ValueError, match=f"is run by another example: python examples/{other}.py"):
+            importlib.import_module(script).parse(["--preset", name, *PATHS])
+
+    def test_a_method_that_does_not_exist(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(presets, "METHODS", {})
+        with pytest.raises(ValueError, match="needs the methods crosskd, which this version"):
+            importlib.import_module("distill_coco").parse(["--preset", "crosskd-gfl-r18-from-r50", *PATHS])
