@@ -3,10 +3,12 @@
 import contextlib
 import csv
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from crosskd_hf.experiments import comparison_options, presets
 from crosskd_hf.experiments.presets import preset
@@ -69,6 +71,17 @@ def test_of_several_processes_one_decodes_all_images(
     monkeypatch.setattr(comparison_options, "load_coco", lambda *_, decode: asked.append(decode))
     comparison_options.read_split(Config(), "train.json", "train")  # type: ignore[arg-type]
     assert asked == [decoded]
+
+
+@pytest.mark.parametrize(("machines", "line"), [(1, 0), (2, 1)])
+def test_lines_for_eight_gpus_are_what_accelerate_understands(machines: int, line: int) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text().replace("\\\n", " ")
+    words = re.findall(r"^accelerate launch (.+)$", page, re.MULTILINE)[line].split()
+    found = launch_command_parser().parse_args(words)
+    assert (found.multi_gpu, found.num_processes, found.num_machines) == (True, 8, machines)
+    assert (found.machine_rank, found.main_process_ip) == ((0, "HOST") if machines > 1 else (None, None))
+    assert found.training_script == "examples/distill_coco.py"
+    assert preset(found.training_script_args[1]).teacher is not None
 
 
 PATHS = [f"--{split}_{kind}={split}" for split in ("train", "val") for kind in ("images", "annotations")]
