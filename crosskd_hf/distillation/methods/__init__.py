@@ -12,5 +12,6 @@ from .kd import KD as KD
 from .ld import LD as LD
 from .main_region import MainRegion as MainRegion
 from .pkd import PKD as PKD
+from .skd import SKD as SKD
 
 register(globals().values())
