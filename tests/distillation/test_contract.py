@@ -30,8 +30,8 @@ ACTING = {"fine_grained": "fine_grained:start=0"}  # from the first update
 def zero(name: str, family: str) -> str:
     """The configuration of a method whose loss is zero for a student that is its teacher.
 
-    A trainable adapter between equal widths isn't the identity. Cross entropy of centerness, and of the classes of
-    queries as published, is not zero but the entropy of its target.
+    A trainable adapter between equal widths isn't the identity. Cross entropy of centerness, of the classes of queries
+    as published, and of GID's classes, is not zero but the entropy of its target.
     """
     softmax = family in ("detr", "faster_rcnn")
     if name == "crosskd":
@@ -40,7 +40,10 @@ def zero(name: str, family: str) -> str:
     acting = ACTING.get(name, name)
     if name in IMITATIONS:
         return f"{acting}{',' if ':' in acting else ':'}adapter=False"
-    return {"kd": "kd:terms.centerness=0"}.get(name, acting)
+    if name == "kd":
+        queries = family in detr_zoo.MODELS and not softmax
+        return "kd:terms.centerness=0" + ",beta=1" * queries
+    return {"gid": "gid:terms.cls=0"}.get(name, acting)
 
 
 def losses(distiller: Distiller, student: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from .defeat import DeFeat as DeFeat
 from .fgd import FGD as FGD
 from .fine_grained import FineGrained as FineGrained
 from .fitnets import FitNets as FitNets
+from .gid import GID as GID
 from .inside_gt import InsideGT as InsideGT
 from .kd import KD as KD
 from .ld import LD as LD
