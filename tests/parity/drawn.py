@@ -60,6 +60,7 @@ class DrawnView(MapsView, ComparableHead):
     ) -> None:
         super().__init__(channels, role, strides)
         self.kind = kind
+        self.model.config.id2label = {index: f"c{index}" for index in range(CLASSES)}
 
     def same_rows(self, student: Any) -> bool:
         return True

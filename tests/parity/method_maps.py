@@ -1,11 +1,12 @@
-"""Figures of methods that compare whole maps: FGD."""
+"""Figures of methods that compare whole maps: FGD and SKD."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crosskd_hf.distillation import FGD
+from crosskd_hf.distillation import FGD, SKD
+from crosskd_hf.distillation.methods.skd import window_size
 from tests.golden.methods import seeded_methods as sm
 from tests.parity.drawn import DrawnView, build, by_level, drawn_batch, drawn_pass, gradient_figures, weighted
 
@@ -69,4 +70,24 @@ def mask_figures(foreground: Tensor, background: Tensor) -> dict[str, Any]:
     for name, mask in (("fg", foreground), ("bg", background)):
         found[f"{name}_nonzero"] = (mask > 0).sum((1, 2)).tolist()
         found[f"{name}_sum"] = mask.double().sum((1, 2)).tolist()
+    return found
+
+
+def skd(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Structural similarity, with and without gradient through the range of a map."""
+    case, found = document["case"], {}
+    batch = drawn_batch(case)
+    for name in document["variants"]:
+        maps = [values.requires_grad_() for values in sm.seeded_features(case, "student", 32)]
+        student, teacher = drawn_pass(batch, maps), drawn_pass(batch, sm.seeded_features(case, "teacher", 32))
+        method = build(SKD(detach_minmax=name.endswith("True")), DrawnView(32), DrawnView(32, "teacher"))
+        loss = weighted(method, student, teacher, batch)["features"]
+        windows = [window_size(*values.shape[-2:]) for values in maps]
+        found[name] = {
+            "losses": {
+                "skd": {"total": loss.item(), "per_level": by_level(method, student, teacher, batch)["features"]}
+            },
+            "gradients": {"skd": {"student_features": gradient_figures(loss, maps)}},
+            "window_per_level": [window if window >= 3 else "mse" for window in windows],
+        }
     return found

@@ -1,13 +1,15 @@
 """Figures of feature imitation over regions: the rows of LD's comparison, fine-grained imitation and DeFeat."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crosskd_hf.distillation import DeFeat, FineGrained, FitNets, InsideGT, MainRegion, MethodConfig
+from crosskd_hf.distillation import GID, DeFeat, FineGrained, FitNets, InsideGT, MainRegion, MethodConfig
 from crosskd_hf.distillation.method import Method
+from crosskd_hf.distillation.methods.gid import Instances
 from crosskd_hf.distillation.passes import Batch, Pass
 from crosskd_hf.distillation.regions import positives
 from tests.golden.methods import seeded_methods as sm
@@ -29,6 +31,15 @@ IMITATIONS: dict[str, MethodConfig] = {
     "main_region": MainRegion(),
     "fitnets_whole_map": FitNets(preset="ld"),
     "decouple": DeFeat(preset="ld", positive_levels=True),
+    "gi": GID(preset="ld", positive_levels=True, statistics="batch", mask_padding=False),
+    "gi_per_image": GID(preset="ld", positive_levels=True, mask_padding=False),
+    "gi_per_image_valid_only": GID(preset="ld", positive_levels=True),
+}
+# The instances' rows stand under names of their own.
+INSTANCES = {
+    "gi": "gi_rows_batch_flattened (row = image*H*W + y*W + x, best first)",
+    "gi_per_image": "gi_rows_per_image (composition: the same selection run on each image alone)",
+    "gi_per_image_valid_only": "gi_rows_per_image_valid_only (composition: each image alone, padding anchors left out)",
 }
 
 
@@ -50,30 +61,39 @@ def figures_of(method: Method, student: Pass, teacher: Pass, batch: Batch) -> tu
 def ld_imitation(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Feature imitation as LD compares it: weight 2, no adapter, on a GFL student's locations."""
     case = document["case"]
-    batch, head = drawn_batch(case), make_detector("gfl").head
+    batch, head = drawn_batch(case), make_detector("gfl", num_labels=12).head
     maps = [values.requires_grad_() for values in sm.seeded_features(case, "student", 256)]
-    student = drawn_pass(batch, maps, head)
-    teacher = drawn_pass(batch, sm.seeded_features(case, "teacher", 256))
+    outputs = {
+        who: {"logits": sm.seeded_logits(case, who, "cls", 12), "regression": sm.seeded_logits(case, who, "dist", 68)}
+        for who in ("student", "teacher")
+    }
+    student = drawn_pass(batch, maps, head, outputs["student"])
+    teacher = drawn_pass(batch, sm.seeded_features(case, "teacher", 256), head, outputs["teacher"])
     found: dict[str, Any] = {"losses": {}, "gradients": {}, "regions": {}}
     found["level_has_positive_anchor"] = [positives(feature, student).any().item() for feature in student.features]
     for name in document["expected"]["losses"]:
-        config = IMITATIONS.get(name.partition(" ")[0])
-        if config is None:
-            continue
-        method: Any = build(config, DrawnView(256), DrawnView(256, "teacher"))
+        short = name.partition(" ")[0]
+        method = imitation(IMITATIONS[short])
         found["losses"][name], found["gradients"][name] = figures_of(method, student, teacher, batch)
-        if isinstance(config, FineGrained | InsideGT):  # the file has them before the levels without positives go
-            method = build(type(config)(positive_levels=False, **PRESETS.get(type(config), {})), *VIEWS())
+        if short in INSTANCES:
+            rows = [instance_rows(each) for each in method.locations(student, teacher, batch)]
+            found["regions"][INSTANCES[short]] = [level[0] for level in rows] if short == "gi" else rows
+            continue
+        if short in ("fine_grained", "inside_gt_box"):  # in the file they have the levels without positives too
+            method = imitation(replace(IMITATIONS[short], positive_levels=False))
         regions = method.regions(student, teacher, batch)
-        found["regions"][name.partition(" ")[0]] = [region_figures(region) for region in regions if region is not None]
+        found["regions"][short] = [region_figures(region) for region in regions if region is not None]
     return {"": found}
 
 
-PRESETS: dict[type, dict[str, Any]] = {FineGrained: {"preset": "ld"}}
+def imitation(config: MethodConfig) -> Any:
+    """The method between maps of 256 channels."""
+    return build(config, DrawnView(256), DrawnView(256, "teacher"))
 
 
-def VIEWS() -> tuple[DrawnView, DrawnView]:
-    return DrawnView(256), DrawnView(256, "teacher")
+def instance_rows(found: Instances) -> list[list[int]]:
+    """Of each image, the best first."""
+    return [rows[mask].tolist() for rows, mask in zip(found.rows, found.mask, strict=True)]
 
 
 def draw_parameters(module: nn.Module, names: dict[str, str], seed: int) -> dict[str, nn.Parameter]:
