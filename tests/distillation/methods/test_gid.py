@@ -65,7 +65,7 @@ class TestTerms:
     def test_all_of_them(self, kind: str) -> None:
         found = divide(self.parts(kind=kind))
         assert set(found) == {"feature", "relation", "cls", "reg"}
-        assert all(loss > 0 for loss in found.values())
+        assert all(found[name] > 0 for name in ("feature", "cls", "reg"))
 
     def parts(self, config: GID | str = "gid", **options: Any) -> Any:
         method, student, teacher, batch = distil(config, **options)
