@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.parity import method_crosskd, method_features, method_gid, method_ld, method_maps, method_regions
+from tests.parity import (
+    method_crosskd,
+    method_detr,
+    method_features,
+    method_gid,
+    method_ld,
+    method_maps,
+    method_regions,
+)
 
 Runner = Callable[[dict[str, Any]], dict[str, dict[str, Any]]]
 
@@ -30,6 +38,7 @@ RUNNERS: dict[str, Runner] = {
     "ld_atss": method_ld.atss,
     "ld_fcos": method_ld.fcos,
     "ld_retinanet": method_ld.retinanet,
+    "detrdistill": method_detr.detrdistill,
     "fgd": method_maps.fgd,
     "gid": method_gid.gid,
     "skd": method_maps.skd,

@@ -301,10 +301,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="2 layers.*queries='teacher'"):
             Distiller(build("detr"), build("detr", decoder_layers=3), [CrossKD(queries="student")])
 
-    def test_plain_kd(self) -> None:
-        with pytest.raises(ValueError, match="queries have no order"):
-            Distiller(build("detr"), build("detr"), ["kd"])
-
     def test_a_cut(self) -> None:
         with pytest.raises(ValueError, match="cut=3 has no effect on a Detr.* Leave it out"):
             Distiller(build("detr"), build("detr"), [CrossKD(cut=3)])
