@@ -88,7 +88,7 @@ def refuse_beside_given(args: Any, optimizers: tuple[Any, Any]) -> None:
         raise ValueError(
             f"schedule={args.schedule!r} would have no effect beside the schedule in optimizers: leave out one of both."
         )
-    defaults = {"backbone_lr": None, "lr_factors": [], "bias_lr_factor": 1.0, "bias_weight_decay": None}
+    defaults: dict[str, Any] = {"backbone_lr": None, "lr_factors": [], "bias_lr_factor": 1.0, "bias_weight_decay": None}
     unread = [name for name, default in defaults.items() if getattr(args, name) != default]
     if optimizer is not None and unread:
         raise ValueError(
