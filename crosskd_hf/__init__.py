@@ -7,15 +7,23 @@ from .lazy import from_modules, import_after
 
 if TYPE_CHECKING:
     from . import models as models
+    from .data.loading import load_detection_dataset
     from .training.config import CrossKDConfig
     from .training.trainer import CrossKDTrainer
 
-__all__ = ["CrossKDConfig", "CrossKDTrainer"]
+__all__ = ["CrossKDConfig", "CrossKDTrainer", "load_detection_dataset"]
 
 # The detectors are in the Auto classes whenever transformers is there, whichever of the two is imported first.
 import_after("transformers", f"{__name__}.models")
 
-_public = from_modules(__name__, {"CrossKDConfig": ".training.config", "CrossKDTrainer": ".training.trainer"})
+_public = from_modules(
+    __name__,
+    {
+        "CrossKDConfig": ".training.config",
+        "CrossKDTrainer": ".training.trainer",
+        "load_detection_dataset": ".data.loading",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_convert(commands)
     _add_checks(commands)
+    _add_convert_data(commands)
     _add_methods(commands)
     _add_train(commands)
     _add_use(commands)
@@ -135,13 +136,66 @@ def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "check-data",
         _check_data,
-        "Every fault of a COCO-format data set, with its place and fix. Exit status 1 if training would be wrong.",
-        "example: crosskd-hf check-data instances_train.json train/",
+        "Every fault of a data set, with its place and fix. Exit status 1 if training would be wrong.",
+        "examples: crosskd-hf check-data photos/\n          crosskd-hf check-data instances_train.json train/",
     )
-    data.add_argument("annotations", type=Path, help="COCO-format json")
-    data.add_argument("images", type=Path, help="folder of its images; all are decoded")
-    data.add_argument("--train", type=Path, help="json of the training split, where this is another one")
+    _add_data(data)
+    data.add_argument("--train", type=Path, help="json of the training split, where a json of another one is given")
     data.add_argument("--all", action="store_true", help="list every place of a fault, not only the first ones")
+
+
+def _add_convert_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    convert = _command(
+        commands,
+        "convert-data",
+        _convert_data,
+        "A data set of any known format as COCO jsons, one for each split. It is checked first.",
+        "example: crosskd-hf convert-data photos/ photos-coco/",
+    )
+    convert.add_argument("path", help="folder, data.yaml, csv, json or Hub id of a data set")
+    convert.add_argument("folder", type=Path, metavar="OUT", help="folder to write")
+    convert.add_argument(
+        "--images", choices=("link", "copy"), default="link",
+        help="hard links, which take no room and copies where these aren't possible, or always copies (default: link)",
+    )  # fmt: skip
+    _add_format(convert)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Where a data set lies, for commands that read one."""
+    parser.add_argument("path", nargs="?", help="folder, data.yaml, csv, json or Hub id of a data set; or a COCO json")
+    parser.add_argument("images", nargs="?", help="folder of the COCO json's images")
+    parser.add_argument("--data", nargs="+", help="the same as PATH; several are joined by the names of their classes")
+    _add_format(parser)
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-format", "--data_format", help="coco, voc, yolo, csv, imagefolder or datasets (default: what is there)"
+    )
+    parser.add_argument(
+        "--one-based",
+        "--one_based",
+        action=argparse.BooleanOptionalAction,
+        help="VOC: the first pixel has the number 1",
+    )
+    parser.add_argument(
+        "--val-fraction", "--val_fraction", type=float, default=0.2,
+        help="share of the images that is drawn for validation if there is no such split (default: 0.2)",
+    )  # fmt: skip
+
+
+def _data_source(arguments: argparse.Namespace) -> list[str]:
+    """What `load_detection_dataset` reads; empty if a COCO json and its image folder are given."""
+    if arguments.data and arguments.path:
+        raise ValueError(f"Give {arguments.path} or --data, not both.")
+    if not arguments.data and not arguments.path:
+        raise ValueError("Give a data set: its folder, data.yaml, csv, json or Hub id.")
+    if arguments.images is None:
+        return arguments.data or [arguments.path]
+    if arguments.data_format is not None or arguments.one_based is not None:
+        raise ValueError("--data-format and --one-based have no effect beside a COCO json and its image folder.")
+    return []
 
 
 def _add_methods(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -169,11 +223,12 @@ def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "evaluate",
         _evaluate,
         "COCO AP of a model. Classes are matched by name.",
-        "example: crosskd-hf evaluate student-folder instances_val.json val/",
+        "examples: crosskd-hf evaluate student-folder photos/ --split test\n"
+        "          crosskd-hf evaluate student-folder instances_val.json val/",
     )
     evaluate.add_argument("model", help="folder or Hub id")
-    evaluate.add_argument("annotations", type=Path, help="COCO-format json")
-    evaluate.add_argument("images", type=Path, help="folder of its images")
+    _add_data(evaluate)
+    evaluate.add_argument("--split", choices=("train", "val", "test"), help="of a data set (default: val, or its only)")
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
     evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
     evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file; null: no truth")
@@ -263,14 +318,37 @@ def _check_data(arguments: argparse.Namespace) -> int:
     from .data.categories import CategoryMap
     from .data.coco_json import read_coco
     from .data.inspection import check_data
+    from .data.loading import check_detection_dataset
 
+    source, most = _data_source(arguments), None if arguments.all else 5
+    if source:
+        if arguments.train is not None:
+            raise ValueError("--train has no effect on a data set that has its own splits.")
+        reports = check_detection_dataset(
+            source, arguments.data_format, one_based=arguments.one_based, val_fraction=arguments.val_fraction
+        )
+        print(reports.describe(most))
+        return 0 if reports.ok else 1
     categories = None
     if arguments.train is not None:
         training = read_coco(arguments.train)
         categories = CategoryMap.from_coco(training.categories, {int(raw) for raw in training.annotation_categories})
-    report = check_data(arguments.annotations, arguments.images, categories)
-    print(report.describe(None if arguments.all else 5))
+    report = check_data(arguments.path, arguments.images, categories)
+    print(report.describe(most))
     return 0 if report.ok else 1
+
+
+def _convert_data(arguments: argparse.Namespace) -> int:
+    from .data.loading import load_detection_dataset
+    from .data.writing import write_coco
+
+    data = load_detection_dataset(
+        arguments.path, arguments.data_format, one_based=arguments.one_based, val_fraction=arguments.val_fraction
+    )
+    print(data)
+    for path in write_coco(data, arguments.folder, arguments.images):
+        print(f"written to {path}")
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -307,11 +385,22 @@ def _cost(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .inference.evaluation import evaluate, table
+    from .data.loading import load_detection_dataset
+    from .inference.evaluation import evaluate, evaluate_data, table
     from .inference.loading import load_detector
 
-    files = arguments.annotations, arguments.images
-    metrics = evaluate(*load_detector(arguments.model), *files, arguments.batch_size, arguments.workers)
+    source, how = _data_source(arguments), (arguments.batch_size, arguments.workers)
+    if source:
+        data = load_detection_dataset(
+            source, arguments.data_format, one_based=arguments.one_based, val_fraction=arguments.val_fraction
+        )
+        name = arguments.split or ("val" if "val" in data else next(iter(data)))
+        print(f"{data.source}, split {name}", *(f"  {note}" for note in data.notes), sep="\n")
+        metrics = evaluate_data(*load_detector(arguments.model), data[name], *how)
+    elif arguments.split is not None:
+        raise ValueError("--split has no effect beside a COCO json and its image folder.")
+    else:
+        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, *how)
     print(table(metrics))
     if arguments.json is not None:
         arguments.json.write_text(strict_json(metrics, indent=2) + "\n")

@@ -58,7 +58,7 @@ COCO = {"output_dir": "outputs/coco", "schedule": "1x", "per_device_train_batch_
 def parse(argv: list[str]) -> tuple[DenseOptions, CrossKDConfig]:
     """Command line over the defaults of a run on synthetic data or of the real job."""
     parser = HfArgumentParser((DenseOptions, CrossKDConfig))
-    synthetic = not any(word.split("=")[0] == "--train_annotations" for word in argv)
+    synthetic = not any(word.split("=")[0] in ("--train_annotations", "--data") for word in argv)
     common = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 20}
     common |= {"report_to": "none", "dataloader_num_workers": 1} | (SYNTHETIC_DATA if synthetic else COCO)
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)

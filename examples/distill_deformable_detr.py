@@ -95,7 +95,7 @@ COMMON: dict[str, Any] = {
 def parse(argv: list[str]) -> tuple[DetrOptions, CrossKDConfig]:
     """Command line over the defaults of a run on synthetic data or of the real job."""
     parser = HfArgumentParser((DetrOptions, CrossKDConfig))
-    real = any(word.split("=")[0] in ("--train_annotations", "--dataset") for word in argv)
+    real = any(word.split("=")[0] in ("--train_annotations", "--data", "--dataset") for word in argv)
     defaults = COMMON | (PUBLISHED if real else SYNTHETIC_DATA)
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
     if name is not None or any(word.split("=")[0] == "--schedule" for word in argv):

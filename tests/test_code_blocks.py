@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from crosskd_hf import cli
 from crosskd_hf.data.shapes import make_shapes
+from tests.tiny_formats import MAKERS
 from tests.tiny_run import make_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +91,43 @@ def test_python_of_the_model_card(family: str, tmp_path: Path) -> None:
     (code,) = blocks((folder / "README.md").read_text(encoding="utf-8"), "python")
     assert ("trust_remote_code=True" in code) == (family == "gfl")
     assert execute(code, tmp_path).startswith("[")
+
+
+DATA_PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the page on data calls `photos` and `saved`."""
+    MAKERS["voc"](tmp_path / "photos")
+    MAKERS["datasets"](tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", blocks(DATA_PAGE, "python"))
+def test_python_of_the_page_on_data(code: str, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "a block of docs/data.md", "exec"), {"__name__": "__main__"})
+    assert re.search(r"\d$", capsys.readouterr().out.strip())  # it ends with the number of images
+
+
+def test_commands_of_the_page_on_data(data_folder: Path) -> None:
+    lines = [line for block in blocks(DATA_PAGE, "bash") for line in commands(block)]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line.replace("gfl:resnet18", "gfl:test_resnet"))
+        words += SMALL.split() if "train" in words else []
+        assert cli.main(words[1:]) == 0, line
+
+
+TITLES = {"coco": "COCO", "roboflow": "Roboflow", "voc": "PASCAL VOC", "yolo": "YOLO", "csv": "csv"}
+
+
+@pytest.mark.parametrize(("name", "title"), [*TITLES.items(), ("imagefolder", "imagefolder")])
+def test_trees_of_the_page_on_data(name: str, title: str, tmp_path: Path) -> None:
+    """Each folder tree is one that was read: the tests of the formats make such folders."""
+    section = DATA_PAGE.split(f"### {title}\n")[1].split("\n### ")[0]
+    root, *paths = blocks(section, "text")[0].split()
+    folder = MAKERS[name](tmp_path / root)
+    assert len(paths) >= 3
+    assert not [path for path in paths if not (folder / path).is_file()]

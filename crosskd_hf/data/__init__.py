@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .categories import CategoryMap
     from .dataset import DetectionCollator, DetectionData, load_coco, load_objects
     from .inspection import check_data
+    from .loading import DetectionSplits, check_detection_dataset, load_detection_dataset
     from .report import DataError, DataReport, Finding, Place
     from .sampling import AspectRatioSampler
     from .transforms import KeepSize, TrainTransform
@@ -19,12 +20,15 @@ __all__ = [
     "DataReport",
     "DetectionCollator",
     "DetectionData",
+    "DetectionSplits",
     "Finding",
     "KeepSize",
     "Place",
     "TrainTransform",
     "check_data",
+    "check_detection_dataset",
     "load_coco",
+    "load_detection_dataset",
     "load_objects",
 ]
 
@@ -38,12 +42,15 @@ __getattr__ = from_modules(
         "DataReport": ".report",
         "DetectionCollator": ".dataset",
         "DetectionData": ".dataset",
+        "DetectionSplits": ".loading",
         "Finding": ".report",
         "KeepSize": ".transforms",
         "Place": ".report",
         "TrainTransform": ".transforms",
         "check_data": ".inspection",
+        "check_detection_dataset": ".loading",
         "load_coco": ".dataset",
+        "load_detection_dataset": ".loading",
         "load_objects": ".dataset",
     },
 )

@@ -185,7 +185,9 @@ def _correlation(first: Floats, second: Floats) -> float:
 
 
 def annotation_places(table: CocoTable, image_rows: Ints, rows: Ints) -> list[Place]:
-    """File and annotation id of annotation rows."""
+    """File and line of annotation rows; of a json, whose lines tell nothing, image and annotation id."""
+    if table.sources:
+        return [Place(table.sources[row]) for row in rows.tolist()]
     images = image_rows[rows].tolist()
     ids = table.annotation_ids[rows].tolist()
     return [

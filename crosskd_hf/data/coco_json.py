@@ -39,6 +39,7 @@ class CocoTable:
         categories: the listed categories as they stand in the file.
         odd_boxes: row of each box that isn't four finite numbers -> what the file has in its place.
         rotations: row of each box that the file turns by an angle -> that angle, in the file's own unit.
+        sources: file and line of each annotation, where they tell more than the image and the annotation's id.
     """
 
     image_ids: Ints
@@ -53,6 +54,28 @@ class CocoTable:
     categories: list[dict[str, Any]]
     odd_boxes: dict[int, str] = field(default_factory=dict)
     rotations: dict[int, float] = field(default_factory=dict)
+    sources: Sequence[str] = ()
+
+    def select(self, rows: Sequence[int]) -> CocoTable:
+        """Some of the images, by their rows, with their annotations."""
+        image_ids = self.image_ids[list(rows)]
+        kept = np.flatnonzero(np.isin(self.annotation_images, image_ids))
+        new = {int(old): row for row, old in enumerate(kept.tolist())}
+        return CocoTable(
+            image_ids=image_ids,
+            file_names=[self.file_names[row] for row in rows],
+            sizes=self.sizes[list(rows)],
+            annotation_ids=self.annotation_ids[kept],
+            annotation_images=self.annotation_images[kept],
+            annotation_categories=self.annotation_categories[kept],
+            boxes=self.boxes[kept],
+            areas=self.areas[kept],
+            crowds=self.crowds[kept],
+            categories=self.categories,
+            odd_boxes={new[row]: given for row, given in self.odd_boxes.items() if row in new},
+            rotations={new[row]: angle for row, angle in self.rotations.items() if row in new},
+            sources=[self.sources[row] for row in kept.tolist()] if self.sources else (),
+        )
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoTable:
@@ -62,8 +85,9 @@ def read_coco(path: str | os.PathLike[str]) -> CocoTable:
         DataError: whatever is wrong with the file's structure (see `parse_coco`).
     """
     table, findings = parse_coco(path)
-    if findings:
-        raise DataError(findings)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise DataError(errors)
     return table
 
 
@@ -71,8 +95,8 @@ def parse_coco(path: str | os.PathLike[str]) -> tuple[CocoTable, list[Finding]]:
     """Read what can be read of a COCO-format json.
 
     Returns:
-        The table without those entries of `images` and `annotations` that lack an id, a name or the like, and the
-        errors, which name every such entry.
+        The table without those entries of `images` and `annotations` that lack a name, an image's id or the like, and
+        what was found: errors, which name every such entry, and a note on annotations that were given an id.
 
     Raises:
         DataError: the file is missing, isn't json, or lists no image: nothing is left to judge.
@@ -86,6 +110,7 @@ def parse_coco(path: str | os.PathLike[str]) -> tuple[CocoTable, list[Finding]]:
     )
     if not images:
         raise DataError(findings)
+    findings += _number_annotations(annotations)
     boxes = box_array([entry.get("bbox") for entry in annotations])
     odd = np.flatnonzero(~np.isfinite(boxes).all(1)).tolist()
     table = CocoTable(
@@ -207,6 +232,16 @@ def _sound_entries(content: Mapping[str, Any], part: str, name: str, findings: l
     return [entry for row, entry in enumerate(entries) if row not in unsound] if unsound else entries
 
 
+def _number_annotations(annotations: list[dict[str, Any]]) -> list[Finding]:
+    """Give ids to annotations that have none, beyond those that are taken; a note, if there were such."""
+    rows = [row for row, entry in enumerate(annotations) if entry.get("id") is None]
+    taken = max((int(entry["id"]) for entry in annotations if entry.get("id") is not None), default=0)
+    for number, row in enumerate(rows, max(taken, 0) + 1):
+        annotations[row] = {**annotations[row], "id": number}
+    places = [Place(f"annotations[{row}]", annotations[row]["id"]) for row in rows]
+    return found("note", "annotation-id", "annotations without an id were numbered", "", places)
+
+
 def _faulty(part: str, message: str, values: Mapping[int, Any]) -> list[Finding]:
     places = [Place(f"{part}[{row}]", detail=reprlib.repr(value)) for row, value in sorted(values.items())]
     return found("error", "json", message, "correct these entries, or remove them", places)
@@ -219,7 +254,8 @@ def is_integer(value: Any) -> bool:
     return type(value) is float and abs(value) < 2**63 and value == int(value)
 
 
-def _is_length(value: Any) -> bool:
+def is_integer_or_none(value: Any) -> bool:
+    """As `is_integer`; True also for None."""
     return value is None or is_integer(value)
 
 
@@ -237,11 +273,11 @@ _NEEDED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "images": {
         "id": _INTEGER,
         "file_name": (_is_text, "a string"),
-        "width": (_is_length, "an integer"),
-        "height": (_is_length, "an integer"),
+        "width": (is_integer_or_none, "an integer"),
+        "height": (is_integer_or_none, "an integer"),
     },
     "annotations": {
-        "id": _INTEGER,
+        "id": (is_integer_or_none, "an integer"),
         "image_id": _INTEGER,
         "category_id": _INTEGER,
         "iscrowd": (_is_flag, "0 or 1"),

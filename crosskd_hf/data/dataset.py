@@ -124,9 +124,12 @@ def load_coco(
     """
     inspection = inspect_coco(annotations, images, categories, decode)
     inspection.demand_ok()
-    folder = Path(images).absolute()
-    paths = [str(folder / name) for name in inspection.table.file_names]
-    column = FramedImage.column(paths, *inspection.sizes.T)
+    return data_of_files([Path(images) / name for name in inspection.table.file_names], inspection)
+
+
+def data_of_files(paths: Sequence[Path], inspection: Inspection) -> DetectionData:
+    """The data set of image files, one for each image of a table that was found sound."""
+    column = FramedImage.column([str(path.absolute()) for path in paths], *inspection.sizes.T)
     images_only = datasets.Dataset.from_dict({"image": column}, features=datasets.Features({"image": FramedImage()}))
     return _detection_data(images_only, inspection)
 
@@ -157,8 +160,29 @@ def load_objects(
         raise ValueError(f"the data set needs columns image and objects, it has {dataset.column_names}; rename them")
     if isinstance(drop, str) or not isinstance(drop, Collection) or set(drop) - set(ROW_FIXES):
         raise ValueError(f"drop={drop!r}; give a list of kinds of findings, of {sorted(ROW_FIXES)}")
+    stored, inspection = inspect_objects(dataset, categories, bbox_format, drop)
+    inspection.demand_ok()
+    return data_of_objects(stored, inspection)
+
+
+def inspect_objects(
+    dataset: datasets.Dataset,
+    categories: CategoryMap | None = None,
+    bbox_format: str | enum.Enum = "xywh",
+    drop: Collection[str] = (),
+    names: Sequence[str] | None = None,
+) -> tuple[datasets.Dataset, Inspection]:
+    """Judge a data set with the columns `image` and `objects`.
+
+    Args:
+        dataset, categories, bbox_format, drop: as of `load_objects`.
+        names: the classes, where a column of numbers or texts doesn't list them.
+
+    Returns:
+        The images of the rows that are kept, not decoded, and what was found.
+    """
     dataset = dataset.with_format(None)
-    table = table_of_objects(dataset, categories, bbox_format)
+    table = table_of_objects(dataset, categories, bbox_format, names=names)
     stored = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sources = ({"path": None, "bytes": b""} if image is None else image for image in stored["image"])
     sizes, findings = check_files(table.file_names, table.sizes, sources, decode=True)
@@ -167,9 +191,12 @@ def load_objects(
     if dropped:
         kept = [row for row, name in enumerate(table.file_names) if name not in dropped]
         stored, sizes = stored.select(kept), sizes[kept]
-        table = table_of_objects(dataset.select(kept), categories, bbox_format, kept)
-    inspection = inspect_table(table, sizes, categories, findings)
-    inspection.demand_ok()
+        table = table_of_objects(dataset.select(kept), categories, bbox_format, kept, names)
+    return stored, inspect_table(table, sizes, categories, findings)
+
+
+def data_of_objects(stored: datasets.Dataset, inspection: Inspection) -> DetectionData:
+    """The data set of what `inspect_objects` found sound."""
     return _detection_data(stored.cast_column("image", datasets.Image()), inspection)
 
 

@@ -15,7 +15,7 @@ from .categories import CategoryMap
 from .class_names import are_placeholders
 from .coco_json import ROTATION, CocoTable, Floats, Ints, box_array, float_array, rotations_of
 from .report import DataError, Finding, Place, found
-from .schema import class_label
+from .schema import canonical_field, class_label
 
 
 def table_of_objects(
@@ -23,21 +23,23 @@ def table_of_objects(
     categories: CategoryMap | None,
     bbox_format: str | enum.Enum,
     numbers: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> CocoTable:
     """The columns of a data set with `objects` in the form of a COCO json's.
 
     Args:
         dataset, categories, bbox_format: as of `load_objects`.
         numbers: what each row is called; None: 0, 1, 2, ...
+        names: the classes of a column without a ClassLabel; None: the values that occur.
     """
     numbers = range(len(dataset)) if numbers is None else numbers
     columns = set(dataset.column_names)
     label = _class_label(dataset.features["objects"])
-    rows = [_by_field(objects) for objects in dataset.select_columns("objects")["objects"]]
+    rows = [fields_of_objects(objects) for objects in dataset.select_columns("objects")["objects"]]
     _demand_one_length(rows)
     counts = [len(row["bbox"]) for row in rows]
     values = [value for row in rows for value in row["category"]]
-    listed = _listed(None if label is None else label.names, values, categories)
+    listed = _listed(names if label is None else label.names, values, categories)
     raw = [value if isinstance(value, int) else listed.get(value, -1) for value in values]
     image_ids = _column(dataset, "image_id") if "image_id" in columns else np.empty(0, dtype=object)
     if image_ids.dtype != np.int64:
@@ -101,12 +103,12 @@ def _listed(names: Sequence[str] | None, values: Sequence[Any], categories: Cate
     return {str(value): value if isinstance(value, int) else i for i, value in enumerate(sorted(found))}
 
 
-def _by_field(objects: Any) -> dict[str, list[Any]]:
+def fields_of_objects(objects: Any) -> dict[str, list[Any]]:
     """Objects as a dict of lists, whichever way they are stored; of an image without objects the lists are empty."""
     if isinstance(objects, dict):
-        return {key: values or [] for key, values in objects.items()}
+        return {canonical_field(key): values or [] for key, values in objects.items()}
     keys = objects[0] if objects else ("bbox", "category")
-    return {key: [entry[key] for entry in objects or ()] for key in keys}
+    return {canonical_field(key): [entry[key] for entry in objects or ()] for key in keys}
 
 
 def _entries(row: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def _demand_one_length(rows: Sequence[Mapping[str, list[Any]]]) -> None:
 def _class_label(objects: Any) -> datasets.ClassLabel | None:
     """The feature that names the classes, if there is one."""
     inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
-    if "bbox" not in inner or "category" not in inner:
+    if not {"bbox", "category"} <= {canonical_field(key) for key in inner}:
         raise ValueError(f"'objects' needs 'bbox' and 'category', it has {sorted(inner)}; rename its fields")
     return class_label(objects)
 
@@ -151,3 +153,12 @@ def _joined(rows: Sequence[Mapping[str, list[Any]]], key: str, count: int) -> Fl
     """The numbers of all `count` objects; NaN where the data set has no such field."""
     values = [value for row in rows for value in row.get(key) or ()]
     return float_array(values) if len(values) == count else np.full(count, np.nan)
+
+
+def category_values(dataset: datasets.Dataset) -> set[Any]:
+    """The values of `category` that occur, whatever they are."""
+    return {
+        value
+        for objects in dataset.select_columns("objects")["objects"]
+        for value in fields_of_objects(objects)["category"]
+    }

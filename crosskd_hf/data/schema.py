@@ -27,10 +27,24 @@ def features_of(categories: CategoryMap) -> datasets.Features:
     return datasets.Features({"image_id": integer, "width": integer, "height": integer, "objects": objects})
 
 
+_OTHER_NAMES = {
+    "bboxes": "bbox", "boxes": "bbox", "box": "bbox",
+    "categories": "category", "labels": "category", "label": "category", "classes": "category", "class": "category",
+    "category_id": "category", "category_ids": "category", "class_labels": "category", "class_label": "category",
+    "areas": "area", "is_crowd": "iscrowd", "ids": "id",
+}  # fmt: skip
+
+
+def canonical_field(name: str) -> str:
+    """What this package calls a field of `objects` that sets of the Hub have by several names."""
+    return _OTHER_NAMES.get(name, name)
+
+
 def class_label(objects: Any) -> datasets.ClassLabel | None:
     """The `ClassLabel` of `category` in the feature of an `objects` column: a struct of lists or a list of structs."""
     inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
-    category = inner.get("category") if isinstance(inner, dict) else None
+    fields = {canonical_field(key): feature for key, feature in inner.items()} if isinstance(inner, dict) else {}
+    category = fields.get("category")
     label = category.feature if isinstance(category, datasets.List | datasets.LargeList) else category
     return label if isinstance(label, datasets.ClassLabel) else None
 

@@ -6,31 +6,18 @@ from pathlib import Path
 import torch
 from datasets import load_dataset
 
-from ..data.categories import CategoryMap
-from ..data.dataset import DetectionData, load_coco, load_objects
+from ..data.dataset import DetectionData, load_objects
 from ..data.shapes import ShapesPaths, make_shapes
 from ..data.transforms import TrainTransform
 from ..training.config import AUTHORS, CrossKDConfig, option
+from .data_options import PATHS, DataOptions
 from .presets import Model, preset
 
 STEPS = ("teacher", "alone", "distilled")
-PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")
-
-
-def read_split(
-    config: CrossKDConfig, annotations: str, images: str, categories: CategoryMap | None = None
-) -> DetectionData:
-    """As `load_coco`; of several processes on a machine the first one alone decodes the images to check them.
-
-    Raises:
-        DataError: The data set is faulty.
-    """
-    with config.main_process_first(desc="checking the images"):
-        return load_coco(annotations, images, categories, decode=config.local_process_index == 0)
 
 
 @dataclass
-class ComparisonOptions:
+class ComparisonOptions(DataOptions):
     """What is trained on what; synthetic images of shapes, if no data is given.
 
     Raises:
@@ -38,10 +25,6 @@ class ComparisonOptions:
             data, or nothing to distil from.
     """
 
-    train_images: str | None = option(None, "Folder of the training images.")
-    train_annotations: str | None = option(None, "COCO-format json of the training images.")
-    val_images: str | None = option(None, "Folder of the validation images.")
-    val_annotations: str | None = option(None, "COCO-format json of the validation images.")
     steps: list[str] = option([*STEPS], f"Which of {', '.join(STEPS)}.")
     student: str | None = option(None, "Go on with this folder or Hub id: its weights, classes and image processor.")
     student_backbone: str = option("resnet18", "timm backbone of a new student.")
@@ -61,13 +44,14 @@ class ComparisonOptions:
     def __post_init__(self) -> None:
         self._check_preset()
         missing = self.missing_paths()
-        if 0 < len(missing) < len(PATHS):
+        if not self.data and 0 < len(missing) < len(PATHS):
             raise ValueError(f"Give all of {', '.join('--' + name for name in PATHS)}; missing: {', '.join(missing)}.")
         unknown = [step for step in self.steps if step not in STEPS]
         if unknown:
             raise ValueError(f"--steps {' '.join(unknown)}: choose from {', '.join(STEPS)}.")
         if "distilled" in self.steps and "teacher" not in self.steps and self.teacher is None:
             raise ValueError("--steps distilled needs a teacher: add the step 'teacher', or give --teacher.")
+        super().__post_init__()
 
     def _check_preset(self) -> None:
         if self.preset is not None and self.missing_paths():
@@ -88,8 +72,8 @@ class ComparisonOptions:
             )
 
     def missing_paths(self) -> list[str]:
-        """Names of the paths that were not given."""
-        return [name for name in PATHS if getattr(self, name) is None]
+        """Names of the paths that were not given; none, if `data` is."""
+        return [] if self.data else [name for name in PATHS if getattr(self, name) is None]
 
     @property
     def image_size(self) -> dict[str, int]:
@@ -103,9 +87,12 @@ class ComparisonOptions:
 
     def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
         """Training and validation data; without paths, synthetic ones in the folder `shapes` of `output_dir`."""
-        paths = vars(self._make_shapes(config) if self.missing_paths() else self)
-        train = read_split(config, paths["train_annotations"], paths["train_images"])
-        return train, read_split(config, paths["val_annotations"], paths["val_images"], train.categories)
+        shapes = vars(self._make_shapes(config)) if self.missing_paths() else None
+        source = self if shapes is None else DataOptions([], **{name: str(shapes[name]) for name in PATHS})
+        train, val = source.read_files(config)
+        if val is None:
+            raise ValueError("A comparison needs validation data, and there is none.")
+        return train, val
 
     def _make_shapes(self, config: CrossKDConfig) -> ShapesPaths:
         torch.set_num_threads(1)  # tiny nets on a few cores: more threads would only wait for each other

@@ -1,6 +1,6 @@
 """One training run from files: read the data, build or load the student, train, evaluate, save."""
 
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 
 from ..create import ImageSize, create_detector
 from ..data.transforms import TrainTransform
@@ -8,17 +8,13 @@ from ..inference.evaluation import ap_metrics
 from ..models.pixels import check_pixel_range
 from ..training.config import AUTHORS, CrossKDConfig, option
 from ..training.trainer import CrossKDTrainer
-from .comparison_options import read_split
+from .data_options import DataOptions
 
 
 @dataclass
-class RunArguments:
+class RunArguments(DataOptions):
     """What is trained on what; how is said by `CrossKDConfig`."""
 
-    train_annotations: str = option(MISSING, "COCO-format json of the training images.")
-    train_images: str = option(MISSING, "Folder of the training images.")
-    val_annotations: str | None = option(None, "COCO-format json of the validation images.")
-    val_images: str | None = option(None, "Folder of the validation images.")
     student: str = option(
         "gfl:resnet18",
         "Folder or Hub id of a detector, or a new one as ARCHITECTURE:BACKBONE (gfl:resnet18, "
@@ -45,8 +41,7 @@ class RunArguments:
     multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
 
     def __post_init__(self) -> None:
-        if (self.val_annotations is None) != (self.val_images is None):
-            raise ValueError("Give both of --val_annotations and --val_images, or neither.")
+        super().__post_init__()
         check_pixel_range(self.pixel_range)
 
     @property
@@ -64,10 +59,7 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
     Raises:
         DataError: The data set is faulty. ValueError: Student, teacher and data don't go together.
     """
-    data = read_split(args, run.train_annotations, run.train_images)
-    val = None
-    if run.val_annotations is not None and run.val_images is not None:
-        val = read_split(args, run.val_annotations, run.val_images, data.categories)
+    data, val = run.read_files(args)
     model, processor = create_detector(
         run.student,
         data,

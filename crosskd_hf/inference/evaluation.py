@@ -17,7 +17,7 @@ from transformers.utils.logging import tqdm
 from ..data.categories import CategoryMap, match_categories
 from ..data.class_names import class_names, match_names
 from ..data.coco_json import read_coco
-from ..data.dataset import DetectionCollator, load_coco
+from ..data.dataset import DetectionCollator, DetectionData, load_coco
 from ..text import one_line
 from .coco_evaluator import SUMMARY, CocoEvaluator
 from .detection import detections, forward, to_device
@@ -51,6 +51,19 @@ def evaluate(
     categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
     data = load_coco(annotations, images, categories)
     return evaluate_dataset(to_device(model), processor, data.dataset, categories, batch_size, workers)
+
+
+def evaluate_data(
+    model: PreTrainedModel, processor: BaseImageProcessor, data: DetectionData, batch_size: int = 8, workers: int = 0
+) -> dict[str, float]:
+    """As :func:`evaluate`, of a split that was read.
+
+    Args:
+        model, processor, batch_size, workers: As there.
+        data: The split, with any order of classes.
+    """
+    known = data.for_model(model.config, training=False)
+    return evaluate_dataset(to_device(model), processor, known.dataset, known.categories, batch_size, workers)
 
 
 def evaluate_dataset(

@@ -30,6 +30,7 @@ from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .loading import bare_model, demand_trained_backbone
 from .predictions import Kept, KeptPredictions
+from .raw_data import in_schema
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import OPTIMIZERS, GroupRule, decay_updates, parameter_groups, parse_factors, step_schedule
 from .termination import spare_workers
@@ -79,6 +80,9 @@ class CocoTrainer(Trainer):
                 "AutoImageProcessor.from_pretrained(...)."
             )
         upstream.check()
+        if data_collator is None:
+            train_dataset = in_schema(train_dataset, bare_model(model).config, "training data")
+        eval_dataset = in_schema(eval_dataset, bare_model(model).config, "evaluation data")
         arguments.check_data(train_dataset, eval_dataset, args)
         arguments.check_metrics(args, compute_metrics, preprocess_logits_for_metrics)
         arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)

@@ -41,7 +41,8 @@ class CrossKDTrainer(CheckpointingTrainer):
     Args:
         model: The student, maybe inside a `PeftModel`; None with `model_init`.
         args: Options of training and distillation.
-        train_dataset: In the schema of `load_coco`, or any data set that `data_collator` understands.
+        train_dataset: In the schema of `load_coco`; raw data or a stream with `image` and `objects`, brought to
+            that schema; or any data set that `data_collator` understands.
         eval_dataset: `datasets.Dataset` in the schema of `load_coco`: its boxes are the truth of `evaluate`.
         processing_class: The student's image processor.
         teacher_model: A model, or a folder or Hub id to load one from; None trains the student alone.

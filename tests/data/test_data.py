@@ -291,7 +291,7 @@ class TestLoadCoco:
         with pytest.raises(DataError, match="impossible width x height"):
             load_coco(*write_coco(tmp_path, [annotation(1)], images=images))
 
-    @pytest.mark.parametrize("value", ["1", None, 1.5, True, 2**70, float("nan"), [1]])
+    @pytest.mark.parametrize("value", ["1", 1.5, True, 2**70, float("nan"), [1]])
     def test_ids_must_be_integers(self, tmp_path, value):
         with pytest.raises(DataError, match=r"'id' is not an integer"):
             load_coco(*write_coco(tmp_path, [annotation(value)]))

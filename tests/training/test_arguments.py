@@ -147,7 +147,7 @@ class Stream(IterableDataset):
         (lambda data: data.to_iterable_dataset(), "load this data without streaming"),
         (lambda data: Stream(), "load this data without streaming"),
         (lambda data: Subset(data, [0]), "dataset.select(indices)"),
-        (lambda data: data.remove_columns("width"), "Its columns are"),
+        (lambda data: data.remove_columns("objects"), "Its columns are"),
         (lambda data: {"near": data, "far": Stream()}, "The evaluation data 'far' must be"),
     ],
 )

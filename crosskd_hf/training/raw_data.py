@@ -1,0 +1,73 @@
+"""Data sets as they come, such as those of the Hub, in the schema that the trainer reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+from transformers import PreTrainedConfig
+
+from ..data.categories import CategoryMap
+from ..data.class_names import are_placeholders, class_names
+from ..data.dataset import DetectionData, load_objects
+from ..data.loading import DetectionSplits
+from ..data.schema import class_label
+from ..data.streaming import stream_objects
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = {"image", "image_id", "width", "height", "objects"}
+_FIELDS = {"id", "bbox", "category", "area", "iscrowd"}
+
+
+def in_schema(dataset: Any, config: PreTrainedConfig, what: str) -> Any:
+    """A data set of the trainer: raw ones with `image` and `objects` are brought to the schema of `load_objects`.
+
+    Args:
+        dataset: Any data set, a dict of several, or None.
+        config: Of the student, whose classes are found by name.
+        what: The data in words.
+
+    Returns:
+        It, or what was made of it. What isn't known as raw detection data stays as it is.
+
+    Raises:
+        DataError: It is faulty.
+        ValueError: It has other classes than the student, or is no data set but where to find one.
+    """
+    if isinstance(dataset, DetectionSplits):
+        raise ValueError(
+            f"The {what} are all splits of a data set; give one: {' or '.join(f'data.{n}' for n in dataset)}."
+        )
+    if isinstance(dataset, str | os.PathLike):
+        raise ValueError(f"The {what} are a path, {os.fspath(dataset)!r}: read it by load_detection_dataset(path).")
+    if isinstance(dataset, DetectionData):
+        return dataset.dataset
+    if isinstance(dataset, Mapping) and not isinstance(dataset, datasets.Dataset):
+        return {name: in_schema(part, config, f"{what} {name!r}") for name, part in dataset.items()}
+    if isinstance(dataset, datasets.IterableDataset) and _is_raw(dataset):
+        return stream_objects(dataset, class_names(config))
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom" and _is_raw(dataset):
+        data = _loaded(dataset, config, training=what.startswith("training"))
+        logger.warning("The %s are raw; they were read by load_objects: %s", what, data.report)
+        return data.dataset
+    return dataset
+
+
+def _is_raw(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
+    """Whether there are images and objects in another form than that of `load_coco`."""
+    features = dataset.features or {}
+    if not {"image", "objects"} <= set(features):
+        return False
+    objects = features["objects"]
+    return not (set(features) >= _COLUMNS and isinstance(objects, dict) and set(objects) >= _FIELDS)
+
+
+def _loaded(dataset: datasets.Dataset, config: PreTrainedConfig, training: bool) -> DetectionData:
+    if class_label(dataset.features["objects"]) is None and not are_placeholders(class_names(config)):
+        return load_objects(dataset, CategoryMap.from_config(config))
+    data = load_objects(dataset)
+    return data if are_placeholders(class_names(config)) else data.for_model(config, training)

@@ -1,0 +1,705 @@
+"""Every format of data sets, and broken forms of each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from PIL import Image
+
+import crosskd_hf
+from crosskd_hf.data import DataError, DetectionSplits, check_detection_dataset, load_detection_dataset
+from crosskd_hf.data.formats import FORMATS, Folder
+from crosskd_hf.data.formats.folder import split_of
+from crosskd_hf.inference.evaluation import evaluate_dataset
+from crosskd_hf.models import DetectionImageProcessor, GFLConfig
+from crosskd_hf.models.gfl import GFLForObjectDetection
+from tests.tiny_formats import (
+    MAKERS,
+    OBJECTS,
+    SIZE,
+    TRAIN,
+    VAL,
+    coco,
+    make_coco,
+    make_csv,
+    make_imagefolder,
+    make_saved,
+    make_voc,
+    make_yolo,
+    picture,
+    write,
+    xml,
+    yolo_line,
+)
+
+BCCD = Path(__file__).parents[3] / "shared/data/bccd"
+
+
+def contents(data: DetectionSplits) -> dict[str, list[tuple[tuple[int, int], list[Any]]]]:
+    """Of each split the images' sizes and objects, (class name, box) each, in px to a thousandth."""
+    return {
+        split: [
+            (
+                (row["width"], row["height"]),
+                [
+                    (data.categories.names[label], *np.round(box, 3).tolist())
+                    for label, box in zip(row["objects"]["category"], row["objects"]["bbox"], strict=True)
+                ],
+            )
+            for row in part.dataset.remove_columns("image")
+        ]
+        for split, part in data.items()
+    }
+
+
+EXPECTED = {
+    split: [(SIZE, [(k, *map(float, box)) for k, *box in OBJECTS[name]]) for name in names]
+    for split, names in (("train", TRAIN), ("val", VAL))
+}
+
+
+def faults(path: Path, **options: Any) -> dict[str, list[str]]:
+    """Kind -> places of the errors that loading raises."""
+    with pytest.raises(DataError) as caught:
+        load_detection_dataset(path, **options)
+    found: dict[str, list[str]] = {}
+    for finding in caught.value.findings:
+        found.setdefault(finding.kind, []).extend(map(str, finding.places))
+    return found
+
+
+def kinds(data: DetectionSplits, split: str = "train") -> dict[str, list[str]]:
+    return {finding.kind: [str(place) for place in finding.places] for finding in data[split].report.findings}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+class TestEveryFormat:
+    def test_gives_the_same_data(self, name, tmp_path):
+        data = crosskd_hf.load_detection_dataset(MAKERS[name](tmp_path / "data"))
+        assert contents(data) == EXPECTED
+        assert data.categories.names == ("cat", "dog")
+        assert data.train.dataset[0]["image"].size == SIZE
+        assert list(data) == ["train", "val"]
+        assert data["validation"] is data.val
+
+    def test_is_recognised_one_folder_deeper_and_by_its_name(self, name, tmp_path):
+        MAKERS[name](tmp_path / "outer/my data äß")
+        assert contents(load_detection_dataset(tmp_path / "outer")) == EXPECTED
+        assert contents(load_detection_dataset(tmp_path / "outer/my data äß", format=name)) == EXPECTED
+
+    def test_an_image_that_is_broken_is_named(self, name, tmp_path):
+        root = MAKERS[name](tmp_path / "data")
+        if name == "datasets":
+            pytest.skip("its images lie in the tables")
+        next(root.rglob("b.jpg")).write_bytes(b"no image")
+        report = check_detection_dataset(root)
+        assert not report.ok
+        assert any(f.kind == "broken-image" and "b.jpg" in str(f.places[0]) for f in report.reports["train"].findings)
+
+    def test_an_image_that_is_missing_is_named(self, name, tmp_path):
+        root = MAKERS[name](tmp_path / "data")
+        if name in ("datasets", "yolo"):
+            pytest.skip("the images name the labels, not the other way round")
+        next(root.rglob("b.jpg")).unlink()
+        assert any("b" in place for place in faults(root)["missing-image"])
+
+
+class TestRecognising:
+    def test_two_formats_are_an_error_that_names_both(self, tmp_path):
+        make_voc(make_coco(tmp_path))
+        with pytest.raises(DataError, match=r"several-formats.*coco \(.*voc \("):
+            load_detection_dataset(tmp_path)
+        assert contents(load_detection_dataset(tmp_path, "voc")) == EXPECTED
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({}, "the folder is empty"),
+            ({"a.jpg": None, "b/c.JPG": None}, "2 images.*images but no annotations"),
+            ({"cat/a.jpg": None, "dog/b.jpg": None}, "classification, not detection"),
+            ({"a.xml": "<annotation/>", "b.json": "[]"}, None),
+            ({"a.json": "[1, 2]"}, "a.json is a list"),
+            ({"a.json": '{"images": [}'}, "a.json is not json"),
+            ({"a.jpg": None, "a.json": '{"shapes": [], "imagePath": "a.jpg"}'}, "of LabelMe"),
+            ({"via.json": '{"a.jpg1": {"regions": []}}'}, "of VGG Image Annotator"),
+            ({"a.json": '{"images": [], "info": 1}'}, "lacks annotations, categories"),
+            ({"a.json": '[{"image": "a.jpg", "annotations": []}]'}, "of CreateML"),
+            ({"a.json": '[{"image_id": 1, "score": 0.5}]'}, "list of detections"),
+            ({"a.jpg": None, "labels.csv": "picture;kind\na;b"}, "begins with 'picture;kind'"),
+            ({"a.jpg": None, "note.txt": "hello"}, "the .txt files neither"),
+            ({"a.jpg": None, "a.xml": "<html/>"}, "no <annotation>"),
+            ({"data.zip": "PK"}, "data.zip is an archive: unpack it"),
+            ({"README.md": "hi"}, "neither images nor annotations"),
+        ],
+    )
+    def test_a_folder_of_no_format_is_described(self, tmp_path, files, message):
+        for name, text in files.items():
+            picture(tmp_path / name) if text is None else write(tmp_path / name, text)
+        if message is None:
+            assert "missing-image" in faults(tmp_path)
+            return
+        with pytest.raises(DataError, match=f"(?s)layout.*{message}.*expected one of") as caught:
+            load_detection_dataset(tmp_path)
+        assert all(known.layout in str(caught.value) for known in FORMATS.values())
+
+    def test_annotations_without_images(self, tmp_path):
+        write(tmp_path / "labels/a.xml", "<nothing/>")
+        with pytest.raises(DataError, match="annotations but no images"):
+            load_detection_dataset(tmp_path)
+
+    def test_a_mistyped_path_is_told_at_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
+        make_voc(tmp_path / "blood_cells")
+        monkeypatch.chdir(tmp_path)
+        for given in (tmp_path / "blood_cell", "./blood_cells2", "blood_cel", "blood_cells/JPEGImagse"):
+            with pytest.raises(FileNotFoundError, match="no data set at .* Did you mean .*(blood_cells|JPEGImages)"):
+                load_detection_dataset(given)
+        with pytest.raises(FileNotFoundError, match=r"no data set at a/b/c.* is there and holds blood_cells"):
+            load_detection_dataset("a/b/c")
+
+    def test_the_hub_is_asked_for_what_may_be_an_id(self, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        saved = datasets.load_from_disk(str(make_saved(tmp_path / "elsewhere")))
+        asked = []
+        monkeypatch.setattr(HfApi, "dataset_info", lambda _, name, timeout: asked.append((name, timeout)))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets, "load_dataset", lambda name: {"owner/set": saved}[name])
+        assert contents(load_detection_dataset("owner/set")) == EXPECTED
+        assert contents(load_detection_dataset("hf://datasets/owner/set")) == EXPECTED
+        with pytest.raises(FileNotFoundError, match="no folder owner/other here, and the Hub has no data set"):
+            load_detection_dataset("owner/other")
+        assert {name for name, _ in asked} == {"owner/set", "owner/other"}
+        assert all(timeout <= 10 for _, timeout in asked)
+        with pytest.raises(FileNotFoundError, match="There is no data set at owner/set"):
+            load_detection_dataset(Path("owner/set"))  # a path is none of the Hub's names
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"format": "yollo"}, "is not known. Did you mean 'yolo'"),
+            ({"format": "coco"}, "holds nothing of the format coco"),
+            ({"bbox_format": "xyxy"}, "bbox_format has no effect on data of the format voc"),
+            ({"drop": ["size-mismatch"]}, "drop has no effect"),
+            ({"val_fraction": 1}, "must lie between"),
+            ({"difficult": "maybe"}, "give 'ignore' or 'keep'"),
+        ],
+    )
+    def test_options_without_effect(self, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            load_detection_dataset(make_voc(tmp_path), **options)
+
+    def test_of_voc_alone(self, tmp_path):
+        with pytest.raises(ValueError, match="one_based has no effect on data of the format yolo"):
+            load_detection_dataset(make_yolo(tmp_path), one_based=True)
+
+    @pytest.mark.parametrize(
+        ("path", "split"),
+        [("annotations/instances_train2017.json", "train"), ("valid/_annotations.csv", "val"), ("Validation", "val"),
+         ("test-dev2017.json", "test"), ("training/x", "train"), ("trainer/x", None), ("testify.json", None),
+         ("train/val", "val")],
+    )  # fmt: skip
+    def test_splits_are_words_of_a_path(self, path, split):
+        assert split_of(path) == split
+
+
+class TestSplits:
+    def test_a_validation_split_is_drawn_by_name_and_seed(self, tmp_path):
+        names = [f"img{number}" for number in range(20)]
+        for name in names:
+            picture(tmp_path / f"{name}.jpg")
+            write(tmp_path / f"{name}.xml", xml(f"{name}.jpg", [("cat", 1, 1, 5, 5)]))
+        first = load_detection_dataset(tmp_path)
+        assert [len(part.dataset) for part in first.values()] == [16, 4]
+        assert "4 of 20 images were drawn for one (val_fraction=0.2, seed=0)" in str(first)
+        ids = set(first.val.dataset["image_id"])
+        assert ids == set(load_detection_dataset(tmp_path).val.dataset["image_id"])
+        assert ids != set(load_detection_dataset(tmp_path, seed=1).val.dataset["image_id"])
+        picture(tmp_path / "img20.jpg")
+        write(tmp_path / "img20.xml", xml("img20.jpg", [("cat", 1, 1, 5, 5)]))
+        later = load_detection_dataset(tmp_path, val_fraction=4 / 21)
+        assert len(ids & set(later.val.dataset["image_id"])) >= 3  # who was trained on is not tested on
+
+    def test_the_same_images_in_every_format(self, tmp_path):
+        voc, flat = make_voc(tmp_path / "voc"), make_coco(tmp_path / "coco")
+        for name in ("train", "val", "trainval"):
+            (voc / f"ImageSets/Main/{name}.txt").unlink()
+        write(flat / "all.json", json.dumps(coco(TRAIN + VAL)))
+        both = [load_detection_dataset(voc), load_detection_dataset(flat / "all.json")]
+        assert contents(both[0]) == contents(both[1])
+
+    def test_copies_of_one_photograph_stay_together(self, tmp_path):
+        for number in range(12):
+            name = f"p{number // 3}_jpg.rf.{number:032x}"
+            picture(tmp_path / f"{name}.jpg")
+            write(tmp_path / f"{name}.xml", xml(f"{name}.jpg", [("cat", 1, 1, 5, 5)]))
+        data = load_detection_dataset(tmp_path, val_fraction=0.25)
+        plain = [part.dataset.cast_column("image", datasets.Image(decode=False)) for part in data.values()]
+        stems = [{Path(image["path"]).name.split("_")[0] for image in part["image"]} for part in plain]
+        assert not stems[0] & stems[1]
+        assert len(data.val.dataset) == 3
+
+    def test_one_image(self, tmp_path):
+        picture(tmp_path / "a.jpg")
+        write(tmp_path / "a.xml", xml("a.jpg", OBJECTS["a"]))
+        assert "too-few-images" in faults(tmp_path)
+
+    def test_a_class_of_the_validation_split_alone(self, tmp_path):
+        root = make_voc(tmp_path)
+        write(root / "Annotations/d.xml", xml("d.jpg", [("emu", 1, 1, 5, 5)]))
+        data = load_detection_dataset(root)
+        assert data.categories.names == ("cat", "dog", "emu")
+        assert kinds(data, "val")["category-untrained"] == ["emu"]
+
+    def test_an_image_in_two_splits(self, tmp_path):
+        root = make_yolo(tmp_path, "train: images/train\nval: [images/train, images/val]\nnames: [cat, dog]\n")
+        data = load_detection_dataset(root)
+        assert len(kinds(data, "val")["split-overlap"]) == 3
+
+    def test_validation_data_alone(self, tmp_path):
+        root = make_coco(tmp_path)
+        data = load_detection_dataset(root / "annotations/instances_val2017.json")
+        assert list(data) == ["val"]
+        with pytest.raises(KeyError, match="has no split 'train', only val"):
+            data.train  # noqa: B018
+
+    def test_several_roots_are_joined_by_class_name(self, tmp_path):
+        first, second = make_voc(tmp_path / "one"), make_saved(tmp_path / "two/saved")
+        third = make_yolo(tmp_path / "three", "train: images/train\nval: images/val\nnames: [Cat, horse]\n")
+        data = load_detection_dataset([first, second, third])
+        assert data.categories.names == ("cat", "dog", "horse")
+        parts = contents(data)
+        assert parts["train"][:6] == EXPECTED["train"] * 2
+        assert [entry[0] for entry in parts["train"][6][1]] == ["cat", "horse"]
+        assert [len(part.dataset) for part in data.values()] == [9, 3]
+        for part in data.values():
+            assert len(set(part.dataset["image_id"])) == len(part.dataset)
+            ids = [number for row in part.dataset["objects"] for number in row["id"]]
+            assert len(set(ids)) == len(ids) == part.report.objects
+            assert all(row["image"].size == SIZE for row in part.dataset)
+
+
+class TestCoco:
+    def test_annotations_without_ids_get_ids(self, tmp_path):
+        data = load_detection_dataset(make_coco(tmp_path, ids=False))
+        assert contents(data) == EXPECTED
+        given = kinds(data)["annotation-id"]
+        assert given[2] == "annotations/instances_train2017.json annotations[2] annotation 3"
+
+    def test_faults_name_the_json(self, tmp_path):
+        root = make_coco(tmp_path)
+        content = coco(TRAIN)
+        content["annotations"][1]["image_id"] = "one"
+        content["annotations"][2]["bbox"] = [0, 0, -1, 5]
+        content["images"].append({"id": 9, "file_name": "nowhere.jpg"})
+        write(root / "annotations/instances_train2017.json", json.dumps(content))
+        found = faults(root)
+        assert found["json"] == ["annotations/instances_train2017.json annotations[1]: 'one'"]
+        assert found["missing-image"] == ["annotations/instances_train2017.json: nowhere.jpg: no such image"]
+
+    @pytest.mark.parametrize("prefix", ["images/train/", "C:\\data\\", "../../"])
+    def test_folders_of_other_machines_are_left_off(self, tmp_path, prefix):
+        root = make_coco(tmp_path)
+        write(root / "annotations/instances_train2017.json", json.dumps(coco(TRAIN, prefix)))
+        assert contents(load_detection_dataset(root)) == EXPECTED
+
+    def test_an_image_of_another_split_is_not_taken(self, tmp_path):
+        root = make_coco(tmp_path)
+        (root / "train2017/b.jpg").rename(root / "val2017/b.jpg")
+        assert faults(root)["missing-image"] == ["annotations/instances_train2017.json: b.jpg: no such image"]
+
+    def test_two_jsons_of_one_split(self, tmp_path):
+        root = make_coco(tmp_path)
+        write(root / "annotations/instances_train_old.json", json.dumps(coco(TRAIN)))
+        assert len(faults(root)["several-files"]) == 2
+
+    def test_a_json_that_is_cut_short(self, tmp_path):
+        root = make_coco(tmp_path)
+        path = root / "annotations/instances_train2017.json"
+        write(path, path.read_text()[:-40])
+        assert faults(root)["json"] == ["annotations/instances_train2017.json"]
+
+
+class TestVoc:
+    def test_one_is_subtracted_for_pascal_voc_alone(self, tmp_path):
+        own = load_detection_dataset(make_voc(tmp_path / "own", database="The VOC2007 Database"))
+        box = own.train.dataset[0]["objects"]["bbox"][0]
+        assert box == [3, 1, 8, 6]
+        assert "1 is subtracted from the pixel numbers of 4 of 4 xml files" in str(own)
+        other = load_detection_dataset(make_voc(tmp_path / "other"))
+        assert other.train.dataset[0]["objects"]["bbox"][0] == [4, 2, 8, 6]
+        assert "pixel numbers are taken as they are" in str(other)
+        told = load_detection_dataset(tmp_path / "other", one_based=True)
+        assert told.train.dataset[0]["objects"]["bbox"][0] == [3, 1, 8, 6]
+        kept = load_detection_dataset(tmp_path / "own", one_based=False)
+        assert kept.train.dataset[0]["objects"]["bbox"][0] == [4, 2, 8, 6]
+
+    def test_difficult_objects(self, tmp_path):
+        root = make_voc(tmp_path, difficult="1")
+        write(root / "Annotations/b.xml", xml("b.jpg", OBJECTS["b"]))
+        data = load_detection_dataset(root)
+        assert [row["iscrowd"] for row in data.train.dataset["objects"]] == [[1, 1], [0], []]
+        assert kinds(data)["difficult"] == ["Annotations/a.xml:5: cat", "Annotations/a.xml:15: dog"]
+        kept = load_detection_dataset(root, difficult="keep")
+        assert [row["iscrowd"] for row in kept.train.dataset["objects"]] == [[0, 0], [0], []]
+
+    def test_missing_lists_size_and_endings(self, tmp_path):
+        root = make_voc(tmp_path)
+        for path in (root / "ImageSets/Main").iterdir():
+            path.unlink()
+        write(root / "Annotations/a.xml", xml("a", OBJECTS["a"], size=""))
+        write(
+            root / "Annotations/b.xml",
+            xml("B.JPEG", OBJECTS["b"], size="<size><width>0</width><height>0</height></size>"),
+        )
+        (root / "JPEGImages/b.jpg").rename(root / "JPEGImages/b.JPG")
+        data = load_detection_dataset(root)
+        assert sorted(str(row) for part in contents(data).values() for row in part) == sorted(
+            str(row) for part in EXPECTED.values() for row in part
+        )
+
+    def test_floats_parts_and_order_of_tags(self, tmp_path):
+        root = make_voc(tmp_path)
+        part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+        box = "<bndbox><xmax>12.5</xmax><xmin>4.5</xmin><ymax>8</ymax><ymin>2.25</ymin></bndbox>"
+        text = f"<annotation><object>{part}<name> cat </name>{box}</object></annotation>"
+        write(root / "Annotations/a.xml", text)
+        assert contents(load_detection_dataset(root))["train"][0][1] == [("cat", 4.5, 2.25, 8, 5.75)]
+
+    def test_faults_are_named_with_file_and_line(self, tmp_path):
+        root = make_voc(tmp_path)
+        write(root / "Annotations/a.xml", xml("a.jpg", OBJECTS["a"]).replace("<name>dog</name>", ""))
+        write(root / "Annotations/b.xml", "<annotation>\n<object>\n</annotation>")
+        write(root / "Annotations/d.xml", '<!DOCTYPE x [<!ENTITY y "z">]>\n<annotation/>')
+        write(root / "ImageSets/Main/train.txt", "a\nb\nc\nzebra\n")
+        (root / "JPEGImages/c.jpg").unlink()
+        found = faults(root)
+        assert found["voc-object"] == ["Annotations/a.xml:15: it has difficult, bndbox"]
+        assert found["annotation-file"][0].startswith("Annotations/b.xml:3: mismatched tag")
+        assert found["annotation-file"][1] == "Annotations/d.xml: it declares entities of its own"
+        assert found["missing-annotation"] == ["ImageSets/Main/train.txt:4: zebra"]
+        assert found["missing-image"] == ["Annotations/c.xml: no such image: c.jpg"]
+
+    def test_boxes_that_cannot_be_read(self, tmp_path):
+        root = make_voc(tmp_path)
+        write(root / "Annotations/a.xml", xml("a.jpg", OBJECTS["a"]).replace("<xmin>4</xmin>", "<xmin>left</xmin>"))
+        data = load_detection_dataset(root)
+        assert kinds(data)["degenerate-box"][0].startswith("Annotations/a.xml:8: {'xmin': 'left', 'ymin': '2'")
+
+    def test_filename_of_another_image(self, tmp_path):
+        root = make_voc(tmp_path)
+        write(root / "Annotations/a.xml", xml("b.jpg", OBJECTS["a"]))
+        data = load_detection_dataset(root)
+        assert contents(data) == EXPECTED
+        assert kinds(data)["voc-filename"] == ["Annotations/a.xml: <filename> b.jpg, image JPEGImages/a.jpg"]
+
+    def test_names_of_folders_and_paths_as_filename(self, tmp_path):
+        for name, objects in OBJECTS.items():
+            split = "train" if name in TRAIN else "test"
+            picture(tmp_path / f"{split}/images/photo {name}.png")
+            write(tmp_path / f"{split}/labels/x{name}.xml", xml(f"C:\\me\\photo {name}.png", objects))
+        data = load_detection_dataset(tmp_path)
+        assert list(data) == ["train", "val", "test"]
+        assert contents(data)["test"] == EXPECTED["val"]
+
+    def test_unlisted_files_are_counted(self, tmp_path):
+        root = make_voc(tmp_path)
+        write(root / "ImageSets/Main/train.txt", "a\nb\n")
+        found = kinds(load_detection_dataset(root))
+        assert found["unlisted"] == ["Annotations/c.xml"]
+        assert found["unannotated"] == ["JPEGImages/c.jpg"]
+
+
+class TestYolo:
+    @pytest.mark.parametrize(
+        "yaml",
+        [
+            "train: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n",
+            "train: ../images/train\nval: ../images/val\nnc: 2\nnames: ['cat', 'dog']\n",
+            "path: ../datasets/pets  # as Ultralytics' own\ntrain: images/train\nval: images/val\ntest:\n"
+            "names: {0: cat, 1: dog}",
+            "train: [images/train]\nval: ./val.txt\nnames: [cat, dog]\n",
+            "names: [cat, dog]\n",
+            "train: images/train\nval: images/val\nnc: 2\nnames: 'cat, dog'\n",
+        ],
+    )
+    def test_forms_of_the_yaml(self, tmp_path, yaml):
+        root = make_yolo(tmp_path / "data", yaml)
+        write(root / "val.txt", "./images/val/d.jpg\n")
+        assert contents(load_detection_dataset(root)) == EXPECTED
+        assert contents(load_detection_dataset(root / "data.yaml")) == EXPECTED
+
+    def test_an_absolute_path(self, tmp_path):
+        root = make_yolo(tmp_path / "data", None)
+        text = f"path: {root}\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n"
+        assert contents(load_detection_dataset(write(tmp_path / "elsewhere/pets.yaml", text))) == EXPECTED
+
+    def test_a_class_called_no(self, tmp_path):
+        root = make_yolo(tmp_path, "train: images/train\nval: images/val\nnames: [no, on]\n")
+        assert load_detection_dataset(root).categories.names == ("no", "on")
+
+    def test_names_of_a_text_file(self, tmp_path):
+        root = make_yolo(tmp_path, None)
+        assert kinds(load_detection_dataset(root))["no-class-names"] == ["data.yaml"]
+        write(root / "labels/classes.txt", "cat\ndog\n")
+        assert contents(load_detection_dataset(root)) == EXPECTED
+
+    def test_labels_beside_the_images_and_upper_case(self, tmp_path):
+        for name, objects in OBJECTS.items():
+            picture(tmp_path / f"my photo {name}.JPG", format="JPEG")
+            write(tmp_path / f"my photo {name}.txt", "\n".join(yolo_line(*entry) for entry in objects))
+        write(tmp_path / "classes.txt", "cat\ndog")
+        data = load_detection_dataset(tmp_path)
+        assert sum(part.report.objects for part in data.values()) == 4
+        assert data.categories.names == ("cat", "dog")
+
+    def test_darknet(self, tmp_path):
+        for name, objects in OBJECTS.items():
+            picture(tmp_path / f"obj_train_data/{name}.jpg")
+            write(tmp_path / f"obj_train_data/{name}.txt", "\n".join(yolo_line(*entry) for entry in objects))
+        for split, names in (("train", TRAIN), ("valid", VAL)):
+            write(tmp_path / f"{split}.txt", "\n".join(f"data/obj_train_data/{name}.jpg" for name in names))
+        write(tmp_path / "obj.names", "cat\ndog\n")
+        assert contents(load_detection_dataset(tmp_path)) == EXPECTED
+
+    def test_polygons_and_a_sixth_number(self, tmp_path):
+        root = make_yolo(tmp_path)
+        first = "0 0.1 0.1 0.3 0.1 0.3 0.4 0.2 0.4"
+        write(root / "labels/train/a.txt", f"{first}\n{yolo_line(*OBJECTS['a'][1])} 0.93\n\n")
+        data = load_detection_dataset(root)
+        assert contents(data) == EXPECTED
+        found = kinds(data)
+        assert found["polygon"] == ["labels/train/a.txt:1"]
+        assert found["extra-column"] == ["labels/train/a.txt:2"]
+        assert found["no-label-file"] == ["images/train/c.jpg"]
+
+    def test_key_points(self, tmp_path):
+        root = make_yolo(tmp_path, "train: images/train\nval: images/val\nkpt_shape: [2, 3]\nnames: [cat, dog]\n")
+        write(root / "labels/train/b.txt", yolo_line(*OBJECTS["b"][0]) + " 0.1 0.1 2 0.2 0.2 1")
+        assert contents(load_detection_dataset(root)) == EXPECTED
+
+    @pytest.mark.parametrize(
+        ("line", "kind"),
+        [
+            ("0 0.5 0.5 0.5", "yolo-line"),
+            ("cat 0.5 0.5 0.5 0.5", "yolo-line"),
+            ("0,0.5,0.5,0.5,0.5", "yolo-line"),
+            ("0.5 0.5 0.5 0.5 0.5", "yolo-line"),
+            ("0 0.5 0.5 nan 0.5", "yolo-line"),
+            ("-1 0.5 0.5 0.5 0.5", "yolo-line"),
+            ("0 0.5 0.5 0.5 0.5 0.5 0.5 0.5", "yolo-line"),
+            ("0 120 80 30 20", "yolo-pixels"),
+            ("7 0.5 0.5 0.5 0.5", "unknown-category"),
+        ],
+    )
+    def test_faulty_lines_are_named(self, tmp_path, line, kind):
+        root = make_yolo(tmp_path)
+        write(root / "labels/train/a.txt", f"{yolo_line(*OBJECTS['a'][0])}\n{line}\n")
+        assert faults(root)[kind][0].startswith("labels/train/a.txt:2")
+
+    @pytest.mark.parametrize(
+        ("yaml", "kind", "place"),
+        [
+            ("train: imgs\nval: images/val\nnames: [cat, dog]\n", "yolo-path", "data.yaml:1: train: imgs, looked"),
+            ("train: images/train\nval: images/val\nnc: 3\nnames: [cat, dog]\n", "class-count", "data.yaml:3: nc 3"),
+            ("train: images/train\nval: a: b\nnames: [cat, dog]\n", "yolo-yaml", "data.yaml:2"),
+            ("train: images/train\nval: images/val\nnames: {cat: 0}\n", "yolo-yaml", "data.yaml:3"),
+            ("train: list.txt\nval: images/val\nnames: [cat, dog]\n", "missing-image", "list.txt:2: gone.jpg"),
+        ],
+    )
+    def test_faulty_yaml(self, tmp_path, yaml, kind, place):
+        root = make_yolo(tmp_path, yaml)
+        write(root / "list.txt", "images/train/a.jpg\ngone.jpg\n")
+        assert faults(root)[kind][0].startswith(place)
+
+    def test_a_test_split_that_is_not_there_is_warned_of(self, tmp_path):
+        root = make_yolo(tmp_path, "train: images/train\nval: images/val\ntest: images/test\nnames: [cat, dog]\n")
+        assert kinds(load_detection_dataset(root))["yolo-split"][0].startswith("data.yaml:3")
+
+    def test_labels_that_are_not_found(self, tmp_path):
+        root = make_yolo(tmp_path)
+        (root / "labels").rename(root / "txt")
+        assert contents(load_detection_dataset(root)) == EXPECTED  # in an odd place, but without a choice
+        for path in root.rglob("*.txt"):
+            path.unlink()
+        assert faults(root)["no-labels"][0] == "train: 3 images, such as images/train/a.jpg"
+
+    def test_labels_of_no_image(self, tmp_path):
+        root = make_yolo(tmp_path)
+        write(root / "labels/train/z.txt", "0 0.5 0.5 0.1 0.1\n")
+        assert kinds(load_detection_dataset(root))["label-without-image"] == ["labels/train/z.txt"]
+
+
+class TestCsv:
+    @pytest.mark.parametrize(
+        ("header", "row"),
+        [
+            ("image_path;x1;y1;x2;y2;label", "images/a.jpg;4;2;12;8;cat"),
+            ("ImageID,LabelName,XMin,XMax,YMin,YMax", "a,cat,0.1,0.3,0.1,0.4"),
+            ("file_name\tclass\tx\ty\tw\th", "a.jpg\tcat\t4\t2\t8\t6"),
+            ("\ufeffimage_id,width,height,bbox,source,category", 'a,40,20,"[4, 2, 8, 6]",x,cat'),
+            ("filename,left,top,right,bottom,Class Name", "a.jpg,4.0,2.0,12.0,8.0,cat"),
+            ("image,label,xmin,ymin,width,height", "a.jpg,cat,4,2,8,6"),
+            ("", "images/a.jpg,4,2,12,8,cat"),
+        ],
+    )
+    def test_headers(self, tmp_path, header, row):
+        for name in ("a", "b"):
+            picture(tmp_path / f"images/{name}.jpg")
+        lines = [header] if header else []
+        write(
+            tmp_path / "boxes.csv",
+            "\n".join([*lines, row, row.replace("a", "b", 1) if row[0] == "a" else row.replace("/a", "/b")]),
+        )
+        data = load_detection_dataset(tmp_path)
+        assert [part[0] for part in contents(data).values()] == [(SIZE, [("cat", 4, 2, 8, 6)])] * 2
+
+    def test_a_column_for_the_split(self, tmp_path):
+        rows = ["filename,split,class,xmin,ymin,xmax,ymax"]
+        for name, objects in OBJECTS.items():
+            picture(tmp_path / f"{name}.jpg")
+            split = "TRAIN" if name in TRAIN else "Validation"
+            rows += [f"{name}.jpg,{split},{k},{x},{y},{x + w},{y + h}" for k, x, y, w, h in objects] or [
+                f"{name}.jpg,{split},,,,,"
+            ]
+        write(tmp_path / "boxes.csv", "\n".join(rows))
+        assert contents(load_detection_dataset(tmp_path)) == EXPECTED
+
+    def test_vgg_image_annotator(self, tmp_path):
+        with (tmp_path / "via.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            numbers = ["file_size", "file_attributes", "region_count", "region_id"]
+            writer.writerow(["filename", *numbers, "region_shape_attributes", "region_attributes"])
+            shapes = [
+                ({"name": "rect", "x": 4, "y": 2, "width": 8, "height": 6}, {"type": "cat"}),
+                ({"name": "polygon", "all_points_x": [20, 30, 25], "all_points_y": [10, 12, 15]}, {"kind": "dog"}),
+                ({"name": "circle", "cx": 10, "cy": 10, "r": 5}, {"class": {"dog": True}}),
+            ]
+            for shape, attributes in shapes:
+                writer.writerow(["a.jpg", 1, "{}", 3, 0, json.dumps(shape), json.dumps(attributes)])
+            writer.writerow(["b.jpg", 1, "{}", 0, 0, json.dumps(shapes[0][0]), '{"class": "cat"}'])
+            writer.writerow(["c.jpg", 1, "{}", 0, 0, "{}", "{}"])
+        for name in ("a", "b", "c"):
+            picture(tmp_path / f"{name}.jpg")
+        rows = [row for part in contents(load_detection_dataset(tmp_path)).values() for row in part]
+        objects = [("cat", 4, 2, 8, 6), ("dog", 20, 10, 10, 5), ("dog", 5, 5, 10, 10)]
+        assert sorted(rows) == [(SIZE, []), (SIZE, objects[:1]), (SIZE, objects)]
+
+    def test_faults_are_named_with_file_and_line(self, tmp_path):
+        root = make_csv(tmp_path)
+        with (root / "train.csv").open("a") as file:
+            file.write(
+                "\nzebra.jpg,40,20,cat,1,1,2,2\na.jpg,40,20,,1,1,2,2\nb.jpg,40,20,cat,,,,\nb.jpg,40,20,cat,x,1,2,2\n"
+            )
+        found = faults(root)
+        assert found["missing-image"] == ["train.csv:6: zebra.jpg: no such image"]
+        assert found["csv-row"] == ["train.csv:7: box 1, 1, 2, 2, no class", "train.csv:8: class cat, no box"]
+        report = check_detection_dataset(root).reports["train"]
+        assert str(report.dropped[0]) == "train.csv:9: 'x, 1, 2, 2' not four finite numbers"
+
+    def test_two_files_of_one_split(self, tmp_path):
+        root = make_csv(tmp_path)
+        (root / "train2.csv").write_text((root / "train.csv").read_text())
+        assert len(faults(root)["several-files"]) == 3
+
+
+class TestImageFolder:
+    def test_lists_of_objects_numbers_corners_and_csv(self, tmp_path):
+        for name in ("a", "b"):
+            picture(tmp_path / f"{name}.jpg")
+        objects = [{"bbox": [4, 2, 12, 8], "label": 3}, {"bbox": [0, 0, 40, 20], "label": 12}]
+        with (tmp_path / "metadata.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([["file_name", "objects"], ["a.jpg", json.dumps(objects)], ["b.jpg", str(objects)]])
+        data = load_detection_dataset(tmp_path, bbox_format="xyxy")
+        assert data.categories.names == ("3", "12")
+        assert [part[0] for part in contents(data).values()] == [(SIZE, [("3", 4, 2, 8, 6), ("12", 0, 0, 40, 20)])] * 2
+
+    def test_faults_are_named_with_file_and_line(self, tmp_path):
+        root = make_imagefolder(tmp_path)
+        with (root / "train/metadata.jsonl").open("a") as file:
+            file.write('\n{"file_name": "z.jpg", "objects": {}}\n{"objects": []}\nno json\n')
+            file.write('{"file_name": "a.jpg", "objects": {"bbox": [[1, 1, 2, 2]], "category": []}}\n')
+            file.write('{"file_name": "a.jpg", "objects": [{"bbox": [1, 1, 2, 2]}]}\n')
+        found = faults(root)
+        assert found["missing-image"] == ["train/metadata.jsonl:4: z.jpg: no such image"]
+        assert [place.split(": ")[0] for place in found["metadata-row"]] == [
+            f"train/metadata.jsonl:{n}" for n in (5, 6, 7, 8)
+        ]
+
+
+class TestDatasets:
+    def test_class_label_one_split_and_parquet(self, tmp_path):
+        saved = datasets.load_from_disk(str(make_saved(tmp_path / "saved")))["train"]
+        (tmp_path / "data").mkdir()
+        saved.to_parquet(str(tmp_path / "data/train-00000-of-00001.parquet"))
+        data = load_detection_dataset(tmp_path / "data")
+        assert [len(part.dataset) for part in data.values()] == [2, 1]
+        assert "no validation split: 1 of 3 images were drawn" in str(data)
+
+    def test_other_columns_are_named(self, tmp_path):
+        datasets.Dataset.from_dict({"image": ["a"], "boxes": [[]]}).save_to_disk(str(tmp_path / "saved"))
+        with pytest.raises(ValueError, match=r"needs columns image and objects, it has \['image', 'boxes'\]"):
+            load_detection_dataset(tmp_path / "saved")
+
+
+class TestFolder:
+    def test_links_and_hidden_files(self, tmp_path):
+        picture(tmp_path / "data/a.jpg")
+        picture(tmp_path / "data/.hidden/b.jpg")
+        picture(tmp_path / "data/__MACOSX/._a.jpg")
+        (tmp_path / "data/again").symlink_to(tmp_path / "data")
+        assert Folder(tmp_path / "data").images == ["a.jpg"]
+
+    def test_names_in_other_cases_and_encodings(self, tmp_path):
+        picture(tmp_path / "Bäume.JPG", format="JPEG")
+        folder = Folder(tmp_path)
+        for name in ("bäume.jpg", "Ba\u0308ume", "x/Bäume.png"):
+            assert folder.locate(name)[0] == "Bäume.JPG"
+
+    def test_images_that_may_be_meant(self, tmp_path):
+        for split in ("train", "val", "other"):
+            picture(tmp_path / f"{split}/1.jpg")
+        folder = Folder(tmp_path)
+        assert folder.locate("1.jpg", "labels/train")[0] == "train/1.jpg"
+        assert folder.locate("1.jpg", "val")[0] == "val/1.jpg"
+        assert folder.locate("far/other/1.jpg")[0] == "other/1.jpg"
+        assert folder.locate("1.jpg") == (None, "may be other/1.jpg or train/1.jpg")
+
+
+def test_exif_rotation_is_that_of_the_picture_as_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    root = make_yolo(tmp_path)
+    picture(root / "images/train/b.jpg", exif=exif)  # stored 40 x 20, seen 20 x 40
+    data = load_detection_dataset(root)
+    row = data.train.dataset[1]
+    assert row["image"].size == (row["width"], row["height"]) == (20, 40)
+    assert row["objects"]["bbox"] == [[0, 0, 20, 40]]
+    assert kinds(data)["exif-unsure"] == ["images/train/b.jpg"]
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the blood cells beside the checkout")
+def test_blood_cells_from_voc_and_from_coco():
+    voc, coco_form = (load_detection_dataset(BCCD, format=name) for name in ("voc", "coco"))
+    assert [len(part.dataset) for part in voc.values()] == [205, 87, 72]
+    assert voc.categories.names == coco_form.categories.names
+    torch.manual_seed(0)
+    names = {"id2label": voc.categories.id2label, "label2id": voc.categories.label2id}
+    head = {"fpn_channels": 8, "head_channels": 8, "num_convs": 1, "norm_groups": 4}
+    model = GFLForObjectDetection(GFLConfig(backbone="test_resnet", frozen_stages=0, norm_eval=False, **head, **names))
+    images = DetectionImageProcessor(size={"height": 64, "width": 64}, score_threshold=0.0)
+    few = [data["val"].dataset.select(range(6)) for data in (voc, coco_form)]
+    metrics = [evaluate_dataset(model, images, part, voc.categories, 6) for part in few]
+    assert metrics[0] == pytest.approx(metrics[1], abs=0, nan_ok=True)
+    assert metrics[0]["map"] >= 0
+    for split in voc:
+        parts = [data[split].dataset.remove_columns("image")[:] for data in (voc, coco_form)]
+        assert parts[0] == parts[1]

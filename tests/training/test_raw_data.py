@@ -1,0 +1,116 @@
+"""Data sets as they come, given to the trainer: read, or refused with the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from crosskd_hf.data import DataError, load_detection_dataset
+from crosskd_hf.data.streaming import stream_objects
+from crosskd_hf.training.trainer import CrossKDTrainer
+from tests.tiny_run import load_data, losses, make_data, make_detector, processor, settings
+
+NAMES = ["circle", "square", "triangle", "star"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    make_data(path)
+    return path
+
+
+def raw(part: datasets.Dataset, label: Any, as_list: bool = False) -> datasets.Dataset:
+    """A part of the shapes as the Hub may have it: a list of structs or a struct of lists, classes of some kind."""
+    rows: dict[str, list[Any]] = {"image": [], "objects": []}
+    for row in part:
+        names = [NAMES[number] for number in row["objects"]["category"]]
+        classes = names if isinstance(label, datasets.Value) and label.dtype == "string" else row["objects"]["category"]
+        if isinstance(label, datasets.ClassLabel):
+            classes = [label.str2int(name) for name in names]
+        objects = {"bbox": row["objects"]["bbox"], "categories": classes}
+        entries = [{"bbox": box, "categories": number} for box, number in zip(*objects.values(), strict=True)]
+        rows["objects"].append(entries if as_list else objects)
+        rows["image"].append(row["image"])
+    box = datasets.List(datasets.Value("float64"))
+    one = {"bbox": box, "categories": label}
+    inner = datasets.List(one) if as_list else {name: datasets.List(feature) for name, feature in one.items()}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "objects": inner}))
+
+
+KINDS = {
+    "names of its own order": datasets.ClassLabel(names=NAMES[::-1]),
+    "texts": datasets.Value("string"),
+    "numbers": datasets.Value("int64"),
+}
+
+
+def trainer(out: Path, train: Any, evaluation: Any = None) -> CrossKDTrainer:
+    student = make_detector(2)
+    student.config.category_ids = None  # numbers are labels
+    args = settings(out, max_steps=2, methods=["crosskd"])
+    return CrossKDTrainer(student, args, train, evaluation, processor())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_raw_data_are_read(kind: str, folder: Path, tmp_path: Path) -> None:
+    train, val = load_data(folder)
+    made = trainer(tmp_path, raw(train.dataset, KINDS[kind]), {"a": raw(val.dataset, KINDS[kind], True)})
+    for got, wanted in ((made.train_dataset, train.dataset), (made.eval_dataset["a"], val.dataset)):
+        assert got["width"][:] == wanted["width"][:]
+        for key in ("bbox", "category"):
+            assert [row[key] for row in got["objects"]] == [row[key] for row in wanted["objects"]]
+
+
+def test_data_that_were_loaded_are_taken(folder: Path, tmp_path: Path) -> None:
+    train, val = load_data(folder)
+    made = trainer(tmp_path, train, val)
+    assert made.train_dataset is train.dataset
+    assert made.eval_dataset is val.dataset
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (load_detection_dataset, "are all splits of a data set; give one: data.train or data.val"),
+        (str, "are a path, .* read it by load_detection_dataset"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(change: Any, words: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path, change(folder))
+
+
+def test_a_raw_stream_trains_as_the_data_set_does(folder: Path, tmp_path: Path) -> None:
+    train, val = load_data(folder)
+    forms = zip(KINDS.values(), (False, True, False), strict=True)
+    streams = [train.dataset, *(raw(train.dataset, label, as_list) for label, as_list in forms)]
+    logged = []
+    for number, stream in enumerate(streams):
+        made = trainer(tmp_path / str(number), stream.to_iterable_dataset(), raw(val.dataset, KINDS["texts"]))
+        made.train()
+        logged.append(losses(made))
+        assert made.evaluate()["eval_map"] >= 0
+    assert len(logged[0]) == 2
+    assert logged[1:] == logged[:1] * 3
+
+
+def test_a_stream_is_checked_at_its_beginning_and_where_it_is_read(folder: Path) -> None:
+    data = load_data(folder)[0].dataset
+    known = raw(data, KINDS["texts"])
+    with pytest.raises(DataError, match="unknown-category"):
+        stream_objects(known.to_iterable_dataset(), NAMES[:1])
+    with pytest.raises(ValueError, match="The stream has other classes than the student"):
+        stream_objects(raw(data, KINDS["names of its own order"]).to_iterable_dataset(), ["ring", "cube"])
+    with pytest.raises(ValueError, match="the stream needs columns"):
+        stream_objects(known.rename_column("objects", "things").to_iterable_dataset(), NAMES)
+    late = datasets.concatenate_datasets([known.select([0] * 64), known.map(_renamed)]).to_iterable_dataset()
+    with pytest.raises(ValueError, match="Example 64 of the stream has an object of class 'ring'"):
+        list(stream_objects(late, NAMES))
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    return {"objects": {**row["objects"], "categories": ["ring"] * len(row["objects"]["categories"])}}
