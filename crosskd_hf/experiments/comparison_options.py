@@ -88,7 +88,7 @@ class ComparisonOptions(DataOptions):
     def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
         """Training and validation data; without paths, synthetic ones in the folder `shapes` of `output_dir`."""
         shapes = vars(self._make_shapes(config)) if self.missing_paths() else None
-        source = self if shapes is None else DataOptions([], **{name: str(shapes[name]) for name in PATHS})
+        source = self if shapes is None else DataOptions(**{name: str(shapes[name]) for name in PATHS})  # type: ignore[arg-type]
         train, val = source.read_files(config)
         if val is None:
             raise ValueError("A comparison needs validation data, and there is none.")
