@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from crosskd_hf.experiments import comparison_options, presets
+from crosskd_hf.experiments import data_options, presets
 from crosskd_hf.experiments.presets import preset
 from crosskd_hf.experiments.published import aim, is_whole, outcome, record
 from crosskd_hf.training.config import CrossKDConfig
@@ -68,8 +68,9 @@ def test_of_several_processes_one_decodes_all_images(
             return contextlib.nullcontext()
 
     asked = []
-    monkeypatch.setattr(comparison_options, "load_coco", lambda *_, decode: asked.append(decode))
-    comparison_options.read_split(Config(), "train.json", "train")  # type: ignore[arg-type]
+    monkeypatch.setattr(data_options, "load_coco", lambda *_, decode: asked.append(decode))
+    files = data_options.DataOptions(train_annotations="train.json", train_images="train")
+    files.read_files(Config())  # type: ignore[arg-type]
     assert asked == [decoded]
 
 
