@@ -30,7 +30,16 @@ def reference(name: str | None = None) -> str:
     """
     if name is not None:
         return method_section(type(MethodConfig.parse(name)))
-    return "\n\n".join([HEAD, *(method_section(kind) for kind in METHODS.values())])
+    return "\n\n".join([HEAD, overview(), *(method_section(kind) for kind in METHODS.values())])
+
+
+def overview() -> str:
+    """What works where: the detectors and the terms of every method."""
+    rows = [
+        [f"[`{name}`](#{name}-{kind.__name__.lower()})", kind.method.families, ", ".join(kind.method.terms)]
+        for name, kind in METHODS.items()
+    ]
+    return _table(["method", "works for", "terms"], rows)
 
 
 def method_section(kind: type[MethodConfig]) -> str:
