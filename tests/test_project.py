@@ -85,6 +85,18 @@ def test_the_package_hands_out_what_it_names() -> None:
         _ = crosskd_hf.Trainer
 
 
+MOST_LINES = 40  # of a function's body, without its docstring: a screen
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "crosskd_hf").rglob("*.py")), ids=lambda path: path.stem)
+def test_a_function_fits_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            lines = node.end_lineno - first[0].lineno + 1
+            assert lines <= MOST_LINES, f"{node.name} (line {node.lineno}) has {lines} lines: split it"
+
+
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [

@@ -49,7 +49,7 @@ class Distiller(nn.Module):
             pixels = PixelAdapter(PixelFormat.of(student_processor), PixelFormat.of(teacher_processor))
         teacher.requires_grad_(False).eval()
         self.pair = Pair(view(student, "student"), view(teacher, "teacher", pixels))
-        configs = [MethodConfig.parse(each) if isinstance(each, str) else each for each in methods]
+        configs = MethodConfig.parse_all(methods)
         _check_names([config.name for config in configs])
         _share_strides(self.pair, configs)
         self.methods = nn.ModuleDict({config.name: self._build(config) for config in configs})

@@ -161,6 +161,12 @@ class MethodConfig:
             "my_package.my_module:MyConfig."
         )
 
+    @staticmethod
+    def parse_all(methods: Iterable[MethodConfig | str] | MethodConfig | str) -> list[MethodConfig]:
+        """Configurations, of those and of strings; a single one stands for a list of itself."""
+        given = [methods] if isinstance(methods, str | MethodConfig) else methods
+        return [MethodConfig.parse(each) if isinstance(each, str) else each for each in given]
+
 
 def register(values: Iterable[Any]) -> None:
     """Put the configurations among `values` into :data:`METHODS`, by the names of their methods."""

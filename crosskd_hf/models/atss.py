@@ -7,9 +7,9 @@ from torch import Tensor
 from .assigners import Assignment, Priors
 from .box_coders import DeltaCoder
 from .boxes import aligned_iou
-from .centerness import centerness_loss, centerness_targets
+from .centerness import centerness_targets, losses_with_centerness
 from .dense import DenseDetector, Predictions
-from .losses import LossPart, focal_loss
+from .losses import LossPart
 from .square_anchors import SquareAnchorConfig, SquareAnchorHead
 
 
@@ -40,16 +40,10 @@ class ATSSHead(SquareAnchorHead):
     ) -> dict[str, LossPart]:
         """Focal loss, GIoU and centerness, those of FCOS (ATSS, CVPR 2020); see :meth:`DenseHead.loss`."""
         assert predictions.centerness is not None
-        weights, count = self.weights, assignment.count_positives()
         centerness = centerness_targets(priors, assignment)
-        giou = (1 - aligned_iou(boxes, assignment.boxes, generalized=True)) * centerness
-        return {
-            "loss_cls": LossPart(weights["loss_cls"] * focal_loss(predictions.logits, assignment), count),
-            "loss_bbox": LossPart(weights["loss_bbox"] * giou.sum(), centerness.sum()),
-            "loss_centerness": LossPart(
-                weights["loss_centerness"] * centerness_loss(predictions.centerness, centerness, assignment), count
-            ),
-        }
+        distances = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
+        logits, count = (predictions.logits, predictions.centerness), assignment.count_positives()
+        return losses_with_centerness(logits, distances, centerness, assignment, count, self.weights)
 
 
 class ATSSForObjectDetection(DenseDetector):

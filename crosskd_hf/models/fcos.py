@@ -9,9 +9,9 @@ from torch import Tensor
 from .assigners import Assignment, Priors, SizeCache, Targets, assign_points
 from .box_coders import DistanceCoder
 from .boxes import aligned_iou, row_of
-from .centerness import centerness_loss, centerness_targets
+from .centerness import centerness_targets, losses_with_centerness
 from .dense import DenseDetector, Predictions
-from .losses import LossPart, focal_loss
+from .losses import LossPart
 from .two_towers import TwoTowerConfig, TwoTowerHead
 
 
@@ -94,20 +94,13 @@ class FCOSHead(TwoTowerHead):
     ) -> dict[str, LossPart]:
         """Focal loss, -log IoU (GIoU with `reg_max`) and centerness (eq. 2 and 3); see :meth:`DenseHead.loss`."""
         assert predictions.centerness is not None
-        weights = self.weights
-        count = assignment.positive.sum()
         centerness = centerness_targets(priors, assignment)
         if isinstance(self.coder, DistanceCoder):
-            rows = -aligned_iou(boxes, assignment.boxes).clamp(min=1e-6).log()
+            distances = -aligned_iou(boxes, assignment.boxes).clamp(min=1e-6).log()
         else:
-            rows = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
-        return {
-            "loss_cls": LossPart(weights["loss_cls"] * focal_loss(predictions.logits, assignment), count),
-            "loss_bbox": LossPart(weights["loss_bbox"] * (rows * centerness).sum(), centerness.sum(), floor=1e-6),
-            "loss_centerness": LossPart(
-                weights["loss_centerness"] * centerness_loss(predictions.centerness, centerness, assignment), count
-            ),
-        }
+            distances = 1 - aligned_iou(boxes, assignment.boxes, generalized=True)
+        logits, count = (predictions.logits, predictions.centerness), assignment.positive.sum()
+        return losses_with_centerness(logits, distances, centerness, assignment, count, self.weights, floor=1e-6)
 
 
 class FCOSForObjectDetection(DenseDetector):

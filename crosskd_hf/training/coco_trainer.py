@@ -57,6 +57,11 @@ class CocoTrainer(Trainer):
     data_collator: Any
     optimizer: Any
     lr_scheduler: Any
+    _kept: KeptPredictions | None = None
+    _detections: CocoEvaluator | None = None
+    _train_sampler: Any = None
+    _step_scheduler: Any = None
+    _optimizer_for: int | None = None  # images an update, of an optimiser that was made here
 
     def __init__(
         self,
@@ -107,22 +112,20 @@ class CocoTrainer(Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.callback_handler.callbacks.insert(0, _Moments(self))  # other callbacks see the averaged weights
+        self._refuse_sharding()
+        self._eval_collator, self._own_collator = collators[1], data_collator is not None
+        self._train_transform = train_transform
+        self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
+        self.model_init = model_init  # its first model is known already
+        if data_collator is not None or not arguments.takes(bare_model(self.model), "pixel_mask"):
+            self._check_batches()
+
+    def _refuse_sharding(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise NotImplementedError(
                 "DeepSpeed and FSDP are not supported: a detector and its teacher fit on one device. "
                 "Launch plain processes: accelerate launch --multi_gpu ..."
             )
-        self._eval_collator, self._own_collator = collators[1], data_collator is not None
-        self._train_transform = train_transform
-        self._kept: KeptPredictions | None = None
-        self._evaluators: dict[int, tuple[Any, CocoEvaluator]] = {}
-        self._detections: CocoEvaluator | None = None
-        self._train_sampler: Any = None
-        self._step_scheduler: Any = None
-        self._optimizer_for: int | None = None  # images an update, of an optimiser that was made here
-        self.model_init = model_init  # its first model is known already
-        if data_collator is not None or not arguments.takes(bare_model(self.model), "pixel_mask"):
-            self._check_batches()
 
     def _adopt_model(self) -> None:
         """Make ready what depends on the student; `model_init` makes a new one for every run."""

@@ -172,8 +172,7 @@ class CrossKDConfig(TrainingArguments):
     metric_for_best_model: str | None = option(None, "Default with load_best_model_at_end: eval_map.")
 
     def __post_init__(self) -> None:
-        chosen = [self.methods] if isinstance(self.methods, str | MethodConfig) else list(self.methods)
-        self.methods = [MethodConfig.parse(each) if isinstance(each, str) else each for each in chosen]  # type: ignore[misc]
+        self.methods = MethodConfig.parse_all(self.methods)  # type: ignore[assignment]
         self._fill_in()
         self._check()
         of_schedule = {name: None for name in ("optim", "lr_scheduler_type", "warmup_steps") if self._is_none(name)}

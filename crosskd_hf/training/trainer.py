@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.transforms import Record
-from ..distillation import Distiller, MethodConfig
+from ..distillation import Distiller
 from ..inference.loading import load_teacher
 from ..inference.precision import widen
 from ..inference.processors import check_image_size, check_processor
@@ -67,6 +67,18 @@ class CrossKDTrainer(CheckpointingTrainer):
         NotImplementedError: DeepSpeed or FSDP: detectors fit on one device; use plain processes (DDP).
     """
 
+    distiller: Distiller | None = None
+    _teacher: tuple[PreTrainedModel, BaseImageProcessor | None] | None = None
+    _teacher_hash: str | None = None
+    _prepared: Distiller | None = None  # whose methods have prepared the student
+    _head_checked = False
+    # Of the present update.
+    _gradient_norm: Tensor | None = None
+    _own_images = True
+    _update_sums: UpdateSums | None = None
+    _micro_batches = 1
+    _first_update = False
+
     def __init__(
         self,
         model: PreTrainedModel | None = None,
@@ -111,19 +123,9 @@ class CrossKDTrainer(CheckpointingTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
-        self._gradient_norm: Tensor | None = None
-        self._own_images, self._head_checked = True, False
-        self._prepared: Distiller | None = None  # whose methods have prepared the student
-        self._update_sums: UpdateSums | None = None
         self._averaged = args.world_size
-        self._micro_batches = 1
-        self._first_update = False
-        self._log_sums: dict[str, Tensor] = {}
-        self._log_updates = 0
-        self.distiller: Distiller | None = None
-        self._teacher: tuple[PreTrainedModel, BaseImageProcessor | None] | None = None
-        self._teacher_hash: str | None = None
         self._adopted = self.student
+        self._forget_log()
         if teacher is not None:
             self._set_teacher(teacher, teacher_processing_class)
             self._make_distiller()
@@ -167,9 +169,7 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _make_distiller(self) -> None:
         assert self._teacher is not None
         teacher, processor = self._teacher
-        given = self.args.methods  # a search for hyperparameters may set strings
-        methods = [MethodConfig.parse(each) if isinstance(each, str) else each for each in given]
-        distiller = Distiller(self.student, teacher, methods, self.processing_class, processor)
+        distiller = Distiller(self.student, teacher, self.args.methods, self.processing_class, processor)
         self.distiller = distiller.to(self.args.device)
 
     # ---- Teacher ----
@@ -437,4 +437,5 @@ class CrossKDTrainer(CheckpointingTrainer):
         super().log(logs, start_time)
 
     def _forget_log(self) -> None:
-        self._log_sums, self._log_updates = {}, 0
+        self._log_sums: dict[str, Tensor] = {}
+        self._log_updates = 0

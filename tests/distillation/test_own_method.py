@@ -1,6 +1,11 @@
 """A method, and a view, that a user brings: trained, saved with its adapters, resumed, described."""
 
+import copy
 import json
+import os
+import pickle
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import HfArgumentParser
 
 from crosskd_hf.distillation import CrossKD, Distiller, Method, MethodConfig, option
 from crosskd_hf.distillation.detectors import VIEWS
@@ -16,9 +22,13 @@ from crosskd_hf.distillation.method import Paper
 from crosskd_hf.distillation.passes import Batch, DetectorView, Pair, Pass
 from crosskd_hf.models import GFLConfig, GFLForObjectDetection
 from crosskd_hf.models.losses import LossPart, divide
+from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests import tiny_run
 from tests.distillation import detector_zoo
+from tests.tiny_backbone import as_if_loaded
+
+ROOT = Path(__file__).parents[2]
 
 
 class MeansMethod(Method):
@@ -99,6 +109,70 @@ def test_is_trained_saved_resumed_and_described(data: Path, tmp_path: Path, monk
         assert torch.equal(mine, other)
 
 
+def test_is_said_in_every_way_that_settings_are_said(tmp_path: Path) -> None:
+    """Constructor, command line, dict, json file: the same objects."""
+    said = [f"{__name__}:Means:alpha=0.5", "crosskd:cut=2"]
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none"]
+    parser = HfArgumentParser((CrossKDConfig,))
+    (given,) = parser.parse_args_into_dataclasses([*words, "--methods", *said])
+    assert given.methods == [Means(alpha=0.5), CrossKD(cut=2)]
+    assert given.to_dict()["methods"] == said
+    again = CrossKDConfig(str(tmp_path), use_cpu=True, report_to="none", methods=given.to_dict()["methods"])
+    assert again.methods == given.methods
+    (tmp_path / "args.json").write_text(json.dumps({"output_dir": str(tmp_path), "use_cpu": True, "methods": said}))
+    (read,) = parser.parse_json_file(str(tmp_path / "args.json"))
+    assert read.methods == given.methods
+    assert json.loads(given.to_json_string())["methods"] == said
+    assert pickle.loads(pickle.dumps(given.methods)) == given.methods
+    assert copy.deepcopy(given).methods == given.methods
+
+
+MODULE = """
+from dataclasses import dataclass
+from crosskd_hf.distillation import Method, MethodConfig
+from crosskd_hf.models.losses import LossPart
+
+class MineMethod(Method):
+    name = "mine"
+
+    def forward(self, student, teacher, batch):
+        own, target = (each.features[0].values.mean(1) for each in (student, teacher))
+        total = (own - target).square().mean((1, 2)).sum()
+        return {"features": LossPart(total, total.new_tensor(float(len(own))))}
+
+@dataclass(frozen=True)
+class MyConfig(MethodConfig):
+    method = MineMethod
+"""
+
+
+def test_its_module_is_imported_by_the_command_line_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/__init__.py").touch()
+    (tmp_path / "my_package/my_module.py").write_text(MODULE)
+    teacher = tiny_run.make_detector(1, 12)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tiny_run.processor().save_pretrained(tmp_path / "teacher")
+    student = tiny_run.make_detector(2)
+    student.save_pretrained(tmp_path / "student")
+    tiny_run.processor().save_pretrained(tmp_path / "student")
+    command = (
+        *(sys.executable, "-m", "crosskd_hf.cli", "train", "--output_dir", "out", "--use_cpu", "--max_steps", "1"),
+        *("--train_annotations", data / "annotations/instances_train.json", "--train_images", data / "train"),
+        *("--student", "student", "--teacher", "teacher", "--save_strategy", "no", "--disable_tqdm", "True"),
+        *("--methods", "my_package.my_module:MyConfig:weight=0.5"),
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "out/distillation.json").read_text())["distillation"]
+    assert record["methods"]["mine"]["weight"] == 0.5
+    saved = json.loads((tmp_path / "out/training_args.json").read_text())
+    assert saved["methods"] == ["my_package.my_module:MyConfig:weight=0.5"]
+
+
 def test_prepares_the_student_once_and_not_on_resume(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(data, tmp_path / "run", max_steps=2, learning_rate=1e-12)
     trainer.train()
@@ -155,3 +229,21 @@ def test_a_view_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses["fitnets/features"] > 0
     with pytest.raises(ValueError, match="these are my detectors and dense detectors"):
         Distiller(student, teacher, ["crosskd"])
+
+
+def test_a_detector_and_a_view_of_ones_own_are_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VIEWS, MyDetector, MyView)
+    settings = tiny_run.make_detector(2).config.to_dict()
+    del settings["model_type"]
+    train, val = tiny_run.load_data(data)
+    options = tiny_run.settings(data, output_dir=str(tmp_path / "run"), max_steps=1, methods=[Means()])
+    student = as_if_loaded(MyDetector(MyConfig(**settings)))
+    teacher = tiny_run.make_detector(1, 12)
+    images = tiny_run.processor()
+    trainer = CrossKDTrainer(student, options, train.dataset, val.dataset, images, teacher_model=teacher)
+    assert isinstance(trainer.distiller.pair.student, MyView)
+    trainer.train()
+    (update,) = tiny_run.losses(trainer)
+    assert update["means/features"] > 0

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from crosskd_hf.distillation.methods import METHODS as ALL_METHODS
 from tests.tiny_run import make_data, perform
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,10 @@ def case(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 OTHER_FAMILIES = ("retinanet", "fcos", "atss", "faster_rcnn", "deformable_detr")
 METHODS = {"deformable_detr": ["crosskd"]}
+# Every other method of the package, and one of a user's own, which each process imports.
+OWN = "tests.distillation.test_own_method:Means:alpha=0.5"
+OTHERS = sorted({*ALL_METHODS} - {"crosskd", "pkd"})
+EVERY = [f"{name}:start=0" if name == "fine_grained" else name for name in OTHERS] + [OWN]
 RESUMED: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_steps": 6,
@@ -98,6 +103,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     make_data(folder / "uneven", num_train=7)
     make_data(folder / "lonely", num_train=5)
     cases = {family: family_case(folder / "uneven", family, per_device_train_batch_size=2) for family in OTHER_FAMILIES}
+    cases["every"] = family_case(folder / "uneven", "gfl", "-every", methods=EVERY, per_device_train_batch_size=2)
     cases["lonely"] = case(folder / "lonely", "lonely", per_device_train_batch_size=2) | {"evaluate_first": True}
     cases["whole"] = case(folder / "uneven", "whole", **RESUMED)
     cases["resumed"] = case(folder / "uneven", "resumed", **RESUMED)
@@ -112,18 +118,18 @@ def perform_in_two(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, 
 
 def family_case(folder: Path, family: str, suffix: str = "", **changes: Any) -> dict[str, Any]:
     methods = METHODS.get(family, ["crosskd", "pkd"])
-    return case(folder, f"{family}{suffix}", family=family, methods=methods, **changes)
+    return case(folder, f"{family}{suffix}", family=family, **({"methods": methods} | changes))
 
 
-def assert_like_one_process(spread: dict[str, Any], family: str = "gfl") -> None:
+def assert_like_one_process(spread: dict[str, Any], family: str = "gfl", suffix: str = "", **changes: Any) -> None:
     """Two processes of two images and two micro-batches of two do what one process of four does."""
     folder = Path(spread["folder"])
     assert spread["processes"] == 2
     assert spread["wrapped"] == "DistributedDataParallel"
     assert largest_difference(weights(spread, 0), weights(spread, 1)) == 0
-    whole = family_case(folder, family, "-one")
-    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    accumulated = family_case(folder, family, "-accumulated", **small)
+    whole = family_case(folder, family, f"{suffix}-one", **changes)
+    small = changes | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    accumulated = family_case(folder, family, f"{suffix}-accumulated", **small)
     expected = perform(whole)
     assert_same(spread, expected)
     assert_same(perform(accumulated), expected)
@@ -140,6 +146,16 @@ def test_processes_and_accumulation_make_no_difference(launched: dict[str, Any])
 @pytest.mark.parametrize("family", OTHER_FAMILIES)
 def test_the_same_for_every_family(more: dict[str, dict[str, Any]], family: str) -> None:
     assert_like_one_process(more[family], family)
+
+
+@pytest.mark.slow
+def test_the_same_for_every_method(more: dict[str, dict[str, Any]]) -> None:
+    assert {key.split("/")[0] for key in more["every"]["losses"][0] if "/" in key} >= {*ALL_METHODS} - {
+        "crosskd",
+        "pkd",
+    }
+    assert any(key == "means/features" for key in more["every"]["losses"][0])
+    assert_like_one_process(more["every"], suffix="-every", methods=EVERY)
 
 
 @pytest.mark.slow
