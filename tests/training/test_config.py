@@ -124,6 +124,29 @@ class TestMovedOptions:
         assert f"methods={new}" in str(raised.value)
         assert config(tmp_path, methods=new).methods
 
+    @pytest.mark.parametrize(
+        ("option", "value", "new"),
+        [
+            ("cut", 2, "crosskd:cut=2 kd pkd"),
+            ("teacher_cut", 3, "crosskd:teacher_cut=3 kd pkd"),
+            ("loss_weights", {"loss_centerness_kd": 0.5}, "crosskd:terms.centerness=0.5 kd:terms.centerness=0.5 pkd"),
+            ("statistics", "batch", "crosskd:statistics=batch kd pkd:statistics=batch"),
+            ("normalizer", "student", "crosskd:normalizer=student kd:normalizer=student pkd"),
+            ("normalizer_floor", 2.0, "crosskd:normalizer_floor=2.0 kd:normalizer_floor=2.0 pkd"),
+            ("beta", 2.0, "crosskd:beta=2.0 kd:beta=2.0 pkd"),
+            ("temperature", 2.0, "crosskd:temperature=2.0 kd:temperature=2.0 pkd"),
+            ("queries", "student", "crosskd:queries=student kd pkd"),
+            ("box_loss", "giou", "crosskd:box_loss=giou kd pkd"),
+            ("mapping", {"broadcast": True}, "crosskd kd:broadcast=True pkd"),
+        ],
+    )
+    def test_each_of_them(self, tmp_path: Path, option: str, value: Any, new: str) -> None:
+        """All that `CrossKDConfig` had before methods were objects, and has no more."""
+        with pytest.raises(ValueError, match=f"^{option}: options of distillation have moved") as raised:
+            config(tmp_path, methods=["crosskd", "kd", "pkd"], **{option: value})
+        assert f"--methods {new};" in str(raised.value)
+        assert config(tmp_path, methods=new.split()).methods
+
     def test_on_a_command_line_too(self) -> None:
         words = ["--methods", "crosskd", "kd", "--cut=2", "--loss_weights", '{"loss_reg_kd": 0.5}', "--max_steps", "2"]
         with pytest.raises(ValueError, match=r"--methods crosskd:cut=2,terms.reg=0.5 kd:terms.reg=0.5;"):
