@@ -66,10 +66,9 @@ def build(kind: str, seed: int, width: int = 16) -> Any:
         if kind == "faster_rcnn":
             config.rpn_samples = config.roi_samples = None  # all of them: nothing is drawn
         model = models.DETECTORS[config_class](config)
-    else:
-        model = zoo().build(kind, seed)
-    seed_weights(model, seed)
-    return model
+        seed_weights(model, seed)
+        return model
+    return zoo().build(kind, seed)  # drawn from the seed in the same order, by transformers
 
 
 def seed_weights(module: Any, seed: int, by_shape: bool = False) -> None:
