@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from torch import nn
 from transformers import HfArgumentParser
 
+from crosskd_hf.cli import main
 from crosskd_hf.distillation import CrossKD, Distiller, Method, MethodConfig, option
 from crosskd_hf.distillation.detectors import VIEWS
 from crosskd_hf.distillation.detectors.dense import DenseView
@@ -27,8 +25,6 @@ from crosskd_hf.training.trainer import CrossKDTrainer
 from tests import tiny_run
 from tests.distillation import detector_zoo
 from tests.tiny_backbone import as_if_loaded
-
-ROOT = Path(__file__).parents[2]
 
 
 class MeansMethod(Method):
@@ -146,27 +142,29 @@ class MyConfig(MethodConfig):
 """
 
 
-def test_its_module_is_imported_by_the_command_line_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
+def test_its_module_is_imported_by_the_command_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package/__init__.py").touch()
     (tmp_path / "my_package/my_module.py").write_text(MODULE)
-    teacher = tiny_run.make_detector(1, 12)
-    teacher.save_pretrained(tmp_path / "teacher")
-    tiny_run.processor().save_pretrained(tmp_path / "teacher")
-    student = tiny_run.make_detector(2)
-    student.save_pretrained(tmp_path / "student")
-    tiny_run.processor().save_pretrained(tmp_path / "student")
-    command = (
-        *(sys.executable, "-m", "crosskd_hf.cli", "train", "--output_dir", "out", "--use_cpu", "--max_steps", "1"),
-        *("--train_annotations", data / "annotations/instances_train.json", "--train_images", data / "train"),
-        *("--student", "student", "--teacher", "teacher", "--save_strategy", "no", "--disable_tqdm", "True"),
-        *("--methods", "my_package.my_module:MyConfig:weight=0.5"),
-    )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, model in {"teacher": tiny_run.make_detector(1, 12), "student": tiny_run.make_detector(2)}.items():
+        model.save_pretrained(tmp_path / name)
+        tiny_run.processor().save_pretrained(tmp_path / name)
+    words = {
+        "--train_annotations": data / "annotations/instances_train.json",
+        "--train_images": data / "train",
+        "--student": tmp_path / "student",
+        "--teacher": tmp_path / "teacher",
+        "--output_dir": tmp_path / "out",
+        "--methods": "my_package.my_module:MyConfig:weight=0.5",
+        "--max_steps": 1,
+        "--save_strategy": "no",
+        "--disable_tqdm": True,
+    }
+    status = main(["train", "--use_cpu", *(str(word) for pair in words.items() for word in pair)])
+    assert status == 0
     record = json.loads((tmp_path / "out/distillation.json").read_text())["distillation"]
     assert record["methods"]["mine"]["weight"] == 0.5
     saved = json.loads((tmp_path / "out/training_args.json").read_text())
