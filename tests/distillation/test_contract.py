@@ -2,10 +2,9 @@
 
 import ast
 import json
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from crosskd_hf.distillation import methods
 from crosskd_hf.distillation.detectors import VIEWS, view
 from crosskd_hf.distillation.distiller import Distiller
-from crosskd_hf.distillation.method import MethodConfig, without_none
+from crosskd_hf.distillation.method import MethodConfig
 from crosskd_hf.distillation.methods import METHODS
 from crosskd_hf.distillation.passes import Batch
 from crosskd_hf.models.losses import divide
@@ -132,50 +131,20 @@ class TestEveryMethodOnEveryFamily:
         assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
-def given(entry: Any, hint: Any) -> Any:
-    """A value of an option's kind that isn't its default."""
-    kind = without_none(hint)
-    if get_origin(kind) is Literal:
-        return next(choice for choice in get_args(kind) if choice != entry.default)
-    if kind is bool:
-        return not entry.default
-    if kind in (int, float):
-        low, high = entry.metadata.get("least"), entry.metadata.get("most")
-        return next(v for v in (kind(1), kind(2), kind(0)) if v != entry.default and (low or v) <= v <= (high or v))
-    assert kind is str, f"{entry.name} is of a kind that this test doesn't know: {kind}"
-    return "something"
-
-
-def options_of(name: str) -> dict[str, Any]:
-    """The options of a method, but its terms, with a value that isn't the default."""
-    kind = METHODS[name]
-    hints = get_type_hints(kind)
-    return {entry.name: given(entry, hints[entry.name]) for entry in fields(kind) if entry.name != "terms"}
+def options_of(name: str) -> set[str]:
+    return {entry.name for entry in fields(METHODS[name])}
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryConfiguration:
-    def test_becomes_a_string_and_the_same_configuration_again(self, name: str) -> None:
-        kind = METHODS[name]
-        tried = [kind(), kind(terms=dict.fromkeys(kind.method.terms, 0.125))]
-        for option, value in options_of(name).items():
-            with suppress(ValueError):  # an option that means nothing without another one
-                tried.append(kind(**{option: value}))
-        assert len(tried) > min(2, len(options_of(name)))
-        for config in tried:
-            assert MethodConfig.parse(str(config)) == config
-            assert str(MethodConfig.parse(str(config))) == str(config)
-            assert name in str(config)
-
     def test_has_no_place_for_an_option_of_another_method(self, name: str) -> None:
-        own = {entry.name for entry in fields(METHODS[name])}
-        others = {option: value for other in NAMES for option, value in options_of(other).items() if option not in own}
+        others = {option for other in NAMES for option in options_of(other)} - options_of(name)
         assert others
-        for option, value in others.items():
+        for option in others:
             with pytest.raises(ValueError, match=f"{name} has no option '{option}="):
-                MethodConfig.parse(f"{name}:{option}={value}")
+                MethodConfig.parse(f"{name}:{option}=1")
             with pytest.raises(TypeError, match=option):
-                METHODS[name](**{option: value})
+                METHODS[name](**{option: 1})
 
     def test_has_no_place_for_a_term_of_another_method(self, name: str) -> None:
         terms = {term for other in NAMES for term in METHODS[other].method.terms} - set(METHODS[name].method.terms)
