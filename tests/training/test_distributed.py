@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crosskd_hf.distillation.methods import METHODS as ALL_METHODS
 from tests.tiny_run import make_data, perform
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +68,6 @@ def case(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 OTHER_FAMILIES = ("retinanet", "fcos", "atss", "faster_rcnn", "deformable_detr")
 METHODS = {"deformable_detr": ["crosskd"]}
-# Every other method of the package, and one of a user's own, which each process imports.
-OWN = "tests.distillation.test_own_method:Means:alpha=0.5"
-OTHERS = sorted({*ALL_METHODS} - {"crosskd", "pkd"})
-EVERY = [f"{name}:start=0" if name == "fine_grained" else name for name in OTHERS] + [OWN]
 RESUMED: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_steps": 6,
@@ -145,15 +140,6 @@ def test_processes_and_accumulation_make_no_difference(launched: dict[str, Any])
 @pytest.mark.parametrize("family", OTHER_FAMILIES)
 def test_the_same_for_every_family(more: dict[str, dict[str, Any]], family: str) -> None:
     assert_like_one_process(more[family], family)
-
-
-@pytest.mark.slow
-def test_the_same_for_every_method(tmp_path: Path) -> None:
-    make_data(tmp_path, num_train=7)
-    spread = family_case(tmp_path, "gfl", "-every", methods=EVERY, per_device_train_batch_size=2)
-    spread = perform_in_two(tmp_path, {"every": spread})["every"]
-    assert {key.split("/")[0] for key in spread["losses"][0] if "/" in key} == {*OTHERS, "means"}
-    assert_like_one_process(spread, suffix="-every", methods=EVERY)
 
 
 @pytest.mark.slow
