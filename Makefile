@@ -30,8 +30,13 @@ unit: $(STAMP)
 test-lowest: $(LOWEST_STAMP)  ## the tests with the lowest versions that setup.cfg allows, in an environment of their own
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-parity: $(STAMP)  ## every golden case: the authors' figures beside ours
+# Images of coco_tiny; where they are absent, the files that need them are left out.
+COCO_TINY ?= ../shared/data/coco_tiny
+KINDS := configs postprocess $(if $(wildcard $(COCO_TINY)),evaluation pipeline)
+
+parity: $(STAMP)  ## every golden case and every file of the protocol: the authors' figures beside ours
 	$(BIN)/python -m tests.parity.steps tests/golden/*.json
+	$(BIN)/python -m tests.parity.protocol --coco $(COCO_TINY) $(foreach kind,$(KINDS),tests/golden/protocol/$(kind)/*.json)
 
 presets: $(STAMP)  ## every published experiment in small: two updates and one evaluation, half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets_dry.py

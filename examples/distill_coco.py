@@ -26,7 +26,6 @@ from crosskd_hf.experiments.presets import preset
 from crosskd_hf.experiments.published import announce, conclude
 from crosskd_hf.inference.detection import detect
 from crosskd_hf.inference.loading import load_detector
-from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
 
@@ -85,28 +84,45 @@ def prepare(arguments: DenseOptions, config: CrossKDConfig) -> Comparison:
     if arguments.student is not None:
         known = load_detector(arguments.student)[0].config
         train, val = train.for_model(known), val.for_model(known)
+    return Comparison(train, val, new_processor(arguments, student_spec(arguments)), config, arguments.transform)
+
+
+def student_spec(arguments: DenseOptions) -> DetectorSpec:
+    """A new student."""
+    if arguments.published_model is not None:
+        return arguments.published_model.spec
+    return DetectorSpec(arguments.detector, arguments.student_backbone, arguments.backbone_weights, arguments.width)
+
+
+def teacher_spec(arguments: DenseOptions) -> DetectorSpec:
+    """A new teacher."""
+    architecture = arguments.teacher_detector or arguments.detector
+    return DetectorSpec(architecture, arguments.teacher_backbone, arguments.backbone_weights, arguments.width)
+
+
+def new_processor(arguments: DenseOptions, spec: DetectorSpec) -> BaseImageProcessor:
+    """The image processor of a new model."""
     canvas = {"height": arguments.longest_edge, "width": arguments.longest_edge} if arguments.fixed_canvas else None
     published = arguments.published_model
-    pixels = {} if published is None else published.pixels.processor_arguments()
-    processor = DetectionImageProcessor(size=arguments.image_size, pad_size=canvas, **pixels)
-    return Comparison(train, val, processor, config, arguments.transform)
+    kind = published if published is not None and published.spec == spec else spec
+    return kind.image_processor(size=arguments.image_size, pad_size=canvas)
 
 
 def run(arguments: DenseOptions, comparison: Comparison, models: dict[str, Trained]) -> None:
     """Do the steps that `models` does not hold yet, and put their models there."""
-    kind = (arguments.backbone_weights, arguments.width)
-    teacher = DetectorSpec(arguments.teacher_detector or arguments.detector, arguments.teacher_backbone, *kind)
+    teacher, its_processor = teacher_spec(arguments), new_processor(arguments, teacher_spec(arguments))
     if arguments.teacher is not None and "teacher" not in models:
         models["teacher"] = load_detector(arguments.teacher)
     if "distilled" in arguments.steps:
         student, processor = start(arguments, comparison)
-        given, its_processor = models.get("teacher", (teacher, comparison.processor))
-        comparison.check(student, given, processor, its_processor)
+        given, given_processor = models.get("teacher", (teacher, its_processor))
+        comparison.check(student, given, processor, given_processor)
     if arguments.teacher is not None:
         comparison.evaluate("teacher", *models["teacher"])
     elif "teacher" in arguments.steps and "teacher" not in models:
         epochs = arguments.teacher_epochs or comparison.args.num_train_epochs
-        models["teacher"] = comparison.run("teacher", teacher, num_train_epochs=epochs), comparison.processor
+        trained = comparison.run("teacher", teacher, processor=its_processor, num_train_epochs=epochs)
+        models["teacher"] = trained, its_processor
     for step in ("alone", "distilled"):
         if step in arguments.steps:
             student, processor = start(arguments, comparison)
@@ -118,10 +134,7 @@ def start(arguments: DenseOptions, comparison: Comparison) -> tuple[DetectorSpec
     """What the student starts from, and its image processor."""
     if arguments.student is not None:
         return load_detector(arguments.student)
-    if arguments.published_model is not None:
-        return arguments.published_model.spec, comparison.processor
-    kind = (arguments.backbone_weights, arguments.width)
-    return DetectorSpec(arguments.detector, arguments.student_backbone, *kind), comparison.processor
+    return student_spec(arguments), comparison.processor
 
 
 def main() -> None:

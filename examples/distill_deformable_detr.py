@@ -143,7 +143,9 @@ def prepare(arguments: DetrOptions, config: CrossKDConfig) -> Comparison:
     train, val = arguments.read_data(config)
     print(train.report, val.report, sep="\n")
     if arguments.student is None:
-        processor = DeformableDetrImageProcessor(size=arguments.image_size)
+        published, size = arguments.published_model, arguments.image_size
+        new = DeformableDetrImageProcessor if published is None else published.image_processor
+        processor: BaseImageProcessor = new(size=size)
     else:
         check_download(arguments.student)
         processor = AutoImageProcessor.from_pretrained(arguments.student)

@@ -17,7 +17,6 @@ from crosskd_hf.models import (
     DETECTORS,
     ATSSConfig,
     DenseDetector,
-    DetectionImageProcessor,
     FasterRCNNConfig,
     FCOSConfig,
     GFLConfig,
@@ -25,6 +24,7 @@ from crosskd_hf.models import (
 )
 from crosskd_hf.models.backbone import weights_follow
 from crosskd_hf.models.box_coders import DeltaCoder
+from crosskd_hf.models.processors import image_processor
 
 from .checkpoint import Checkpoint, CheckpointError, Conversion, load_exactly, read_checkpoint
 from .class_names import choose_names, set_classes
@@ -40,19 +40,13 @@ SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 NOT_WEIGHTS = ("data_preprocessor.", "ema_")
 
 
-class Kind(NamedTuple):
-    """What MMDetection's `test_cfg` has for a detector by default, and which of its heads predict as ours do."""
-
-    nms_threshold: float
-    heads: frozenset[str]
-
-
-KINDS: dict[type[PreTrainedConfig], Kind] = {
-    ATSSConfig: Kind(0.6, frozenset({"ATSSHead"})),
-    FCOSConfig: Kind(0.5, frozenset({"FCOSHead"})),
-    FasterRCNNConfig: Kind(0.5, frozenset({"RPNHead"})),
-    GFLConfig: Kind(0.6, frozenset({"GFLHead", "LDHead"})),
-    RetinaNetConfig: Kind(0.5, frozenset({"RetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead"})),
+# Which of MMDetection's heads predict as ours do.
+HEADS: dict[type[PreTrainedConfig], frozenset[str]] = {
+    ATSSConfig: frozenset({"ATSSHead"}),
+    FCOSConfig: frozenset({"FCOSHead"}),
+    FasterRCNNConfig: frozenset({"RPNHead"}),
+    GFLConfig: frozenset({"GFLHead", "LDHead"}),
+    RetinaNetConfig: frozenset({"RetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead"}),
 }
 # What detectors without a field for it have built in.
 BUILT_IN: dict[str, Any] = {"scales_per_octave": 1, "aspect_ratios": [1.0]}
@@ -109,26 +103,18 @@ def _embedded_names(meta: Mapping[str, Any]) -> list[str] | None:
 
 def _convert_pyramid(state: State, settings: MMDetSettings) -> Converted:
     config, converted = convert_mmdet(state, settings.options)
-    kind = KINDS[type(config)]
-    if settings.head_type is not None and settings.head_type not in kind.heads:
+    heads = HEADS[type(config)]
+    if settings.head_type is not None and settings.head_type not in heads:
         raise CheckpointError(
             f"The tensors have the names of {type(config).__name__.removesuffix('Config')}, but the config's head is "
-            f"{settings.head_type}, which predicts otherwise. Can be converted: {', '.join(sorted(kind.heads))}."
+            f"{settings.head_type}, which predicts otherwise. Can be converted: {', '.join(sorted(heads))}."
         )
     _apply(config, settings.fields)
     with weights_follow():
         model = DETECTORS[type(config)](config)
     load_exactly(model, converted)
-    processor = DetectionImageProcessor(
-        **{
-            "nms_threshold": kind.nms_threshold,
-            "size": SIZE,
-            "image_mean": settings.image_mean,
-            "image_std": settings.image_std,
-            **settings.processor,
-        }
-    )
-    return model, processor
+    pixels = {"image_mean": settings.image_mean, "image_std": settings.image_std}
+    return model, image_processor(config, **{"size": SIZE} | pixels | settings.processor)
 
 
 def _apply(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:

@@ -20,7 +20,6 @@ from ..data.class_names import are_placeholders, are_reordered, are_same, class_
 from ..data.dataset import DetectionData
 from ..data.schema import names_of
 from ..inference.loading import load_detector
-from ..models import DetectionImageProcessor
 from ..sources import check_source, near
 from .dense import ARCHITECTURES, build_dense
 from .new_classes import NewClasses, name_classes, with_classes
@@ -143,7 +142,7 @@ def _check_names(spec: DetectorSpec) -> None:
 def _processor(spec: DetectorSpec, image_size: ImageSize | None) -> BaseImageProcessor:
     if spec.architecture in TRANSFORMERS:
         return build_processor(spec, image_size)
-    return DetectionImageProcessor(size=(image_size or ImageSize()).as_size())
+    return spec.image_processor(size=(image_size or ImageSize()).as_size())
 
 
 def _categories(data: DetectionData | CategoryMap | datasets.Dataset | Sequence[str]) -> CategoryMap:

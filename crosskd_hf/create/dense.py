@@ -1,15 +1,17 @@
 """New dense detectors and Faster R-CNN on timm backbones."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models.resnet import ResNet
 from transformers import PreTrainedModel
 
+from ..convert.backbone_file import load_backbone_file
 from ..data.categories import CategoryMap
 from ..models import DETECTORS, DenseDetectorConfig
-from ..models.backbone import weights_follow
+from ..models.backbone import Backbone, weights_follow
 from .spec import DetectorSpec
 
 ARCHITECTURES = {config.model_type.removeprefix("crosskd_"): config for config in DETECTORS}
@@ -43,8 +45,15 @@ def build_dense(spec: DetectorSpec, categories: CategoryMap) -> PreTrainedModel:
     with weights_follow() if spec.backbone_weights is not None else nullcontext():
         model = DETECTORS[config_class](config)
     if spec.backbone_weights is not None:
-        model.backbone.load_weights(None if spec.backbone_weights == "timm" else spec.backbone_weights)
+        _load(model.backbone, spec.backbone_weights)
     return model
+
+
+def _load(backbone: Backbone, weights: str) -> None:
+    if Path(weights).is_file() or Path(weights).suffix in (".pth", ".pkl", ".safetensors"):
+        load_backbone_file(backbone, weights)
+    else:
+        backbone.load_weights(None if weights == "timm" else weights)
 
 
 def _is_resnet(backbone: str) -> bool:

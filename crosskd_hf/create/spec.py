@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..models import DetectionImageProcessor, image_processor
+from ..models.processors import CAFFE_PIXELS
+
 
 class ImageSize(NamedTuple):
     """Images are resized to this shorter side in px, unless the longer side would exceed the other."""
@@ -32,7 +35,7 @@ class DetectorSpec:
             "deformable_detr".
         backbone: timm model name, e.g. "resnet50". "lw_detr" and "rf_detr" have one of their own: "".
         backbone_weights: "timm" for timm's own weights, which come from the Hub, or "TAG" of them, or for dense
-            detectors and Faster R-CNN a file in timm's format. `None` starts from random weights: then nothing is
+            detectors and Faster R-CNN a file, see `load_backbone_file`. `None` starts from random weights: then nothing is
             frozen, and ResNets of these get GroupNorm, because BatchNorm with frozen statistics cannot be trained from
             scratch.
         width: Channels of pyramid and towers, or of the transformer.
@@ -52,3 +55,8 @@ class DetectorSpec:
         if not colon and architecture not in ("lw_detr", "rf_detr"):
             backbone = "resnet50"
         return cls(architecture, backbone, **others)
+
+    def image_processor(self, **settings: Any) -> DetectionImageProcessor:
+        """The image processor of this package for it; `settings` win over what architecture and weights need."""
+        pixels = CAFFE_PIXELS if dict(self.fields).get("caffe_stride") else {}
+        return image_processor(self.architecture, **pixels | settings)

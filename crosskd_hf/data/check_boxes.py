@@ -9,6 +9,7 @@ import numpy as np
 from .coco_json import Bools, CocoTable, Floats, Ints
 from .report import DEGENERATE_BOX, Finding, Place, Severity, found
 
+_HUGE = 1e30  # px; what is above can't be reckoned with in float32
 _LEAST_SIDE = 1e-3  # px; below, a box may vanish in the float32 of training
 _MANY = 20  # so many boxes don't look like corners, or lie outside of their images, by chance
 _SHARE = 0.2  # of the boxes of a file; more with one fault means that the file is wrong, not some boxes
@@ -26,7 +27,6 @@ class JudgedBoxes:
         limits: (G, 2) width and height of that image; infinite where they aren't known.
         keep: (G,) which boxes can be learned.
         beyond: (G,) which of these leave their image by more than a pixel.
-        possible: (G,) which of the table's areas can be true.
     """
 
     table: CocoTable
@@ -34,7 +34,6 @@ class JudgedBoxes:
     limits: Floats
     keep: Bools
     beyond: Bools
-    possible: Bools
 
     @classmethod
     def of(cls, table: CocoTable, sizes: Ints, image_rows: Ints) -> JudgedBoxes:
@@ -47,14 +46,25 @@ class JudgedBoxes:
             inside = np.minimum(ends, limits) - np.maximum(corners, 0)
             keep = np.isfinite(table.boxes).all(1) & (inside > _LEAST_SIDE).all(1)
             beyond = (corners < -1).any(1) | (ends > limits + 1).any(1)
-            possible = np.isfinite(table.areas) & (table.areas > 0) & (table.areas <= limits.prod(1))
-        return cls(table, image_rows, limits, keep, beyond & keep, possible)
+        return cls(table, image_rows, limits, keep, beyond & keep)
 
     @property
     def areas(self) -> Floats:
-        """(G,) px; width x height where the table says nothing possible."""
+        """(G,) px as the table has them; width x height where it says nothing, or has nothing above 0 anywhere."""
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.where(self.possible, self.table.areas, self.table.boxes[:, 2:].prod(1))
+            return np.where(self.given, self.table.areas, self.table.boxes[:, 2:].prod(1))
+
+    @property
+    def given(self) -> Bools:
+        """(G,) areas that the table tells."""
+        with np.errstate(invalid="ignore"):
+            return (np.abs(self.table.areas) < _HUGE) & bool((self.table.areas > 0).any())
+
+    @property
+    def listed(self) -> Bools:
+        """(G,) boxes of four finite numbers in a listed image: the truth of the evaluation, whatever can be learned."""
+        with np.errstate(invalid="ignore"):
+            return (np.abs(self.table.boxes) < _HUGE).all(1) & (self.image_rows >= 0)
 
     def findings(self, training: bool) -> list[Finding]:
         """What is wrong with the boxes and what is done about it; `training`: of a split that is learned from."""
@@ -76,7 +86,7 @@ class JudgedBoxes:
             message = f"{len(rows):,} of {len(self.keep):,} boxes can't be read, or have no area inside their image"
             fix = "write boxes as four numbers, [left, top, width, height] in px; remove annotations that have none"
             return found("error", DEGENERATE_BOX, message, fix, places)
-        fix = "correct or remove these annotations; until then they are left out of training and evaluation"
+        fix = "correct or remove these annotations; until then they are not trained on, and AP counts them as not found"
         return found("warning", DEGENERATE_BOX, "the box has no area inside its image", fix, places)
 
     def _reason(self, row: int) -> str:
@@ -161,11 +171,15 @@ class JudgedBoxes:
     def _notes(self) -> list[Finding]:
         outside = "the box leaves its image by more than a pixel; it is clipped for training, not for evaluation"
         crowd = "crowd regions are left out of training labels; evaluation ignores detections in them"
-        area = "no area, or an impossible one; width x height is taken"
+        area = "no area; width x height is taken"
+        small = "no area above 0, a side below 1 px or the mark `ignore`: not trained on, but a part of the evaluation"
+        marked = np.isin(np.arange(len(self.keep)), list(self.table.ignored))
+        untrained = (self.areas <= 0) | (self.table.boxes[:, 2:] < 1).any(1) | marked
         return [
             *found("note", "box-partly-outside", outside, "", self._places(self.beyond)),
             *found("note", "crowd", crowd, "", self._places(self.table.crowds & self.keep)),
-            *found("note", "area-missing", area, "", self._places(~self.possible & self.keep)),
+            *found("note", "area-missing", area, "", self._places(~self.given & self.keep)),
+            *found("note", "not-trained-on", small, "", self._places(untrained & self.keep)),
         ]
 
     def _places(self, which: Bools) -> list[Place]:

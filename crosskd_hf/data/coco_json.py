@@ -38,6 +38,7 @@ class CocoTable:
         crowds: (G,) True for crowd regions.
         categories: the listed categories as they stand in the file.
         odd_boxes: row of each box that isn't four finite numbers -> what the file has in its place.
+        ignored: rows of annotations that the file marks `ignore`: training leaves them out.
         rotations: row of each box that the file turns by an angle -> that angle, in the file's own unit.
         sources: file and line of each annotation, where they tell more than the image and the annotation's id.
     """
@@ -54,6 +55,7 @@ class CocoTable:
     categories: list[dict[str, Any]]
     odd_boxes: dict[int, str] = field(default_factory=dict)
     rotations: dict[int, float] = field(default_factory=dict)
+    ignored: frozenset[int] = frozenset()
     sources: Sequence[str] = ()
 
     def select(self, rows: Sequence[int]) -> CocoTable:
@@ -74,6 +76,7 @@ class CocoTable:
             categories=self.categories,
             odd_boxes={new[row]: given for row, given in self.odd_boxes.items() if row in new},
             rotations={new[row]: angle for row, angle in self.rotations.items() if row in new},
+            ignored=frozenset(new[row] for row in self.ignored if row in new),
             sources=[self.sources[row] for row in kept.tolist()] if self.sources else (),
         )
 
@@ -126,6 +129,7 @@ def parse_coco(path: str | os.PathLike[str]) -> tuple[CocoTable, list[Finding]]:
         categories=categories,
         odd_boxes={row: reprlib.repr(annotations[row].get("bbox")) for row in odd},
         rotations=rotations_of(annotations),
+        ignored=frozenset(row for row, entry in enumerate(annotations) if entry.get("ignore")),
     )
     return table, findings
 

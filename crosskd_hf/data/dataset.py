@@ -35,6 +35,7 @@ from .schema import demand_classes, features_of
 from .transforms import Record, clean_objects, finish_record, select_objects, undone_resizes
 
 logger = logging.getLogger(__name__)
+LEAST_SIDE = 1  # px of a box that is trained on
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,29 @@ class DetectionData:
     An example of `dataset` is `{"image": PIL image, "image_id": int, "width": int, "height": int, "objects": {"id":
     [int], "bbox": [[x, y, w, h] px], "category": [contiguous int], "area": [px], "iscrowd": [0 or 1]}}`. Images are
     decoded when an example is asked for, to upright RGB; those of more than 8 bits keep their values, which the image
-    processor scales. Boxes are those of the file: those partly outside of their image are clipped in training labels
-    only; degenerate ones are gone, and listed in `report.dropped`. The names of the classes travel with `dataset`: its
+    processor scales. Boxes are those of the file, which is the truth of the evaluation: training alone clips them and
+    leaves out what `is_trained_on` says; degenerate ones are listed in `report.dropped`. `ignore` is there where the
+    file has it. The names of the classes travel with `dataset`: its
     `category` is a `ClassLabel`.
     """
 
     dataset: datasets.Dataset
     categories: CategoryMap
     report: DataReport
+
+    def for_training(self, drop_empty: bool = False, min_size: int = 0) -> DetectionData:
+        """The same data without images that are of little use to training, in the same order.
+
+        Args:
+            drop_empty: Images without any annotation go. One whose only annotation is a crowd region or can't be
+                trained on stays, with nothing in it.
+            min_size: Images with a side below this go, in px.
+        """
+        columns = self.dataset.with_format("arrow").select_columns(["width", "height", "objects"])[:]
+        counts = pc.list_value_length(pc.struct_field(columns["objects"].combine_chunks(), "bbox")).to_numpy()
+        sides = np.minimum(columns["width"].to_numpy(), columns["height"].to_numpy())
+        keep = (sides >= min_size) & ((counts > 0) | (not drop_empty))
+        return self if keep.all() else replace(self, dataset=self.dataset.select(np.flatnonzero(keep)))
 
     def for_model(self, config: PreTrainedConfig, training: bool = True) -> DetectionData:
         """The same data, labelled in the order of a model's classes, which are found by name.
@@ -96,7 +112,7 @@ class DetectionData:
             raise ValueError(f"The data has objects of classes that the other map doesn't hold: {missing[:5]}.")
         fields["category"] = pa.ListArray.from_arrays(fields["category"].offsets, pa.array(index_of[labels]))
         column = {"objects": pa.StructArray.from_arrays(list(fields.values()), list(fields))}
-        features = datasets.Features({"objects": features_of(categories)["objects"]})
+        features = datasets.Features({"objects": features_of(categories, "ignore" in fields)["objects"]})
         relabelled = datasets.Dataset.from_dict(column, features=features)
         others = self.dataset.remove_columns("objects")
         return replace(self, dataset=datasets.concatenate_datasets([others, relabelled], axis=1), categories=categories)
@@ -235,7 +251,7 @@ class DetectionCollator:
 
         `labels[i]`: `class_labels` (n,) int64, `boxes` (n, 4) cxcywh in [0, 1] of the unpadded image, `area` (n,) px of
         the resized image, `iscrowd` (n,) zeros, `image_id` (1,), `orig_size` (2,) height and width of the example.
-        Crowd regions are left out, boxes are clipped, and those left without area dropped.
+        Boxes are clipped, and those left without area dropped; so is what `is_trained_on` leaves out.
 
         Raises:
             ValueError: a label is none of `num_classes`; the message names its image.
@@ -257,9 +273,31 @@ class DetectionCollator:
         return {"pixel_values": batch["pixel_values"], "pixel_mask": mask, "labels": labels}
 
     def _record(self, example: Mapping[str, Any]) -> Record:
-        record = clean_objects(make_record(example, getattr(self.image_processor, "pixel_range", None)))
-        record = select_objects(record, record["iscrowd"] == 0)
+        record = make_record(example, getattr(self.image_processor, "pixel_range", None))
+        record = clean_objects(select_objects(record, is_trained_on(example["objects"])))
         return record if self.transform is None else finish_record(self.transform(record))
+
+
+class EvaluationCollator(DetectionCollator):
+    """Batches of which every image can be taken out as if it came alone: what is found never depends on the others.
+
+    Heads with GroupNorm see the padding that an image gets beside a larger one, so that batches of mixed sizes change
+    detections. `labels[i]["canvas"]` (2,) tells height and width of an image that is padded for itself.
+    """
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As of `DetectionCollator`, with `canvas` in every label."""
+        alone = [super(EvaluationCollator, self).__call__([example]) for example in examples]
+        canvases = [batch["pixel_values"].shape[-2:] for batch in alone]
+        whole = [max(edges) for edges in zip(*canvases, strict=True)]
+        first = alone[0]
+        values = first["pixel_values"].new_zeros(len(alone), *first["pixel_values"].shape[1:-2], *whole)
+        mask = first["pixel_mask"].new_zeros(len(alone), *whole)
+        for row, (batch, (height, width)) in enumerate(zip(alone, canvases, strict=True)):
+            values[row, :, :height, :width] = batch["pixel_values"][0]
+            mask[row, :height, :width] = batch["pixel_mask"][0]
+            batch["labels"][0]["canvas"] = torch.tensor([height, width])
+        return {"pixel_values": values, "pixel_mask": mask, "labels": [batch["labels"][0] for batch in alone]}
 
 
 def _are_resized(records: Sequence[Record]) -> bool:
@@ -271,6 +309,17 @@ def _are_resized(records: Sequence[Record]) -> bool:
             "way through TrainTransform(shortest_edges=...) or KeepSize()"
         )
     return resized == {True}
+
+
+def is_trained_on(objects: Mapping[str, Any]) -> Tensor:
+    """Objects that training learns from, (n,) bool: no crowd regions, none marked `ignore`, none without an area.
+
+    MMDetection's rule, too, is that both sides of the box and its area have to be positive, the sides at least 1 px.
+    """
+    sides = torch.as_tensor(objects["bbox"], dtype=torch.float64).reshape(-1, 4)[:, 2:]
+    crowd, ignore = (torch.as_tensor(objects.get(key) or [0] * len(sides)) for key in ("iscrowd", "ignore"))
+    area = torch.as_tensor(objects["area"], dtype=torch.float64)
+    return (crowd == 0) & (ignore == 0) & (area > 0) & (sides >= LEAST_SIDE).all(1)
 
 
 def make_record(example: Mapping[str, Any], pixel_range: PixelRange = None) -> Record:
@@ -306,7 +355,7 @@ def _labels(record: Record, example: Mapping[str, Any], scale: float) -> dict[st
 
 def _detection_data(images: datasets.Dataset, inspection: Inspection) -> DetectionData:
     """Put the image column and the inspected columns together, with a row per image."""
-    table, rows = inspection.table, np.flatnonzero(inspection.keep)
+    table, rows = inspection.table, np.flatnonzero(inspection.listed)
     rows = rows[np.argsort(inspection.image_rows[rows], kind="stable")]
     counts = np.bincount(inspection.image_rows[rows], minlength=len(table.image_ids))
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
@@ -318,6 +367,8 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
         "area": pa.array(inspection.areas[rows]),
         "iscrowd": pa.array(table.crowds[rows].astype(np.int64)),
     }
+    if table.ignored:
+        fields["ignore"] = pa.array(np.isin(rows, list(table.ignored)).astype(np.int64))
     lists = [pa.ListArray.from_arrays(offsets, values) for values in fields.values()]
     columns = {
         "image_id": pa.array(table.image_ids),
@@ -325,7 +376,7 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
         "height": pa.array(inspection.sizes[:, 1]),
         "objects": pa.StructArray.from_arrays(lists, list(fields)),
     }
-    annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories))
+    annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories, bool(table.ignored)))
     dataset = datasets.concatenate_datasets([images, annotations], axis=1)
     report = inspection.report()
     for finding in report.findings:

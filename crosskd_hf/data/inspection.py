@@ -47,7 +47,8 @@ class Inspection:
         image_rows: (G,) row of each annotation's image; -1 if there is none.
         labels: (G,) contiguous class; -1 if the category is unknown.
         keep: (G,) False for annotations with a degenerate box.
-        areas: (G,) px; width x height where the annotations say none that is possible.
+        listed: (G,) False for annotations without four finite numbers: all others are the truth of the evaluation.
+        areas: (G,) px; width x height where the annotations say none.
         sizes: (I, 2) width and height in px, taken from the image file where the annotations don't say.
         findings: what was found, in the order of the checks.
     """
@@ -57,6 +58,7 @@ class Inspection:
     image_rows: Ints
     labels: Ints
     keep: Bools
+    listed: Bools
     areas: Floats
     sizes: Ints
     findings: tuple[Finding, ...]
@@ -107,7 +109,8 @@ def inspect_table(
     judged = check_categories(table, image_rows, categories)
     boxes = JudgedBoxes.of(table, sizes, image_rows)
     every = [*findings, *_check_ids(table, image_rows), *judged.findings, *boxes.findings(categories is None)]
-    return Inspection(table, judged.categories, image_rows, judged.labels, boxes.keep, boxes.areas, sizes, tuple(every))
+    marks = boxes.keep, boxes.listed
+    return Inspection(table, judged.categories, image_rows, judged.labels, *marks, boxes.areas, sizes, tuple(every))
 
 
 def _check_ids(table: CocoTable, image_rows: Ints) -> list[Finding]:

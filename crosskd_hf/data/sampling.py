@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
+
+
+def batches_of_one_orientation(
+    order: Iterable[int], is_portrait: Callable[[int], bool], batch_size: int
+) -> Iterator[list[int]]:
+    """Indices in batches that are all portrait, or all landscape and square, as MMDetection makes them.
+
+    A batch comes as soon as it is full. What is left at the end of the two kinds is put together, portraits first, and
+    the last of these batches may be smaller.
+    """
+    buckets: tuple[list[int], list[int]] = ([], [])
+    for index in order:
+        bucket = buckets[not is_portrait(index)]
+        bucket.append(index)
+        if len(bucket) == batch_size:
+            yield list(bucket)
+            bucket.clear()
+    rest = [*buckets[0], *buckets[1]]
+    for start in range(0, len(rest), batch_size):
+        yield rest[start : start + batch_size]
+
+
+class ByShape(Sampler[int]):
+    """All indices, from the widest image to the highest: those that are padded alike come together.
+
+    Args:
+        widths, heights: of every image of the data set, in px.
+    """
+
+    def __init__(self, widths: Sequence[int], heights: Sequence[int]):
+        shape = torch.tensor(list(heights[:])) / torch.tensor(list(widths[:]))
+        self.order: list[int] = shape.argsort(stable=True).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
 
 
 class AspectRatioSampler(Sampler[int]):
@@ -42,13 +80,7 @@ class AspectRatioSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self), generator=generator)
-        runs, rest = [], []
-        for group in (order[self.portrait[order]], order[~self.portrait[order]]):
-            full = len(group) // self.batch_size * self.batch_size
-            runs += list(group[:full].split(self.batch_size)) if full else []
-            rest.append(group[full:])
-        mixed = torch.cat(rest)
-        for run in torch.randperm(len(runs), generator=generator).tolist():
-            yield from runs[run].tolist()
-        yield from mixed.tolist()
+        order = torch.randperm(len(self), generator=generator).tolist()
+        portrait = self.portrait.tolist()
+        for batch in batches_of_one_orientation(order, portrait.__getitem__, self.batch_size):
+            yield from batch

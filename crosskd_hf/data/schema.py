@@ -14,8 +14,8 @@ from .categories import CategoryMap
 from .report import Place
 
 
-def features_of(categories: CategoryMap) -> datasets.Features:
-    """What examples hold beside their image; the classes are named."""
+def features_of(categories: CategoryMap, ignore: bool = False) -> datasets.Features:
+    """What examples hold beside their image; the classes are named. With `ignore`, marks of what isn't trained on."""
     integer, real = datasets.Value("int64"), datasets.Value("float64")
     objects = {
         "id": datasets.List(integer),
@@ -23,7 +23,7 @@ def features_of(categories: CategoryMap) -> datasets.Features:
         "category": datasets.List(datasets.ClassLabel(names=list(categories.names))),
         "area": datasets.List(real),
         "iscrowd": datasets.List(integer),
-    }
+    } | ({"ignore": datasets.List(integer)} if ignore else {})
     return datasets.Features({"image_id": integer, "width": integer, "height": integer, "objects": objects})
 
 

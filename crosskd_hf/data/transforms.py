@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from ..models.image_processing import resized_size
 
 _FORMATS = (
     tv_tensors.BoundingBoxFormat.XYXY,
@@ -126,8 +129,57 @@ def clean_objects(record: Record) -> Record:
     return record if bool(keep.all()) else select_objects(record, keep)
 
 
+def resize(record: Record, shortest: int, longest: int | None, antialias: bool) -> Record:
+    """The record at another size, its shape kept (`resized_size`); areas follow."""
+    height, width = record["image"].shape[-2:]
+    size = resized_size(height, width, shortest, longest)
+    image, boxes = (F.resize(record[key], list(size), antialias=antialias) for key in ("image", "boxes"))
+    area = record["area"] * (size[0] * size[1] / (height * width))
+    return clean_objects(Record(**{**record, "image": image, "boxes": boxes, "area": area}))
+
+
+def crop(record: Record, top: int, left: int, height: int, width: int) -> Record:
+    """A part of the record; boxes are clipped to it, and objects outside of it are gone."""
+    image, boxes = (F.crop(record[key], top, left, height, width) for key in ("image", "boxes"))
+    return clean_objects(Record(**{**record, "image": image, "boxes": boxes}))
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A part of an image at another size, by which DETRs see objects larger than they are (DETR, ECCV 2020, section 4).
+
+    Args:
+        shortest_edges: one of these is drawn as the shorter side of the image before the crop, in px.
+        longest_edge: limit of its longer side in px.
+        size: (smallest, largest) side of the crop in px, drawn for height and width by themselves.
+    """
+
+    shortest_edges: tuple[int, ...] = (400, 500, 600)
+    longest_edge: int = 4200
+    size: tuple[int, int] = (384, 600)
+
+    def __call__(self, record: Record, antialias: bool) -> Record:
+        """Resize, then crop."""
+        record = resize(record, _drawn(self.shortest_edges), self.longest_edge, antialias)
+        edges = [_between(*self.range(edge)) for edge in record["image"].shape[-2:]]
+        corner = [_between(0, whole - part) for whole, part in zip(record["image"].shape[-2:], edges, strict=True)]
+        return crop(record, *corner, *edges)
+
+    def range(self, edge: int) -> tuple[int, int]:
+        """Smallest and largest side of a crop from an image whose side is `edge`."""
+        return min(edge, self.size[0]), min(edge, self.size[1])
+
+
+def _drawn(choices: Sequence[int]) -> int:
+    return choices[int(torch.randint(len(choices), ()))]
+
+
+def _between(low: int, high: int) -> int:
+    return low + int(torch.randint(high - low + 1, ()))
+
+
 class TrainTransform:
-    """Random horizontal flip and multi-scale resize of a `Record`.
+    """Random horizontal flip and multi-scale resize of a `Record`, and for DETRs a crop.
 
     Randomness comes from torch's global generator, so that the trainer's seed and resume govern it.
 
@@ -137,9 +189,18 @@ class TrainTransform:
             image processor's own size stays in force. Otherwise that resize is switched off, also if this transform
             is a part of another one, such as `v2.Compose`.
         longest_edge: limit of the longer side in px, which wins over the shorter side; None: no limit.
+        antialias: whether images that shrink are smoothed first, as the image processor's `antialias`.
+        random_crop: what half of the images go through before they are resized; needs `shortest_edges`.
     """
 
-    def __init__(self, flip: float = 0.5, shortest_edges: Sequence[int] = (), longest_edge: int | None = None):
+    def __init__(
+        self,
+        flip: float = 0.5,
+        shortest_edges: Sequence[int] = (),
+        longest_edge: int | None = None,
+        antialias: bool = True,
+        random_crop: RandomCrop | None = None,
+    ):
         if not 0 <= flip <= 1:
             raise ValueError(f"flip is a probability in [0, 1], got {flip}")
         if any(edge < 1 for edge in shortest_edges):
@@ -149,6 +210,10 @@ class TrainTransform:
         self.flip = flip
         self.shortest_edges = tuple(shortest_edges)
         self.longest_edge = longest_edge
+        self.antialias = antialias
+        if random_crop is not None and not shortest_edges:
+            raise ValueError("random_crop needs shortest_edges: what is cropped has to be brought to its final size")
+        self.random_crop = random_crop
 
     @property
     def resizes(self) -> bool:
@@ -161,23 +226,12 @@ class TrainTransform:
         if torch.rand(()) < self.flip:
             flipped = (F.horizontal_flip(record["image"]), F.horizontal_flip(record["boxes"]))
             record = Record(**{**record, "image": flipped[0], "boxes": flipped[1]})
-        return self._resize(record) if self.resizes else record
-
-    def _resize(self, record: Record) -> Record:
-        shortest = self.shortest_edges[int(torch.randint(len(self.shortest_edges), ()))]
-        height, width = record["image"].shape[-2:]
-        size = self.target_size(height, width, shortest)
-        scale = size[0] * size[1] / (height * width)
-        image, boxes = (F.resize(record[key], list(size), antialias=True) for key in ("image", "boxes"))
-        area = record["area"] * scale
-        return clean_objects(Record(**{**record, "image": image, "boxes": boxes, "area": area, "resized": True}))
-
-    def target_size(self, height: int, width: int, shortest: int) -> tuple[int, int]:
-        """(height, width) after the resize of an image to `shortest`, its shape kept."""
-        scale = shortest / min(height, width)
-        if self.longest_edge is not None:
-            scale = min(scale, self.longest_edge / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        if not self.resizes:
+            return record
+        if self.random_crop is not None and torch.rand(()) < 0.5:
+            record = self.random_crop(record, self.antialias)
+        record = resize(record, _drawn(self.shortest_edges), self.longest_edge, self.antialias)
+        return Record(**{**record, "resized": True})
 
 
 class KeepSize:

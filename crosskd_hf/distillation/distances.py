@@ -57,8 +57,8 @@ def counted(pair: Comparison, config: Any, student: Pass, teacher: Pass, batch: 
     """
     weight, normalizer = pair.weight, pair.normalizer
     if config.mask_padding is False:
-        assert teacher.priors is not None
-        weight = weight.masked_fill(~teacher.priors.inside(batch.sizes), 1.0)
+        assert teacher.valid is not None
+        weight = weight.masked_fill(~teacher.valid, 1.0)
     if config.normalizer == "student":
         assert student.normalizer is not None
         normalizer = student.normalizer

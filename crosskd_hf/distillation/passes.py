@@ -103,6 +103,7 @@ class Pass:
         predictions: The model's own, one for each decoder layer, the last one being its result ("predictions").
         decode: From `Prediction.regression` to boxes, xyxy pixels ("predictions").
         priors: Anchors or points of the cells; of a Faster R-CNN those of its RPN ("priors", "assignment").
+        valid: (B, N) bool, priors that the model is trained on: not those in the padding that other images bring.
         rows: Where in `priors` and `assignment` those of a stride are ("priors", "assignment").
         assignment: Ground truth of each prior by the model's own rule ("assignment").
         normalizer: What the model divides sums over its priors by ("assignment").
@@ -113,6 +114,7 @@ class Pass:
     predictions: list[Prediction] = field(default_factory=list)
     decode: Callable[[Tensor], Tensor] | None = None
     priors: Priors | None = None
+    valid: Tensor | None = None
     rows: dict[int, slice] = field(default_factory=dict)
     assignment: Assignment | None = None
     normalizer: Tensor | None = None

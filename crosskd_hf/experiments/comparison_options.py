@@ -83,6 +83,8 @@ class ComparisonOptions(DataOptions):
     @property
     def transform(self) -> TrainTransform:
         """The training augmentation."""
+        if self.preset is not None:
+            return preset(self.preset).training.transform(self.multi_scale, self.longest_edge)
         return TrainTransform(shortest_edges=self.multi_scale, longest_edge=self.longest_edge)
 
     def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
@@ -92,6 +94,9 @@ class ComparisonOptions(DataOptions):
         train, val = source.read_files(config)
         if val is None:
             raise ValueError("A comparison needs validation data, and there is none.")
+        if self.preset is not None:
+            published = preset(self.preset).training
+            train = train.for_training(published.drop_empty, published.min_side)
         return train, val
 
     def _make_shapes(self, config: CrossKDConfig) -> ShapesPaths:

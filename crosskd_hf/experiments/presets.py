@@ -16,7 +16,9 @@ from typing import Any, Literal
 import yaml
 
 from ..create import DetectorSpec
+from ..data.transforms import RandomCrop, TrainTransform
 from ..distillation import METHODS, MethodConfig
+from ..models import DetectionImageProcessor
 from ..training.schedules import SCHEDULES, Schedule
 
 FILE = Path(__file__).with_name("presets.yaml")
@@ -63,6 +65,10 @@ class Model:
     spec: DetectorSpec
     pixels: Pixels
 
+    def image_processor(self, **settings: Any) -> DetectionImageProcessor:
+        """Its image processor as published, without antialiasing; `settings` win."""
+        return self.spec.image_processor(**{"antialias": False} | self.pixels.processor_arguments() | settings)
+
     def starting_from(self, checkpoint: str | None = None) -> Model:
         """The model that can be built.
 
@@ -77,20 +83,6 @@ class Model:
             return self
         fields = tuple((name, value) for name, value in self.spec.fields if name != "caffe_stride")
         return Model(replace(self.spec, backbone_weights=TORCHVISION, fields=fields), IMAGENET)
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The second branch of DETR's augmentation: resize, crop, and resize again.
-
-    Args:
-        shortest_edges, longest_edge: Of the first resize, in px.
-        size: Smallest and largest edge of the crop in px.
-    """
-
-    shortest_edges: tuple[int, ...]
-    longest_edge: int
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ class Training:
     shortest_edges: tuple[int, ...] = (800,)
     longest_edge: int = 1333
     flip: float = 0.5
-    crop: Crop | None = None
+    crop: RandomCrop | None = None
     min_side: int = 32
     drop_empty: bool = True
     group_by_aspect_ratio: bool = True
@@ -148,6 +140,16 @@ class Training:
         """The schedule with the changes of this training."""
         changes = {"learning_rate": self.learning_rate, "warmup_kind": self.warmup_kind}
         return SCHEDULES[self.schedule].changed(**changes)
+
+    def transform(self, multi_scale: Sequence[int], longest_edge: int) -> TrainTransform:
+        """The augmentation, with sizes that may have been changed; a single one is left to the image processor."""
+        random_crop = self.crop if multi_scale else None
+        return TrainTransform(self.flip, multi_scale, longest_edge, antialias=False, random_crop=random_crop)
+
+    @property
+    def multi_scale(self) -> tuple[int, ...]:
+        """Shorter sides to draw from in training; empty if there is one alone."""
+        return self.shortest_edges if len(self.shortest_edges) > 1 else ()
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `CrossKDConfig`, beside paths and hardware."""
@@ -319,7 +321,7 @@ def _training(row: Mapping[str, Any]) -> Training:
         low, high = map(int, edges.split("-"))
         fields["shortest_edges"] = tuple(range(low, high + 1))
     if "crop" in fields:
-        fields["crop"] = Crop(**_tuples(fields["crop"]))
+        fields["crop"] = RandomCrop(**_tuples(fields["crop"]))
     return Training(**fields)
 
 

@@ -38,6 +38,9 @@ class CocoEvaluator:
         dataset: as made by `load_coco` or `load_objects`; its boxes are the truth, crowd regions included.
         categories: the map of the same data.
 
+    Attributes:
+        stats: pycocotools' twelve numbers, in [0, 1] or -1, once `compute` was called.
+
     Raises:
         ValueError: the data set names other classes, or in another order.
     """
@@ -53,6 +56,7 @@ class CocoEvaluator:
         self.truth = _truth(dataset, categories)
         self.image_ids = frozenset(image["id"] for image in self.truth["images"])
         self.rows: Rows = {}
+        self.stats: tuple[float, ...] = ()
 
     def reset(self) -> None:
         """Forget all detections."""
@@ -87,6 +91,7 @@ class CocoEvaluator:
     def compute(self) -> dict[str, float]:
         """COCO AP in [0, 1]: `map`, `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `map_<class name>`.
 
+        `stats` holds pycocotools' twelve numbers afterwards, six of average recall among them.
         nan where there is no truth to find (COCO's own -1). A class whose name is "50", "75", "small", "medium" or
         "large" is reported as `map_class_<name>`.
 
@@ -104,6 +109,7 @@ class CocoEvaluator:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
+        self.stats = tuple(map(float, evaluation.stats))
         metrics = dict(zip(SUMMARY, map(_defined, evaluation.stats), strict=False))
         precision = evaluation.eval["precision"][..., 0, -1]  # (IoUs, recalls, K): all areas, 100 detections
         for raw, values in zip(evaluation.params.catIds, np.moveaxis(precision, -1, 0), strict=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +22,34 @@ def forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     return widen_outputs(model(**{**inputs, "pixel_values": pixels}))
 
 
+def parts_of_one_canvas(
+    inputs: Mapping[str, Any], labels: Sequence[Mapping[str, Tensor]]
+) -> Iterator[tuple[dict[str, Any], list[Mapping[str, Tensor]]]]:
+    """A batch of :class:`EvaluationCollator` as smaller ones, in its order, of images that are padded to one size.
+
+    Args:
+        inputs: `pixel_values` (B, 3, H, W), and what else belongs to the B images.
+        labels: Their labels; without `canvas`, as of a user's own collator, the batch stays whole.
+    """
+    canvases = [tuple(label["canvas"].tolist()) if "canvas" in label else None for label in labels]
+    start = 0
+    for canvas, run in itertools.groupby(canvases):
+        rows = slice(start, start + len(list(run)))
+        start = rows.stop
+        part = {name: value[rows] for name, value in inputs.items()}
+        for name in ("pixel_values", "pixel_mask"):
+            if canvas is not None and name in part:
+                part[name] = part[name][..., : canvas[0], : canvas[1]].contiguous()
+        yield part, list(labels[rows])
+
+
 def detections(
     processor: BaseImageProcessor, outputs: Any, sizes: Tensor, threshold: float
 ) -> list[dict[str, torch.Tensor]]:
-    """Read a model's outputs.
+    """Read a model's outputs; every box ends at the edge of its image.
+
+    Processors of transformers leave boxes as the model predicts them, and DETR's reach over the edge of the image. The
+    part outside belongs to no object, and would lower the IoU with the truth.
 
     Args:
         processor: The one that belongs to the model.
@@ -38,6 +63,8 @@ def detections(
     for name in ("logits", "pred_boxes"):  # processors view them, which a user's own model may not allow for
         outputs[name] = outputs[name].contiguous()
     results: list[dict[str, torch.Tensor]] = processor.post_process_object_detection(outputs, threshold, sizes)
+    for result, size in zip(results, sizes, strict=True):
+        result["boxes"] = result["boxes"].clamp(min=0).minimum(size.flip(0).repeat(2).to(result["boxes"]))
     return results
 
 

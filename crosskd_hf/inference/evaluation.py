@@ -17,10 +17,11 @@ from transformers.utils.logging import tqdm
 from ..data.categories import CategoryMap, match_categories
 from ..data.class_names import class_names, match_names
 from ..data.coco_json import read_coco
-from ..data.dataset import DetectionCollator, DetectionData, load_coco
+from ..data.dataset import DetectionData, EvaluationCollator, load_coco
+from ..data.sampling import ByShape
 from ..text import one_line
 from .coco_evaluator import SUMMARY, CocoEvaluator
-from .detection import detections, forward, to_device
+from .detection import detections, forward, parts_of_one_canvas, to_device
 from .precision import widened
 
 TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
@@ -86,7 +87,7 @@ def evaluate_dataset(
         model: On its device, which is used; it is left in evaluation mode.
         processor: Resizes and normalises the images.
         dataset, categories: As made by `load_coco`.
-        batch_size: Images at once.
+        batch_size: Images at once; AP doesn't depend on it.
         workers: Processes that read images.
         threshold: Lowest score that is evaluated; AP is defined with 0.
         reader: The processor that reads the model's outputs, if it is another one.
@@ -97,8 +98,9 @@ def evaluate_dataset(
     loader = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size,
+        sampler=ByShape(dataset["width"], dataset["height"]),
         num_workers=workers,
-        collate_fn=DetectionCollator(processor),
+        collate_fn=EvaluationCollator(processor),
         pin_memory=model.device.type == "cuda",
     )
     model.eval()
@@ -108,11 +110,12 @@ def evaluate_dataset(
             inputs = {name: value.to(model.device) for name, value in batch.items()}
             if adapt is not None:
                 inputs["pixel_values"] = adapt(inputs["pixel_values"], inputs["pixel_mask"])
-            sizes = torch.stack([label["orig_size"] for label in labels])
-            found = detections(reader or processor, forward(model, inputs), sizes.to(model.device), threshold)
-            evaluator.update(
-                [int(label["image_id"]) for label in labels], [_renamed(result, to_data) for result in found]
-            )
+            for part, its_labels in parts_of_one_canvas(inputs, labels):
+                sizes = torch.stack([label["orig_size"] for label in its_labels])
+                found = detections(reader or processor, forward(model, part), sizes.to(model.device), threshold)
+                evaluator.update(
+                    [int(label["image_id"]) for label in its_labels], [_renamed(result, to_data) for result in found]
+                )
     return evaluator.compute()
 
 

@@ -15,6 +15,7 @@ from .faster_rcnn import FasterRCNNConfig, FasterRCNNForObjectDetection, FasterR
 from .fcos import FCOSConfig, FCOSForObjectDetection
 from .gfl import GFLConfig, GFLForObjectDetection
 from .image_processing import DetectionImageProcessor
+from .processors import image_processor
 from .retinanet import RetinaNetConfig, RetinaNetForObjectDetection
 from .tood import TOODConfig, TOODForObjectDetection
 
@@ -57,4 +58,5 @@ __all__ = [
     "RetinaNetForObjectDetection",
     "TOODConfig",
     "TOODForObjectDetection",
+    "image_processor",
 ]

@@ -65,7 +65,7 @@ class Priors(NamedTuple):
         return cls(rows, centers, torch.cat(cells), torch.cat(pixels), level_lengths, lengths)
 
     def inside(self, sizes: Tensor) -> Tensor:
-        """Priors whose cell begins inside the unpadded image, (B, N) bool, for `sizes` (B, 2) height, width."""
+        """Priors whose cell begins inside an image, (B, N) bool, for its `sizes` (B, 2) height, width."""
         return (self.cells < sizes.flip(-1)[:, None]).all(-1)
 
 

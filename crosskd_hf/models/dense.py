@@ -13,7 +13,7 @@ from .box_coders import BoxCoder, RegressionKind
 from .boxes import image_sizes, to_relative
 from .layers import Scale
 from .losses import LossPart
-from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig
+from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig, valid_priors
 
 
 class DenseDetectorConfig(PyramidDetectorConfig):
@@ -200,7 +200,7 @@ class DenseHead(nn.Module):
 
         Args:
             priors: Of the maps, N of them.
-            valid: (B, N) bool, False in the padding of an image.
+            valid: (B, N) bool, as of `valid_priors`.
             targets: The batch's ground truth.
             predictions: The head's own rows for the batch,
             boxes: and (B, N, 4) xyxy pixels decoded from them. Heads that assign by geometry take and ignore both.
@@ -312,7 +312,7 @@ class DenseDetector(PyramidDetector):
         )
         if labels is not None:
             targets = Targets.from_labels(labels, sizes)
-            assignment = self.head.assign(priors, priors.inside(sizes), targets, predictions, boxes)
+            assignment = self.head.assign(priors, valid_priors(self.config, priors, sizes), targets, predictions, boxes)
             output.set_loss(self.head.loss(predictions, boxes, priors, assignment))
         if cut is not None:
             output["taps"], output["predictions"], output["boxes"], output["priors"] = taps, predictions, boxes, priors

@@ -9,7 +9,7 @@ from torch import Tensor
 from .assigners import Priors, Targets
 from .boxes import image_sizes, to_relative
 from .layers import FPNExtra
-from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig
+from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig, valid_priors
 from .roi_head import Linear, RoIHead, RoIPredictions, RoIs, class_logits
 from .rpn import RPN, RPNPredictions
 
@@ -34,8 +34,6 @@ class FasterRCNNConfig(PyramidDetectorConfig):
         test_proposals_per_level, test_proposals: The same for detection.
         proposal_nms: Of two boxes of one level with more IoU, one goes.
         min_proposal_size: Boxes must be wider and higher than this, in pixels.
-        size_divisor: Anchors in the padding of an image up to a multiple of this are background, those behind it don't
-            count in the loss; what the other images of the batch are like never matters.
         roi_size: Side of the pooled features.
         finest_scale: Boxes below twice this many pixels are pooled from the finest level.
         fc_channels, num_fcs: Fully connected layers of the RoI head.
@@ -67,7 +65,6 @@ class FasterRCNNConfig(PyramidDetectorConfig):
     test_proposals: int = 1000
     proposal_nms: float = 0.7
     min_proposal_size: float = 0.0
-    size_divisor: int = 32
     roi_size: int = 7
     finest_scale: int = 56
     fc_channels: int = 1024
@@ -78,7 +75,7 @@ class FasterRCNNConfig(PyramidDetectorConfig):
     roi_positive_fraction: float = 0.25
 
     ranges = {
-        **dict.fromkeys(("rpn_channels", "finest_scale", "size_divisor"), (1, 8192)),
+        **dict.fromkeys(("rpn_channels", "finest_scale"), (1, 8192)),
         **dict.fromkeys(("rpn_samples", "roi_samples"), (1, 1 << 20)),
         **dict.fromkeys(("train_proposals_per_level", "train_proposals"), (1, 1 << 20)),
         **dict.fromkeys(("test_proposals_per_level", "test_proposals"), (1, 1 << 20)),
@@ -161,7 +158,7 @@ class FasterRCNNForObjectDetection(PyramidDetector):
             targets = Targets.from_labels(labels, sizes)
             rois = self.sample(proposed, anchors, sizes, targets)
             predictions = self.roi_head(features, rois.boxes)
-            parts = self.rpn.loss(proposed, anchors, anchors.inside(self._padded(sizes)), targets)
+            parts = self.rpn.loss(proposed, anchors, valid_priors(self.config, anchors, sizes), targets)
             output.set_loss(parts | self.roi_head.loss(predictions, rois))
             if output_features:
                 output["rois"], output["predictions"] = rois, predictions
@@ -182,6 +179,3 @@ class FasterRCNNForObjectDetection(PyramidDetector):
         config = self.config
         limits = config.train_proposals_per_level, config.train_proposals
         return self.roi_head.sample(self.rpn.propose(proposed, anchors, sizes, *limits), targets)
-
-    def _padded(self, sizes: Tensor) -> Tensor:
-        return (sizes / self.config.size_divisor).ceil() * self.config.size_divisor

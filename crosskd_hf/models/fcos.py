@@ -25,9 +25,12 @@ class FCOSConfig(TwoTowerConfig):
         norm_on_bbox: Distances are rectified and in strides, instead of the exponent of pixels.
         centerness_on_reg: Centerness is predicted from the regression tower.
         point_offset: Position of the point in its cell, in strides.
+        size_divisor: As published, points in the padding are background too.
     """
 
     model_type = "crosskd_fcos"
+
+    size_divisor: int | None = None
 
     regress_limits: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     center_radius: float | None = None

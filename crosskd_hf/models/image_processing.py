@@ -32,6 +32,9 @@ class DetectionImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=Fa
     size_divisor: height and width of a batch are padded to multiples of this many pixels.
     channel_order: "rgb", or "bgr" for weights trained on images as OpenCV reads them. `image_mean` and `image_std` are
         given in this order.
+    antialias: whether images that shrink are smoothed first. False is OpenCV's bilinear resize, by which MMDetection's
+        detectors were trained: what is evaluated as they were published needs it, and fine texture aliases. Of images
+        that grow, as COCO's at 800 pixels, both are the same.
     pixel_range: (lowest, highest) value of 16-bit, integer and float pixels, which become 0 and 255; None: 0 and 65535
         of integers, and the lowest and highest value of each float image. Images of 8 bits are left as they are.
     score_threshold: a class of a prior is a candidate if its classification score is above this, in [0, 1].
@@ -42,6 +45,7 @@ class DetectionImageProcessorKwargs(DeformableDetrImageProcessorKwargs, total=Fa
 
     size_divisor: int
     channel_order: Literal["rgb", "bgr"]
+    antialias: bool
     pixel_range: list[float] | tuple[float, float] | None
     score_threshold: float
     candidates_per_level: int
@@ -64,8 +68,9 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
 
     Takes PIL images of every mode, NumPy arrays and tensors on the scale 0 to 255 (uint16: see `pixel_range`), and COCO
     annotations as the DETR processors do; `area` and `iscrowd` may be missing. Images are resized
-    (bilinear, antialiased) to `size`, {"shortest_edge", "longest_edge"} or {"height", "width"}, and padded on the right
-    and at the bottom. Boxes of the labels, and `size` beside them, refer to the resized image without its padding.
+    (bilinear, see `antialias`) to `size`, {"shortest_edge", "longest_edge"} or {"height", "width"}, and padded on the
+    right and at the bottom. Sizes are rounded to whole pixels, see `resized_size`. Boxes of the labels, and `size`
+    beside them, refer to the resized image without its padding.
 
     The defaults of the post-processing are MMDetection's for dense detectors (`test_cfg` of its GFL config). A detector
     that finds its candidates in another way overrides `candidates`; clipping, NMS and limits stay the same.
@@ -77,6 +82,7 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
     do_convert_rgb = True
     size_divisor = 32
     channel_order = "rgb"
+    antialias = True
     pixel_range = None
     score_threshold = 0.05
     candidates_per_level = 1000
@@ -157,7 +163,11 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
 
     def _resize_and_normalize(self, image: Tensor, settings: dict[str, Any]) -> Tensor:
         if settings["do_resize"]:
-            image = self.resize(image, size=settings["size"], resample=settings["resample"])
+            size = settings["size"]
+            if size.shortest_edge and size.longest_edge:
+                edges = resized_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+                size = SizeDict(height=edges[0], width=edges[1])
+            image = self.resize(image, size=size, resample=settings["resample"], antialias=settings["antialias"])
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         return self.rescale_and_normalize(image, *(settings[name] for name in names))
 
@@ -243,6 +253,17 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         if centerness is not None:
             score = score * centerness[image, prior].float().sigmoid()
         return Candidates(image, label, score, outputs["pred_boxes"][image, prior].float())
+
+
+def resized_size(height: int, width: int, shortest: int, longest: int | None) -> tuple[int, int]:
+    """(height, width) of an image resized to `shortest`, its shape kept, rounded half up as mmcv does; at least 1 px.
+
+    The longer side is at most `longest`, which wins over the shorter side; None: no limit.
+    """
+    scale = shortest / min(height, width)
+    if longest is not None:
+        scale = min(scale, longest / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def _complete(annotation: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
+from .assigners import Priors
 from .backbone import Backbone
 from .bounds import MAX_LENGTH, MAX_WEIGHTS, Range, check_fields, check_labels, check_net_arguments, check_plain_name
 from .layers import FPN, Conv, FPNExtra, Neck
@@ -35,6 +36,8 @@ class PyramidDetectorConfig(PreTrainedConfig):
         backbone_last_channels: Width of an extra 1x1 convolution on the last feature (MobileNetV2: 1280).
         deformable_strides: Stages of a ResNet whose 3x3 convolutions are deformable (DCNv2), by their strides.
         strides: Pixels per cell of each pyramid level.
+        size_divisor: Cells in the padding of an image up to a multiple of this are background, those behind it don't
+            count in the loss; what the other images of the batch are like never matters. None: all of the batch's do.
         fpn_channels: Width of the pyramid.
         fpn_extra: Where the first extra level comes from, see :class:`FPN`.
         fpn_extra_relu: ReLU in front of the second extra level.
@@ -58,6 +61,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
     backbone_last_channels: int | None = None
     deformable_strides: list[int] | tuple[int, ...] = ()
     strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
+    size_divisor: int | None = 32
     fpn_channels: int = 256
     fpn_extra: FPNExtra = "on_output"
     fpn_extra_relu: bool = False
@@ -73,6 +77,7 @@ class PyramidDetectorConfig(PreTrainedConfig):
         "deformable_strides": (4, 32),
         "strides": (1, 4096),
         "fpn_channels": (1, 8192),
+        "size_divisor": (1, 8192),
     }
     keys_to_ignore_at_inference = ["loss_parts"]  # of transformers' Trainer, which takes outputs of tensors alone
 
@@ -137,6 +142,17 @@ class DetectorOutput(ModelOutput):
         self["loss"] = torch.stack(list(self["loss_dict"].values())).sum()
         for name in ("loss_dict", "loss"):  # in the order of the fields, as code that counts outputs expects
             self.move_to_end(name, last=False)
+
+
+def valid_priors(config: Any, priors: Priors, sizes: Tensor) -> Tensor:
+    """Priors that are trained on, (B, N) bool: in images of `sizes` (B, 2), padded up to the detector's divisor.
+
+    MMDetection's rule: the padding that an image has by itself is background, that which others bring is left out.
+    """
+    divisor = config.size_divisor
+    if divisor is None:
+        return torch.ones(len(sizes), len(priors.boxes), dtype=torch.bool, device=sizes.device)
+    return priors.inside((sizes / divisor).ceil() * divisor)
 
 
 class PyramidDetector(PreTrainedModel):

@@ -33,10 +33,12 @@ class Proposals(NamedTuple):
     Args:
         boxes: (B, P, 4) xyxy pixels inside the unpadded image; zeros in the padding.
         mask: (B, P) bool, False in the padding.
+        scores: (B, P) in [0, 1]; zeros in the padding.
     """
 
     boxes: Tensor
     mask: Tensor
+    scores: Tensor | None = None
 
 
 class RPN(nn.Module):
@@ -87,14 +89,17 @@ class RPN(nn.Module):
         boxes, scores, levels = self._best_of_levels(predictions, anchors, per_level)
         boxes = torch.minimum(boxes.clamp(min=0), sizes.flip(-1).repeat(1, 2)[:, None])
         solid = (boxes[..., 2:] - boxes[..., :2] > self.config.min_proposal_size).all(-1)
-        kept = []
+        kept, sure = [], []
         for image_boxes, image_scores, image_levels, rows in zip(boxes, scores, levels, solid, strict=True):
             candidates = image_boxes[rows]
             scored = candidates, image_scores[rows], image_levels[rows]
-            kept.append(candidates[nms_by_class(*scored, self.config.proposal_nms, per_image)])
+            best = nms_by_class(*scored, self.config.proposal_nms, per_image)
+            kept.append(candidates[best])
+            sure.append(scored[1][best])
         counts = torch.tensor([len(rows) for rows in kept], device=boxes.device)
         padded = pad_sequence(kept, batch_first=True)
-        return Proposals(padded, torch.arange(padded.shape[1], device=boxes.device) < counts[:, None])
+        mask = torch.arange(padded.shape[1], device=boxes.device) < counts[:, None]
+        return Proposals(padded, mask, pad_sequence(sure, batch_first=True))
 
     def _best_of_levels(
         self, predictions: RPNPredictions, anchors: Priors, per_level: int

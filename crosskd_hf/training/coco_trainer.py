@@ -17,11 +17,11 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ..data.categories import CategoryMap
 from ..data.class_names import class_names
-from ..data.dataset import DetectionCollator
-from ..data.sampling import AspectRatioSampler
+from ..data.dataset import DetectionCollator, EvaluationCollator
+from ..data.sampling import AspectRatioSampler, ByShape
 from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
-from ..inference.detection import detections, forward
+from ..inference.detection import detections, forward, parts_of_one_canvas
 from ..inference.precision import widened
 from ..models.dense import DenseDetector
 from . import arguments, ineffective, upstream
@@ -394,13 +394,23 @@ class CocoTrainer(Trainer):
             raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
         inputs = send_to_device(inputs, self.args.device)
         labels = inputs["labels"] if self._kept is not None else inputs.pop("labels")
-        outputs = forward(model, inputs)
         if self._kept is not None:
-            self._kept.add(outputs, labels, ignore_keys or self.model.config.keys_to_ignore_at_inference)
-        sizes = torch.stack([label["orig_size"] for label in labels])
-        results = detections(self.processing_class, outputs, sizes, self.args.eval_threshold)
-        self._detections.update([int(label["image_id"]) for label in labels], results)
+            self._kept.begin_batch()
+        for part, its_labels in parts_of_one_canvas(inputs, labels):
+            outputs = forward(model, part)
+            if self._kept is not None:
+                self._kept.add(outputs, its_labels, ignore_keys or self.model.config.keys_to_ignore_at_inference)
+            sizes = torch.stack([label["orig_size"] for label in its_labels])
+            results = detections(self.processing_class, outputs, sizes, self.args.eval_threshold)
+            self._detections.update([int(label["image_id"]) for label in its_labels], results)
         return None, None, None
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Images of one padded size together; for `compute_metrics` and with a user's own collator as of `Trainer`."""
+        columns = getattr(eval_dataset, "column_names", None) or ()
+        if self.compute_metrics is not None or self._own_collator or not {"width", "height"} <= set(columns):
+            return super()._get_eval_sampler(eval_dataset)
+        return ByShape(eval_dataset["width"], eval_dataset["height"])
 
     def _evaluator(self, dataset: Any) -> CocoEvaluator:
         """The evaluator of a data set; its truth is read once."""
@@ -452,8 +462,8 @@ def _collators(
     if given is not None:
         return given, given
     if transform is None:
-        return DetectionCollator(processor, num_classes=num_classes), DetectionCollator(processor)
-    return ReproducibleCollator(processor, transform, seed, num_classes), DetectionCollator(processor)
+        return DetectionCollator(processor, num_classes=num_classes), EvaluationCollator(processor)
+    return ReproducibleCollator(processor, transform, seed, num_classes), EvaluationCollator(processor)
 
 
 def _undecayed(model: nn.Module, decayed: Sequence[str]) -> set[str]:

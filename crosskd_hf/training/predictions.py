@@ -21,10 +21,14 @@ class KeptPredictions:
 
     def __init__(self, preprocess: Callable[[Any, Any], Any] | None = None) -> None:
         self.preprocess = preprocess
-        self._batches: list[Kept] = []
+        self._batches: list[list[Kept]] = []
+
+    def begin_batch(self) -> None:
+        """The next parts belong to another batch of the data loader."""
+        self._batches.append([])
 
     def add(self, outputs: Mapping[str, Any], labels: Sequence[Any], ignored: Sequence[str] = ()) -> None:
-        """Keep a batch.
+        """Keep a part of a batch: images that went through the model together.
 
         Args:
             outputs: What the model returned; its `loss` and what is `ignored` are left out, as `Trainer` does.
@@ -34,16 +38,16 @@ class KeptPredictions:
         kept = nested_detach(tuple(value for name, value in outputs.items() if name not in {"loss", *ignored}))
         if self.preprocess is not None:
             kept = self.preprocess(kept, labels)
-        self._batches.append((nested_numpify(kept), [nested_numpify(dict(label)) for label in labels]))
+        self._batches[-1].append((nested_numpify(kept), [nested_numpify(dict(label)) for label in labels]))
 
     def gathered(self, images: int) -> list[Kept]:
-        """The batches of all processes in the order of the data. Every process must call it.
+        """The parts of all processes in the order of the data. Every process must call it.
 
         Args:
             images: In the data set; what samplers repeat to fill up the last batches is cut off.
         """
         per_process = gather_object([self._batches])
-        rounds = [batch for batches in zip(*per_process, strict=True) for batch in batches]
+        rounds = [part for batches in zip(*per_process, strict=True) for batch in batches for part in batch]
         whole = []
         for predictions, labels in rounds:
             count, size = min(images, len(labels)), len(labels)

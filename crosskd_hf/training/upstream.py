@@ -43,6 +43,7 @@ class Hook(NamedTuple):
 # What the trainers override. Upstream must call each of them by this name with these parameters.
 OVERRIDDEN = (
     Hook("_get_train_sampler", "train_dataset", "an order that depends on seed and epoch alone"),
+    Hook("_get_eval_sampler", "eval_dataset", "evaluation in batches of one padded size"),
     Hook("_clip_grad_norm", "model", "clipping of the adapters' gradients"),
     Hook("_save_checkpoint", "model trial", "checkpoints that are whole or not there"),
     Hook("_load_from_checkpoint", "resume_from_checkpoint model", "resuming with every weight"),

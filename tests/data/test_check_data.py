@@ -447,7 +447,7 @@ class TestAnnotations:
         folder.box((5, 5, 10, 10))
         assert folder.findings()["relative-boxes"].severity == "error"
 
-    @pytest.mark.parametrize("area", [float("inf"), 1e300, -3, 0, float("nan"), "big", None])
+    @pytest.mark.parametrize("area", [float("inf"), 1e300, float("nan"), "big", None])
     def test_areas_that_are_impossible(self, folder, area):
         number = folder.box((5, 5, 10, 20), area=area)
         assert folder.findings()["area-missing"].places == (("good.jpg", number, ""),)

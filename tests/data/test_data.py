@@ -207,7 +207,9 @@ class TestLoadCoco:
         }
         annotations = [annotation(1), *(annotation(number, (0,)) | {"bbox": box} for number, box in bad.items())]
         data = load_coco(*write_coco(tmp_path, annotations))
-        assert data.dataset["objects"][0]["id"] == [1]
+        assert data.dataset["objects"][0]["id"] == [1, 2, 3, 6, 7]  # the truth of the evaluation
+        label = DetectionCollator(DeformableDetrImageProcessor())([data.dataset[0]])["labels"][0]
+        assert len(label["boxes"]) == 1
         assert [(place.file, place.annotation) for place in data.report.dropped] == [("a.png", n) for n in bad]
         assert data.report.objects == 1
         assert "9 degenerate boxes dropped" in str(data.report)
@@ -397,7 +399,8 @@ class TestLoadObjects:
         data = load_objects(self.hub(objects, label))
         first = data.dataset[0]
         assert data.categories == CategoryMap((0, 1), ("mask", "glove"))
-        assert first["objects"] == {"id": [1], "bbox": [[1, 2, 3, 4]], "category": [1], "area": [12], "iscrowd": [0]}
+        boxes, areas = [[1, 2, 3, 4], [5, 6, 0, 8]], [12, 0]
+        assert first["objects"] == {"id": [1, 2], "bbox": boxes, "category": [1, 0], "area": areas, "iscrowd": [0, 0]}
         assert (first["image_id"], first["width"], first["height"]) == (0, *SIZE)
         assert first["image"].size == SIZE
         assert data.report.dropped == (("row 0", 2, "[5.0, 6.0, 0.0, 8.0] no positive width and height"),)

@@ -86,7 +86,7 @@ class TestPreprocess:
     def test_pads_to_the_multiple_and_masks_the_padding(self) -> None:
         batch = self.processor(images=[picture(50, 70), picture(90, 40)], return_tensors="pt")
         assert batch["pixel_values"].shape == (2, 3, 96, 96)
-        assert batch["pixel_mask"].sum((1, 2)).tolist() == [64 * 89, 96 * 43]
+        assert batch["pixel_mask"].sum((1, 2)).tolist() == [64 * 90, 96 * 43]
         assert batch["pixel_mask"].dtype == torch.int64
         assert batch["pixel_values"][0, :, 64:].abs().max() == 0
         assert batch["pixel_values"][1, :, :, 43:].abs().max() == 0
@@ -98,7 +98,7 @@ class TestPreprocess:
         torch.testing.assert_close(first["boxes"], torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
         torch.testing.assert_close(second["boxes"], torch.tensor([[0.5, 0.5, 0.5, 1 / 3]]))
         assert first["class_labels"].tolist() == [2]
-        assert [label["size"].tolist() for label in (first, second)] == [[64, 89], [96, 43]]
+        assert [label["size"].tolist() for label in (first, second)] == [[64, 90], [96, 43]]
         assert [label["orig_size"].tolist() for label in (first, second)] == [[50, 70], [90, 40]]
 
     def test_labels_do_not_depend_on_the_rest_of_the_batch(self) -> None:

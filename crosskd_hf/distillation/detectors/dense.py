@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...models.assigners import Assignment, Priors
 from ...models.dense import DenseDetector, DenseDetectorOutput, DenseHead, Taps
+from ...models.pyramid import valid_priors
 from ..classes import ClassMap
 from ..passes import (
     Batch,
@@ -95,9 +96,10 @@ class DenseView(SplitHead, ComparableHead):
         found.predictions = [Prediction(*outputs.predictions)]
         found.decode = lambda regression: head.decode(regression, priors)
         found.priors, found.head = priors, self._taps(outputs)
+        found.valid = valid_priors(self.model.config, priors, batch.sizes)
         found.rows = rows_of_levels(self.all_strides, priors)
         if self.cuts or "assignment" in self.needs:
-            found.assignment = self._assignment(outputs, priors, batch)
+            found.assignment = self._assignment(outputs, priors, found.valid, batch)
             found.normalizer = head.normalizer(priors, found.assignment)
         return found
 
@@ -108,19 +110,17 @@ class DenseView(SplitHead, ComparableHead):
             taps[cut] = outputs.taps if taken else self.head.tap(outputs.features or [], cut.index, cut.hold == "post")
         return taps  # type: ignore[return-value]
 
-    def _assignment(self, outputs: DenseDetectorOutput, priors: Priors, batch: Batch) -> Assignment:
+    def _assignment(self, outputs: DenseDetectorOutput, priors: Priors, valid: Tensor, batch: Batch) -> Assignment:
         """What the priors are trained on: that of the student's loss, or the same again where both assign alike."""
-        head = self.head
+        head, rule = self.head, (self.head.assignment_rule, self.model.config.size_divisor)
         if outputs.assignment is not None:
-            return batch.once(head.assignment_rule, lambda: outputs.assignment)  # type: ignore[return-value]
+            return batch.once(rule, lambda: outputs.assignment)  # type: ignore[return-value]
         if not batch.labels:
             raise ValueError("The batch has no labels, which the distillation of predictions needs.")
         rows, boxes = outputs.predictions, outputs.boxes
         assert rows is not None
         assert boxes is not None
-        return batch.once(
-            head.assignment_rule, lambda: head.assign(priors, priors.inside(batch.sizes), batch.targets, rows, boxes)
-        )
+        return batch.once(rule, lambda: head.assign(priors, valid, batch.targets, rows, boxes))
 
     # ---- The head in two halves ----
 

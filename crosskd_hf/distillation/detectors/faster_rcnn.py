@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...models.assigners import assign_max_iou
 from ...models.faster_rcnn import FasterRCNNForObjectDetection, FasterRCNNOutput
+from ...models.pyramid import valid_priors
 from ...models.roi_head import RoIHead, RoIPredictions, RoIs, select_boxes
 from ...models.rpn import count_rows
 from ..classes import ClassMap
@@ -92,13 +93,13 @@ class FasterRCNNView(SplitHead, ComparableHead):
         """The anchors of the RPN and what they are trained on, before a sample of them is drawn."""
         config = self.model.config
         found.priors = priors = self.model.rpn.anchors(features)
+        found.valid = valid = valid_priors(config, priors, batch.sizes)
         found.rows = rows_of_levels(self.all_strides, priors)
         if "assignment" in self.needs:
             limits = config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_forced_iou
-            rule = "rpn", self.all_strides, config.anchor_scale, tuple(config.aspect_ratios), limits
-            found.assignment = batch.once(
-                rule, lambda: assign_max_iou(priors, priors.inside(batch.sizes), batch.targets, *limits)
-            )
+            anchors = self.all_strides, config.anchor_scale, tuple(config.aspect_ratios)
+            rule = "rpn", anchors, limits, config.size_divisor
+            found.assignment = batch.once(rule, lambda: assign_max_iou(priors, valid, batch.targets, *limits))
             found.normalizer = found.assignment.count_positives()
 
     # ---- The head on another pyramid ----

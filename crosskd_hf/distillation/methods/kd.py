@@ -123,8 +123,8 @@ class KDMethod(Method):
         assert student.assignment is not None
         weight = student.assignment.weight
         if not config.mask_padding:
-            assert student.priors is not None
-            weight = weight.masked_fill(~student.priors.inside(batch.sizes), 1.0)
+            assert student.valid is not None
+            weight = weight.masked_fill(~student.valid, 1.0)
         choices = bool(config.broadcast), bool(config.joint_quality)
         prediction = teacher.predictions[-1].of_classes(self.classes.teacher)
         targets = row_targets(student, teacher, prediction, weight, self.anchors, config.reduce or "best", *choices)
