@@ -35,9 +35,9 @@ class DetectorSpec:
             "deformable_detr".
         backbone: timm model name, e.g. "resnet50". "lw_detr" and "rf_detr" have one of their own: "".
         backbone_weights: "timm" for timm's own weights, which come from the Hub, or "TAG" of them, or for dense
-            detectors and Faster R-CNN a file, see `load_backbone_file`. `None` starts from random weights: then nothing is
-            frozen, and ResNets of these get GroupNorm, because BatchNorm with frozen statistics cannot be trained from
-            scratch.
+            detectors and Faster R-CNN a file, see `load_backbone_file`. `None` starts from random weights: then nothing
+            is frozen, and ResNets of these get GroupNorm, because BatchNorm with frozen statistics cannot be trained
+            from scratch.
         width: Channels of pyramid and towers, or of the transformer.
         fields: Further fields of the configuration.
     """
