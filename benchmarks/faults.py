@@ -89,7 +89,7 @@ MODELS = (
         "",
         BOXES,
     ),
-    Fault("deltas not divided by their deviation", "models.boxes:encode_delta", "/ priors.new_tensor(std)", "", CODERS),
+    Fault("deltas not divided by their deviation", "models.boxes:encode_delta", "/ row_of(std, priors)", "", CODERS),
     Fault(
         "one cell of the padding counts",
         "models.assigners:Priors.inside",
@@ -154,8 +154,8 @@ MODELS = (
     Fault(
         "losses not scaled by the number of processes",
         "models.losses:divide",
-        "averaged / normalizers.maximum(floors)",
-        "1 / normalizers.maximum(floors)",
+        "averaged / normalizers.maximum",
+        "1 / normalizers.maximum",
         LOSSES,
     ),
     Fault("ignored rows count", "models.losses:focal_loss", " * assignment.weight", "", LOSSES),
@@ -320,7 +320,13 @@ DISTILLATION = (
         "",
         ("distillation/detectors/test_faster_rcnn.py", "distillation/detectors/test_detr.py::TestLosses"),
     ),
-    Fault("the mean of the teacher left out", "distillation.statistics:align", " + target_mean", "", CROSSKD),
+    Fault(
+        "the mean of the teacher left out",
+        "distillation.statistics:align",
+        "torch.addcmul(mean, centered, target / deviation)",
+        "centered * (target / deviation)",
+        CROSSKD,
+    ),
     Fault(
         "biased deviation",
         "distillation.statistics:center",
