@@ -7,11 +7,13 @@ from .lazy import from_modules, import_after
 
 if TYPE_CHECKING:
     from . import models as models
+    from .create import create_detector
     from .data.loading import load_detection_dataset
+    from .experiments.distill import distill
     from .training.config import CrossKDConfig
     from .training.trainer import CrossKDTrainer
 
-__all__ = ["CrossKDConfig", "CrossKDTrainer", "load_detection_dataset"]
+__all__ = ["CrossKDConfig", "CrossKDTrainer", "create_detector", "distill", "load_detection_dataset"]
 
 # The detectors are in the Auto classes whenever transformers is there, whichever of the two is imported first.
 import_after("transformers", f"{__name__}.models")
@@ -22,6 +24,8 @@ _public = from_modules(
         "CrossKDConfig": ".training.config",
         "CrossKDTrainer": ".training.trainer",
         "load_detection_dataset": ".data.loading",
+        "create_detector": ".create",
+        "distill": ".experiments.distill",
     },
 )
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_on_output()
     words = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser().parse_known_args(words)
-    if rest and arguments.command is not _train:
+    if rest and arguments.command not in (_train, _distill):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
@@ -211,13 +211,24 @@ def _add_methods(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     text = "Train a student, with a teacher or alone. All options of transformers' TrainingArguments hold, but --debug."
-    parser = commands.add_parser("train", help=text, add_help=False, allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true")
-    parser.add_argument("-h", "--help", action="store_true", dest="full_help")
-    parser.set_defaults(command=_train)
+    both = "Train a student with and without a teacher, alike in all else, and say whether the teacher helped."
+    for name, what, run in (("train", text, _train), ("distill", both, _distill)):
+        parser = commands.add_parser(name, help=what, add_help=False, allow_abbrev=False)
+        parser.add_argument("--debug", action="store_true")
+        parser.add_argument("-h", "--help", action="store_true", dest="full_help")
+        parser.add_argument("--help-all", action="store_true")
+        parser.set_defaults(command=run)
 
 
 def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    pictures = _command(
+        commands,
+        "report",
+        _report,
+        "Curves, precision over recall, confusion, pictures side by side and the worst images of a run, made again.",
+        "example: crosskd-hf report run",
+    )
+    pictures.add_argument("folder", type=Path, help="of crosskd-hf train or distill")
     evaluate = _command(
         commands,
         "evaluate",
@@ -352,21 +363,14 @@ def _convert_data(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from transformers import HfArgumentParser
-
-    from .experiments.train import RunArguments, train
+    from .experiments.command_line import help_text, make_parser
+    from .experiments.train import RunArguments, train_from_words
     from .inference.evaluation import table
-    from .training.config import CrossKDConfig
-    from .training.moved import refuse_words
 
-    parser = HfArgumentParser((RunArguments, CrossKDConfig), prog="crosskd-hf train")
-    parser.set_defaults(report_to="none")
-    if arguments.full_help:
-        parser.print_help()
+    if arguments.full_help or arguments.help_all:
+        print(help_text(make_parser(RunArguments), arguments.help_all))
         return 0
-    refuse_words(arguments.rest)
-    run, config = parser.parse_args_into_dataclasses(arguments.rest)
-    metrics = train(run, config)
+    metrics, config = train_from_words(arguments.rest)
     if config.process_index == 0:
         print(table(metrics) if metrics else "not evaluated: no validation data was given")
         print(f"written to {config.output_dir}")
@@ -381,6 +385,27 @@ def _cost(arguments: argparse.Namespace) -> int:
     size = SIZE if arguments.size is None else (arguments.size[0], arguments.size[1])
     device = None if arguments.no_speed else arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     print(table([measure(model, size, device) for model in arguments.models], size, device))
+    return 0
+
+
+def _distill(arguments: argparse.Namespace) -> int:
+    from .experiments.command_line import help_text, make_parser
+    from .experiments.distill import DistillArguments, distill_from_words
+
+    if arguments.full_help or arguments.help_all:
+        print(help_text(make_parser(DistillArguments, "crosskd-hf distill"), arguments.help_all))
+        return 0
+    result = distill_from_words(arguments.rest)
+    print(result)
+    print(f"written to {result.folder}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .experiments.distill import report
+
+    for path in report(arguments.folder):
+        print(path)
     return 0
 
 
@@ -424,6 +449,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         print(f"error: {one_line(record['file'])}: {one_line(record['error'], None)}", file=sys.stderr)
     count = sum(len(record["detections"]) for record in records if "detections" in record)
     skipped = f"; {files.skipped}" if files.skipped else ""
+    if not count and len(failed) < len(records):
+        highest = max(record.get("highest_score", 0.0) for record in records)
+        print(f"nothing above {arguments.threshold:g}, the highest score was {highest:.2f}: see --threshold")
     print(f"{count} objects in {len(records) - len(failed)} images, written to {arguments.out}{skipped}")
     return 1 if failed else 0
 

@@ -152,6 +152,17 @@ def test_predict(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Ou
     assert (tmp_path / "one" / f"{first.name}.png").is_file()
 
 
+def test_predict_tells_the_highest_score_where_nothing_is_above_the_threshold(
+    tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output
+) -> None:
+    photo = next(shapes.val_images.glob("*.png"))
+    assert run("predict", detector, photo, "--out", tmp_path / "found", "--threshold", 0.999) == 0
+    (record,) = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert record["detections"] == []
+    expected = f"nothing above 0.999, the highest score was {record['highest_score']:.2f}"
+    assert expected in capsys.readouterr().out
+
+
 def test_predict_draws_names_of_any_script(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_detector(DetectorSpec("gfl", "test_resnet", width=32), CategoryMap((1, 2), ("猫", "собака")))

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from ..create import DetectorSpec, build_detector
@@ -26,6 +27,7 @@ from ..text import strict_json
 from ..training import supervision
 from ..training.classes import check_classes
 from ..training.config import CrossKDConfig
+from ..training.progress import tell_readably
 from ..training.trainer import CrossKDTrainer
 
 logger = logging.getLogger(__name__)
@@ -114,6 +116,9 @@ class Comparison:
             teacher_processing_class=teacher_processor,
             train_transform=self.transform,
         )
+        tell_readably(trainer)
+        if args.process_index == 0:
+            tqdm.write(f"{name}:")
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         self.results[name] = ap_metrics(trainer.evaluate())
         trainer.save_model()

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..distillation.method import spell_value, without_none
 from ..training.config import OURS, CrossKDConfig, Help
 from .comparison_options import ComparisonOptions, DenseOptions, DetrOptions
+from .distill import DistillArguments
 from .train import RunArguments
 
 HEAD = """# Options
@@ -21,6 +22,8 @@ in a YAML file. `--methods` and the options of each method are on a page of thei
 says where a default comes from; a default of this project is a choice that nobody published.
 
 This page is printed by `crosskd-hf options`."""
+
+_OF_TRAIN = {entry.name for entry in fields(RunArguments)}
 
 
 def reference(commands: Iterable[argparse.ArgumentParser]) -> str:
@@ -38,6 +41,8 @@ def reference(commands: Iterable[argparse.ArgumentParser]) -> str:
         _fields(CrossKDConfig, own),
         "## Data and model of `crosskd-hf train`",
         _fields(RunArguments, fields(RunArguments)),
+        "## `crosskd-hf distill` beside those",
+        _fields(DistillArguments, [entry for entry in fields(DistillArguments) if entry.name not in _OF_TRAIN]),
         *(text for command in commands for text in (f"## `{command.prog}`", _actions(command))),
         "## Data and steps of both examples",
         _fields(ComparisonOptions, fields(ComparisonOptions)),

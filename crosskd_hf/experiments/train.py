@@ -1,14 +1,29 @@
 """One training run from files: read the data, build or load the student, train, evaluate, save."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from ..create import ImageSize, create_detector
-from ..data.transforms import TrainTransform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel, set_seed
+
+from ..create import Detector, ImageSize, create_detector
+from ..data.dataset import DetectionData
 from ..inference.evaluation import ap_metrics
 from ..models.pixels import check_pixel_range
+from ..text import one_line
 from ..training.config import AUTHORS, CrossKDConfig, option
+from ..training.progress import tell_readably
 from ..training.trainer import CrossKDTrainer
+from .augmentation import AUGMENTATIONS, training_transform
+from .command_line import Words, make_parser, parse
 from .data_options import DataOptions
+from .recipe import Recipe, Start, in_words, start_of
+from .report import write_report
+from .run_file import write_run_file
 
 
 @dataclass
@@ -39,6 +54,7 @@ class RunArguments(DataOptions):
         "keeps them. Default: 0 65535, and of floats what each image has.",
     )
     multi_scale: list[int] = option([], "Shorter sides to draw from in training.")
+    augment: list[str] = option([], f"Augmentation beside the flip, of {', '.join(AUGMENTATIONS)}.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,16 +66,31 @@ class RunArguments(DataOptions):
         return ImageSize.of(self.shortest_edge, self.longest_edge)
 
 
-def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
-    """Train, and save the student into `args.output_dir`.
+@dataclass
+class Prepared:
+    """What a run is made of, before its settings are known.
 
-    Returns:
-        Metrics of the last evaluation; empty without validation data.
+    Args:
+        data, val: In the order of the model's classes.
+        model, processor: The student.
+        start: What its weights know.
+    """
+
+    data: DetectionData
+    val: DetectionData | None
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    start: Start
+
+
+def prepare(run: RunArguments, args: CrossKDConfig) -> Prepared:
+    """Read the data, and make or load the student, new weights from the seed of `args`.
 
     Raises:
-        DataError: The data set is faulty. ValueError: Student, teacher and data don't go together.
+        DataError: The data set is faulty. ValueError: There is no such student.
     """
     data, val = run.read_files(args)
+    set_seed(args.seed)
     model, processor = create_detector(
         run.student,
         data,
@@ -71,16 +102,80 @@ def train(run: RunArguments, args: CrossKDConfig) -> dict[str, float]:
     model.config.category_ids = list(data.categories.raw_ids)
     if run.pixel_range is not None:
         processor.pixel_range = run.pixel_range
+    return Prepared(data, val, model, processor, start_of(run.student, model))
+
+
+def train(run: RunArguments, args: CrossKDConfig, prepared: Prepared | None = None) -> dict[str, float]:
+    """Train, and save the student into `args.output_dir`.
+
+    Args:
+        run: Data and models.
+        args: Settings.
+        prepared: Of the same `run`; made here if it is left out.
+
+    Returns:
+        Metrics of the last evaluation; empty without validation data.
+
+    Raises:
+        DataError: The data set is faulty. ValueError: Student, teacher and data don't go together.
+    """
+    prepared = prepared or prepare(run, args)
+    val = None if prepared.val is None else prepared.val.dataset
     trainer = CrossKDTrainer(
-        model=model,
+        model=prepared.model,
         args=args,
-        train_dataset=data.dataset,
-        eval_dataset=None if val is None else val.dataset,
-        processing_class=processor,
+        train_dataset=prepared.data.dataset,
+        eval_dataset=val,
+        processing_class=prepared.processor,
         teacher_model=run.teacher,
-        train_transform=TrainTransform(shortest_edges=run.multi_scale, longest_edge=run.longest_edge or 1333),
+        train_transform=training_transform(run.multi_scale, run.longest_edge, run.augment),
     )
+    tell_readably(trainer)
+    if args.should_save:
+        write_run_file(args.output_dir, run, args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     metrics = {} if val is None else ap_metrics(trainer.evaluate())
     trainer.save_model()
+    trainer.save_state()
     return metrics
+
+
+def train_from_words(words: Sequence[str]) -> tuple[dict[str, float], CrossKDConfig]:
+    """`crosskd-hf train`: what is not given gets a default that fits the data (see `Recipe`).
+
+    Args:
+        words: Of the command line; a YAML or JSON file of an earlier run may come first.
+
+    Returns:
+        Metrics, and the settings that were used.
+    """
+    parser = make_parser(RunArguments)
+    given = Words.of(words, parser)
+    run, config = parse(parser, given)
+    prepared = prepare(run, config)
+    recipe = Recipe(len(prepared.data.dataset), prepared.start, prepared.model.config, config.world_size)
+    defaults: dict[str, Any] = recipe.settings(
+        given.names,
+        prepared.val is not None,
+        **{name: getattr(config, name) for name in given.names if hasattr(config, name)},
+    )
+    defaults["teacher_eval"] = run.teacher is not None and prepared.val is not None
+    parser.set_defaults(**{name: value for name, value in defaults.items() if name not in given.names})
+    run, config = parse(parser, given)
+    if config.process_index == 0:
+        for line in opening(prepared, config):
+            tqdm.write(line)
+    metrics = train(run, config, prepared)
+    if prepared.val is not None and config.process_index == 0:
+        student = Detector(prepared.model, prepared.processor)
+        write_report(Path(config.output_dir), prepared.data, prepared.val, {"student": student})
+    return metrics, config
+
+
+def opening(prepared: Prepared, config: CrossKDConfig) -> list[str]:
+    """What a run tells before its first update: what is wrong with the data, and the settings in one line."""
+    reports = [prepared.data.report, *([] if prepared.val is None else [prepared.val.report])]
+    found = [finding for report in reports for finding in report.findings if finding.severity == "warning"]
+    told = [f"warning: {one_line(finding.describe(1), 300)}" for finding in found]
+    size = prepared.processor.size
+    return [*told, in_words(config, len(prepared.data.dataset), size, prepared.start)]

@@ -98,6 +98,25 @@ class CocoEvaluator:
         Raises:
             ValueError: detections of some images are missing.
         """
+        evaluation = self._evaluation()
+        metrics = dict(zip(SUMMARY, map(_defined, evaluation.stats), strict=False))
+        precision = evaluation.eval["precision"][..., 0, -1]  # (IoUs, recalls, K): all areas, 100 detections
+        for raw, values in zip(evaluation.params.catIds, np.moveaxis(precision, -1, 0), strict=True):
+            name = self.categories.names[self.categories.to_contiguous(raw)]
+            key = f"map_class_{name}" if f"map_{name}" in SUMMARY else f"map_{name}"
+            metrics[key] = float(values[values > -1].mean()) if (values > -1).any() else float("nan")
+        return metrics
+
+    def precision(self) -> NDArray[np.float64]:
+        """(10, 101, K): precision at each IoU of .50:.95 and each recall of 0:1; -1 for classes without a truth.
+
+        Raises:
+            ValueError: detections of some images are missing.
+        """
+        found: NDArray[np.float64] = self._evaluation().eval["precision"][..., 0, -1]
+        return found
+
+    def _evaluation(self) -> COCOeval:
         detections = self._detections()
         with contextlib.redirect_stdout(io.StringIO()):
             truth = _indexed(self.truth)
@@ -110,13 +129,7 @@ class CocoEvaluator:
             evaluation.accumulate()
             evaluation.summarize()
         self.stats = tuple(map(float, evaluation.stats))
-        metrics = dict(zip(SUMMARY, map(_defined, evaluation.stats), strict=False))
-        precision = evaluation.eval["precision"][..., 0, -1]  # (IoUs, recalls, K): all areas, 100 detections
-        for raw, values in zip(evaluation.params.catIds, np.moveaxis(precision, -1, 0), strict=True):
-            name = self.categories.names[self.categories.to_contiguous(raw)]
-            key = f"map_class_{name}" if f"map_{name}" in SUMMARY else f"map_{name}"
-            metrics[key] = float(values[values > -1].mean()) if (values > -1).any() else float("nan")
-        return metrics
+        return evaluation
 
     def export(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write `ground_truth.json` and `detections.json` for pycocotools, raw ids in both; return their paths.

@@ -93,6 +93,23 @@ def evaluate_dataset(
         reader: The processor that reads the model's outputs, if it is another one.
         adapt: Makes of pixels (B, 3, H, W) and their mask (B, H, W) those that the model sees.
     """
+    return detect_dataset(
+        model, processor, dataset, categories, batch_size, workers, threshold, reader, adapt
+    ).compute()
+
+
+def detect_dataset(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: datasets.Dataset,
+    categories: CategoryMap,
+    batch_size: int = 8,
+    workers: int = 0,
+    threshold: float = 0.0,
+    reader: BaseImageProcessor | None = None,
+    adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> CocoEvaluator:
+    """The detections of a data set, with its truth; arguments as of :func:`evaluate_dataset`."""
     evaluator = CocoEvaluator(dataset, categories)
     to_data = torch.tensor(match_names(class_names(model.config), categories.names).indices)
     loader = DataLoader(
@@ -116,7 +133,7 @@ def evaluate_dataset(
                 evaluator.update(
                     [int(label["image_id"]) for label in its_labels], [_renamed(result, to_data) for result in found]
                 )
-    return evaluator.compute()
+    return evaluator
 
 
 def _renamed(result: Mapping[str, Tensor], to_data: Tensor) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ class Prediction:
         file: Path below the given folder.
         picture: The image with what was found drawn on it; None if it can't be read, or is too narrow to be resized.
         record: `file`, `width`, `height` and `detections` (each `label`, `score` in [0, 1], `box` [x1, y1, x2, y2] in
-            pixels), or `file` and `error`; JSON-able.
+            pixels; where there are none, `highest_score` of what lies below the threshold), or `file` and `error`;
+            JSON-able.
     """
 
     file: Path
@@ -54,15 +55,19 @@ def predict(
         file = path.relative_to(found_files.root)
         try:
             image = open_image(path, pixel_range=getattr(processor, "pixel_range", None))
-            (result,) = detect(model, processor, [image], threshold)
+            (result,) = detect(model, processor, [image], 0.0)
         except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             yield Prediction(file, None, {"file": str(file), "error": str(error)})
             continue
-        result = {key: value.cpu() for key, value in result.items()}
+        scores = result["scores"]
+        highest = float(scores.max()) if len(scores) else 0.0
+        result = {key: value[scores > threshold].cpu() for key, value in result.items()}
         names = dict(enumerate(class_names(model.config)))
         rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
         found = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
         record = {"file": str(file), "width": image.width, "height": image.height, "detections": found}
+        if not found:
+            record["highest_score"] = highest
         yield Prediction(file, draw_objects(image, result, names), record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ from .schedules import SCHEDULES, WARMUP_STARTS, Schedule, default_warmup, parse
 
 logger = logging.getLogger(__name__)
 
+
+EXTRAS = frozenset(("tensorboard", "wandb"))  # of setup.cfg
 
 OURS = "this project"
 AUTHORS = "authors' configurations (jbwang1997/CrossKD)"
@@ -110,6 +113,10 @@ class CrossKDConfig(TrainingArguments):
         eval_threshold: Detections with a lower score are not evaluated, in [0, 1]; AP is defined with 0. Beside it the
             image processor's own `score_threshold` holds.
         group_by_aspect_ratio: Whether a batch is all landscape or all portrait.
+        patience: Stop after so many evaluations without a better `metric_for_best_model`; None goes on to the end.
+            Needs `load_best_model_at_end`.
+        teacher_eval: Evaluate the teacher on the evaluation data before the first update; one that finds nothing (AP 0)
+            stops the run, because the student would learn to find nothing.
         dataset_name: Name of the evaluation data on the model card.
         license: Licence on the model card, in the Hub's spelling.
         teacher_revision: Branch, tag or commit of a teacher that is given by its Hub id.
@@ -159,6 +166,8 @@ class CrossKDConfig(TrainingArguments):
     group_by_aspect_ratio: bool = option(
         False, "Batches of landscape or of portrait images, which need less padding.", "MMDetection groups so"
     )
+    patience: int | None = option(None, "Stop after so many evaluations without a better AP.")
+    teacher_eval: bool = option(False, "Evaluate the teacher before the first update; AP 0 stops the run.")
     dataset_name: str | None = option(None, "Name of the evaluation data on the model card.")
     license: str | None = option(None, "Licence on the model card, in the Hub's spelling, such as apache-2.0.")
     teacher_revision: str | None = option(None, "Branch, tag or commit of the teacher on the Hub.")
@@ -252,6 +261,7 @@ class CrossKDConfig(TrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, such as 0.9998, or be None.")
         if not 0 <= self.eval_threshold <= 1:
             raise ValueError(f"eval_threshold={self.eval_threshold} must lie in [0, 1].")
+        self._check_callbacks()
         if self.group_by_aspect_ratio and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy={self.train_sampling_strategy!r} would have no effect beside "
@@ -283,6 +293,19 @@ class CrossKDConfig(TrainingArguments):
             raise ValueError(f"decay_epochs={self.decay_epochs}: give numbers of epochs above 0.")
         if "backbone" in parse_factors(self.lr_factors) and self.backbone_lr is not None:
             raise ValueError("backbone_lr and lr_factors both set the learning rate of the backbone: leave out one.")
+
+    def _check_callbacks(self) -> None:
+        for name in EXTRAS.intersection([self.report_to] if isinstance(self.report_to, str) else self.report_to or ()):
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(
+                    f"report_to={name!r}, but {name} is not installed: pip install 'crosskd_hf[{name}]', from a clone "
+                    f"pip install '.[{name}]', or report_to='none'."
+                )
+        if self.patience is not None and (self.patience < 1 or not self.load_best_model_at_end):
+            raise ValueError(
+                f"patience={self.patience}: needed are a number of evaluations of at least 1, and "
+                "load_best_model_at_end=True, so that the best model is kept."
+            )
 
     def _check_processes(self) -> None:
         launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
+from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedModel, TrainerCallback, set_seed
 
-from ..data.transforms import Record
+from ..data.transforms import Record, TrainTransform
 from ..distillation import Distiller
 from ..inference.loading import load_teacher
 from ..inference.precision import widen
@@ -27,6 +27,7 @@ from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import bare_model
 from .normalizers import UpdateSums, add_up, normalizer_pass, weighted
+from .teacher_check import teacher_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class CrossKDTrainer(CheckpointingTrainer):
         teacher_model: A model, or a folder or Hub id to load one from; None trains the student alone.
         teacher_processing_class: The teacher's image processor, if it normalises pixels differently. Read from where
             the teacher is loaded, if it is loaded.
-        train_transform: Augmentation of training examples, such as `TrainTransform()`.
+        train_transform: Augmentation of training examples. "default": `TrainTransform()`, a flip of every second image,
+            unless there is a `data_collator`; None: no augmentation.
         data_collator: Instead of `DetectionCollator(processing_class, train_transform)`; then it serves evaluation too.
         callbacks, optimizers, model_init: As of `Trainer`. A model of `model_init` gets a distiller of its own.
         compute_loss_func: Replaces the student's loss on its labels, `loss(outputs, labels, num_items_in_batch=None)`,
@@ -88,7 +90,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         processing_class: BaseImageProcessor | None = None,
         teacher_model: PreTrainedModel | str | os.PathLike[str] | None = None,
         teacher_processing_class: BaseImageProcessor | None = None,
-        train_transform: Callable[[Record], Record] | None = None,
+        train_transform: Callable[[Record], Record] | str | None = "default",
         data_collator: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -106,16 +108,17 @@ class CrossKDTrainer(CheckpointingTrainer):
         if args.should_save:
             run_folder.make(Path(args.output_dir))
         self._loss_func = compute_loss_func  # `Trainer` would take what it returns for the loss of a whole update
-        supervision.prepare(bare_model(student), processing_class, train_transform)
+        transform = _transform(train_transform, data_collator)
+        supervision.prepare(bare_model(student), processing_class, transform)
         super().__init__(
             model=student,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            train_transform=train_transform,
+            train_transform=transform,
             data_collator=data_collator,
-            callbacks=callbacks,
+            callbacks=_with_patience(callbacks, args.patience),
             optimizers=optimizers,
             model_init=model_init,
             compute_metrics=compute_metrics,
@@ -208,6 +211,14 @@ class CrossKDTrainer(CheckpointingTrainer):
         provenance.check_same_teacher(folder, self._teacher_hash)
         provenance.warn_of_changes(folder, self._provenance())
         super()._check_resume(folder)
+
+    def _evaluate_teacher(self, distiller: Distiller) -> None:
+        """Metrics `teacher_map` and the like in the log, before the first update."""
+        processor = None if self._teacher is None else self._teacher[1]
+        size = self.args.per_device_eval_batch_size
+        main = self.is_world_process_zero()
+        found = teacher_metrics(distiller, self.processing_class, processor, self.eval_dataset, size, main)
+        self.log({f"teacher_{name}": value for name, value in found.items() if not math.isnan(value)})
 
     def _check_teacher(self) -> None:
         assert self.distiller is not None
@@ -378,6 +389,8 @@ class CrossKDTrainer(CheckpointingTrainer):
         self.args.ddp_find_unused_parameters = given
 
     def _begin_training(self) -> None:
+        if self.distiller is not None and self.args.teacher_eval and self._resumed is None:
+            self._evaluate_teacher(self.distiller)
         if self.distiller is not None and self._resumed is None and self._prepared is not self.distiller:
             self.distiller.prepare_student()
         self._prepared = self.distiller
@@ -439,3 +452,19 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _forget_log(self) -> None:
         self._log_sums: dict[str, Tensor] = {}
         self._log_updates = 0
+
+
+def _transform(
+    given: Callable[[Record], Record] | str | None, collator: Callable[..., Any] | None
+) -> Callable[[Record], Record] | None:
+    if not isinstance(given, str):
+        return given
+    if given != "default":
+        raise ValueError(f"train_transform={given!r}: give a transform, None, or 'default'.")
+    return TrainTransform() if collator is None else None
+
+
+def _with_patience(callbacks: list[TrainerCallback] | None, patience: int | None) -> list[TrainerCallback] | None:
+    if patience is None:
+        return callbacks
+    return [*(callbacks or []), EarlyStoppingCallback(patience)]

@@ -292,3 +292,16 @@ def test_one_device_of_several_is_used_and_the_launch_line_told(
     assert args.n_gpu == 1
     assert args.train_batch_size == 4
     assert "accelerate launch --multi_gpu --num_processes 4 train.py --schedule 1x" in caplog.text
+
+
+def test_a_missing_logger_is_named_with_its_pip_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'crosskd_hf\[wandb\]'"):
+        CrossKDConfig(str(tmp_path), report_to=["wandb"])
+
+
+def test_patience_needs_the_best_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience=3: needed are"):
+        CrossKDConfig(str(tmp_path), patience=3, report_to="none")
+    args = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    assert CrossKDConfig(str(tmp_path), patience=3, report_to="none", **args).patience == 3

@@ -1,0 +1,87 @@
+"""Defaults that fit the data: figures, and that what is given wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from crosskd_hf.experiments.augmentation import training_transform
+from crosskd_hf.experiments.distill import Plan, verdict
+from crosskd_hf.experiments.recipe import Recipe, Start, in_words
+from crosskd_hf.models import GFLConfig
+from crosskd_hf.training.config import CrossKDConfig
+
+CONFIG = GFLConfig(backbone="test_resnet", frozen_stages=0, norm_eval=False)
+
+
+def test_the_line_of_160_images() -> None:
+    settings = Recipe(160, Start.RANDOM, CONFIG).settings()
+    args = CrossKDConfig("out", use_cpu=True, **settings)
+    line = in_words(args, 160, {"shortest_edge": 800, "longest_edge": 1333})
+    assert line.startswith("160 images, batch 8, 600 updates (30 epochs), lr 0.002, weight average ")
+    assert args.load_best_model_at_end
+    assert args.metric_for_best_model == "eval_map"
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"), [(7, 1, 60), (40, 4, 60), (160, 8, 30), (1000, 8, 12), (118_000, 8, 12)]
+)
+def test_batch_and_epochs_follow_the_number_of_images(images: int, batch: int, epochs: int) -> None:
+    settings = Recipe(images, Start.RANDOM, CONFIG).settings()
+    assert (settings["per_device_train_batch_size"], settings["num_train_epochs"]) == (batch, epochs)
+
+
+def test_pretrained_weights_move_slower() -> None:
+    rates = [Recipe(160, start, CONFIG).settings()["learning_rate"] for start in Start]
+    assert rates == [2e-3, 5e-4, 2e-4]
+    assert Recipe(160, Start.BACKBONE, CONFIG).settings()["backbone_lr"] == 1e-4
+
+
+def test_the_learning_rate_follows_the_batch() -> None:
+    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    assert Recipe(160, Start.RANDOM, CONFIG).settings(set(given), **given)["learning_rate"] == 1e-3
+    assert Recipe(160, Start.RANDOM, CONFIG, processes=4).settings()["learning_rate"] == pytest.approx(2.8e-3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"schedule": "1x"},
+        {"max_steps": 3},
+        {"learning_rate": 1e-3},
+        {"eval_strategy": "no"},
+        {"save_strategy": "no"},
+        {"save_steps": 5},
+        {"eval_steps": 5},
+        {"num_train_epochs": 2.0},
+    ],
+)
+def test_what_is_given_wins_and_is_not_contradicted(given: dict[str, object]) -> None:
+    settings = Recipe(160, Start.BACKBONE, CONFIG).settings(set(given), **given)
+    args = CrossKDConfig("out", use_cpu=True, **(settings | given))
+    assert {name: getattr(args, name) for name in given if "strategy" not in name} == {
+        name: value for name, value in given.items() if "strategy" not in name
+    }
+
+
+def test_a_verdict_knows_the_noise_of_one_seed() -> None:
+    assert verdict([5.1]).startswith("Distillation helped: +5.1 AP with one seed")
+    assert verdict([-5.1]).startswith("Distillation harmed: -5.1 AP with one seed")
+    assert verdict([1.2]).startswith("Undecided: the distilled student is +1.2 AP from the baseline")
+    # mean 3, standard deviation 1, t(0.975, 2) = 4.303: 3 +- 2.484
+    assert verdict([2.0, 3.0, 4.0]) == "Distillation helped: +3.0 AP, 95 % interval +0.5 to +5.5 over 3 seeds."
+    assert verdict([0.0, 1.0, 2.0]).startswith("Undecided: +1.0 AP, 95 % interval -1.5 to +3.5 over 3 seeds")
+
+
+def test_a_plan_names_its_teacher() -> None:
+    assert Plan("gfl:resnet18").teacher_source == "gfl:resnet50"
+    assert Plan("gfl:resnet18").trains_teacher
+    assert not Plan("gfl:resnet18", "some/folder").trains_teacher
+    with pytest.raises(ValueError, match="is a trained detector: name its teacher"):
+        Plan("some/folder")
+    with pytest.raises(ValueError, match="seeds=0"):
+        Plan(seeds=0)
+
+
+def test_an_unknown_augmentation_is_told() -> None:
+    with pytest.raises(ValueError, match="augment: color is unknown"):
+        training_transform(augment=["color"])
