@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
 
 from ..data.categories import CategoryMap
 from ..distillation import Distiller
@@ -18,12 +19,19 @@ logger = logging.getLogger(__name__)
 
 
 def teacher_metrics(
-    distiller: Distiller, processor: Any, teacher_processor: Any, evaluation: Any, batch_size: int, is_main: bool
+    distiller: Distiller,
+    student: PreTrainedModel,
+    processor: Any,
+    teacher_processor: Any,
+    evaluation: Any,
+    batch_size: int,
+    is_main: bool,
 ) -> dict[str, float]:
     """COCO AP of the teacher, seeing what it sees in training; in [0, 1], for the classes of the data.
 
     Args:
-        distiller: Holds the teacher and the student.
+        distiller: Holds the teacher.
+        student: Its classes are those of the data.
         processor, teacher_processor: Of the student, and of the teacher if it is known.
         evaluation: The evaluation data, or several in a dict, of which the first is taken.
         batch_size: Images at once.
@@ -40,7 +48,7 @@ def teacher_metrics(
         adapt = None
         if teacher_processor is not None:
             adapt = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
-        categories = CategoryMap.from_config(distiller.student.config)
+        categories = CategoryMap.from_config(student.config)
         found = [
             evaluate_dataset(
                 distiller.teacher, processor, dataset, categories, batch_size, reader=teacher_processor, adapt=adapt

@@ -217,7 +217,9 @@ class CrossKDTrainer(CheckpointingTrainer):
         processor = None if self._teacher is None else self._teacher[1]
         size = self.args.per_device_eval_batch_size
         main = self.is_world_process_zero()
-        found = teacher_metrics(distiller, self.processing_class, processor, self.eval_dataset, size, main)
+        found = teacher_metrics(
+            distiller, self.student, self.processing_class, processor, self.eval_dataset, size, main
+        )
         self.log({f"teacher_{name}": value for name, value in found.items() if not math.isnan(value)})
 
     def _check_teacher(self) -> None:
