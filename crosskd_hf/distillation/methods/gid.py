@@ -238,13 +238,20 @@ def pool(maps: list[Tensor], strides: list[int], boxes: Tensor) -> Tensor:
 
 
 def feature_loss(own: Tensor, goal: Tensor, mask: Tensor) -> LossPart:
-    """Squared distance of the instances' features, a mean over instances and cells and a sum over channels."""
+    """Squared distance of the instances' features (CVPR 2021): a mean over instances and cells, a sum over channels.
+
+    Args:
+        own, goal: (B, K, D) features of instances, the student's and the teacher's.
+        mask: (B, K), 0 for rows without an instance.
+    """
     total = ((own - goal).square().sum(-1) * mask).sum()
     return LossPart(total, ROI_SIZE**2 * mask.sum().float())
 
 
 def relation_loss(own: Tensor, goal: Tensor, mask: Tensor, pooled: bool) -> LossPart:
     """Smooth L1 of the distances between instances, each matrix in units of its mean; nothing of less than three.
+
+    Source: GID (CVPR 2021).
 
     Args:
         own, goal: (B, K, D).
