@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..create import DetectorSpec, build_detector
 from ..data.class_names import class_names
 from ..data.dataset import DetectionData
 from ..data.schema import names_of
-from ..data.transforms import TrainTransform
+from ..data.transforms import Record, TrainTransform
 from ..distillation import Distiller
 from ..inference.detection import detect
 from ..inference.drawing import draw_objects
@@ -49,7 +49,7 @@ class Comparison:
     val: DetectionData
     processor: BaseImageProcessor
     args: CrossKDConfig
-    transform: TrainTransform = field(default_factory=TrainTransform)
+    transform: Callable[[Record], Record] = field(default_factory=TrainTransform)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def check(

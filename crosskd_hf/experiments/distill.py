@@ -226,9 +226,9 @@ def run_plan(plan: Plan, train: DetectionData, val: DetectionData, given: Mappin
         for name in (BASELINE, DISTILLED):
             set_seed(args.seed + number)
             model, its_processor = plan.detector(plan.student, train)
-            pair = (teacher, processor) if name == DISTILLED else (None, None)
-            told = f"{name}{suffix}"
-            model = comparison.run(told, model, *pair, processor=its_processor, seed=args.seed + number)
+            learns = {"teacher": teacher, "teacher_processor": processor} if name == DISTILLED else {}
+            told, seed = f"{name}{suffix}", args.seed + number
+            model = comparison.run(told, model, **learns, processor=its_processor, seed=seed)
             models |= {name: Detector(model, its_processor)} if number == 0 else {}
         gains.append(100 * (_ap(comparison, DISTILLED + suffix) - _ap(comparison, BASELINE + suffix)))
     return _finish(plan, comparison, tuple(gains), models)
@@ -349,8 +349,8 @@ def verdict(gains: Sequence[float]) -> str:
             "differ in their seed alone may differ."
         )
     half = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
-    word = "helped" if mean - half > 0 else "harmed" if mean + half < 0 else None
     interval = f"{mean:+.1f} AP, 95 % interval {mean - half:+.1f} to {mean + half:+.1f} over {len(gains)} seeds"
-    if word is None:
+    if abs(mean) <= half:
         return f"Undecided: {interval}, which holds 0."
+    word = "helped" if mean > 0 else "harmed"
     return f"Distillation {word}: {interval}."
