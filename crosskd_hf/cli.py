@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert_data(commands)
     _add_methods(commands)
     _add_train(commands)
-    _add_use(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
     options = _command(
         commands, "options", _options, "Options of trainings, commands and examples, as docs/options.md."
     )
@@ -220,7 +221,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.set_defaults(command=run)
 
 
-def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     pictures = _command(
         commands,
         "report",
@@ -243,6 +244,9 @@ def _add_use(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
     evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
     evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file; null: no truth")
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     predict = _command(
         commands,
         "predict",

@@ -81,6 +81,7 @@ def test_train_gives_a_student_a_head_for_the_classes_of_the_data(
     assert list(saved["id2label"].values()) == ["ring", "square", "triangle", "star"]
 
 
+@pytest.mark.slow
 def test_train_goes_on_with_a_student_whatever_the_order_of_the_data(
     tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output
 ) -> None:
@@ -186,10 +187,8 @@ def test_an_image_that_resizing_makes_vanish_stops_no_prediction(
     (tmp_path / "photos").mkdir()
     PIL.Image.new("RGB", (5000, 1)).save(tmp_path / "photos/a.png")
     (tmp_path / "photos/b.png").write_bytes(next(shapes.val_images.glob("*.png")).read_bytes())
-    assert run("predict", detector, tmp_path / "photos", "--out", tmp_path / "out", "--device", "cpu") == 1
-    captured = capsys.readouterr()
-    assert "error: a.png" in captured.err
-    assert "in 1 images" in captured.out
+    assert run("predict", detector, tmp_path / "photos", "--out", tmp_path / "out", "--device", "cpu") == 0
+    assert "in 2 images" in capsys.readouterr().out
 
 
 def test_predict_skips_what_is_no_image_and_says_so(

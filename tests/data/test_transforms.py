@@ -7,6 +7,7 @@ from torchvision.transforms import v2
 from crosskd_hf.data.dataset import DetectionCollator
 from crosskd_hf.data.transforms import KeepSize, Record, TrainTransform, clean_objects, finish_record
 from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.models.image_processing import resized_size
 
 FIELDS = ("boxes", "labels", "area", "iscrowd", "id")
 
@@ -73,10 +74,9 @@ class TestTrainTransform:
         torch.testing.assert_close(changed["boxes"].as_subclass(torch.Tensor), seen, atol=1, rtol=0)
 
     def test_the_longest_edge_wins(self):
-        transform = TrainTransform(0, shortest_edges=(100,), longest_edge=150)
-        assert transform.target_size(100, 300, 100) == (50, 150)
-        assert transform.target_size(300, 200, 100) == (150, 100)
-        assert transform.target_size(1, 1000, 100) == (1, 150)
+        assert resized_size(100, 300, 100, 150) == (50, 150)
+        assert resized_size(300, 200, 100, 150) == (150, 100)
+        assert resized_size(1, 1000, 100, 150) == (1, 150)
 
     def test_every_edge_is_drawn_and_the_seed_decides(self):
         transform = TrainTransform(0.5, shortest_edges=(20, 30, 40))

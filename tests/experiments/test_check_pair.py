@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crosskd_hf.data import DetectionData, load_coco
+from crosskd_hf.data.sampling import ByShape
 from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.distillation import CrossKD
 from crosskd_hf.experiments.check_pair import PairReport, check_pair, teacher_ap
@@ -163,9 +164,9 @@ class TestBadPairs:
 class TestTeacherAP:
     @staticmethod
     def oracle(monkeypatch: pytest.MonkeyPatch, data: DetectionData, classes: tuple[str, ...]) -> DenseDetector:
-        """A teacher that finds what is there, image after image, in its own order of classes."""
+        """A teacher that finds what is there, image after image as evaluation reads them, in its order of classes."""
         teacher = names(make_detector("gfl", num_labels=len(classes)), *classes)
-        examples = iter(list(data.dataset))
+        examples = (data.dataset[index] for index in ByShape(data.dataset["width"], data.dataset["height"]))
 
         def forward(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> DenseDetectorOutput:
             rows_of_data = [next(examples) for _ in pixel_values]

@@ -74,6 +74,7 @@ def test_a_teacher_that_finds_nothing_stops(shapes: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "train" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_again_from_its_file(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--student", "gfl:test_resnet", "--width", "16", "--shortest_edge", str(SIZE), "--use_cpu"]
     assert main(["train", *files(shapes), *words, "--num_train_epochs", "1", "--output_dir", str(tmp_path / "1")]) == 0

@@ -392,6 +392,7 @@ def test_batches_of_all_processes_in_the_order_of_the_data(monkeypatch: pytest.M
                 "loss_dict": {"a": torch.tensor(2.0)},
                 "logits": torch.tensor(numbers),
             }
+            own.begin_batch()
             own.add(outputs, [{"image_id": torch.tensor(number)} for number in numbers])
         kept.append(own)
     monkeypatch.setattr(predictions, "gather_object", lambda mine: [own._batches for own in kept])

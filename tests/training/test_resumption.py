@@ -289,6 +289,7 @@ def found(folder: Path, tmp_path: Path) -> tuple[CrossKDTrainer, Watch]:
     return trainer, watch
 
 
+@pytest.mark.slow
 def test_a_given_up_attempt_leaves_no_checkpoint(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,6 +303,7 @@ def test_a_given_up_attempt_leaves_no_checkpoint(
     assert "checkpoint-2 is removed: it belongs to the attempt that ran out of memory" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_runs_out_of_memory_keeps_what_it_has_saved(folder: Path, tmp_path: Path) -> None:
     """It can't go on with fewer images an update, but with the same ones, once there is memory."""
     run_in(folder, tmp_path, max_steps=1).train()

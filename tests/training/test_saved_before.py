@@ -35,7 +35,8 @@ def make_trainer(data: Path, model: PreTrainedModel, teacher: str | None = None,
     train, val = tiny_run.load_data(data)
     settings = tiny_run.settings(data, **(SETTINGS | changes))
     images = tiny_run.processor()
-    return CrossKDTrainer(model, settings, train.dataset, val.dataset, images, teacher_model=teacher)
+    data = {"train_dataset": train.dataset, "eval_dataset": val.dataset, "processing_class": images}
+    return CrossKDTrainer(model, settings, **data, teacher_model=teacher, train_transform=None)
 
 
 @each_folder

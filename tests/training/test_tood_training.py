@@ -29,6 +29,7 @@ def make_tood(seed: int = 2, width: int = 8, **changes: object) -> object:
     return tiny_run.make_detector(seed, width, TOODConfig, **changes)
 
 
+@pytest.mark.slow
 def test_the_trainer_tells_the_epochs_and_a_resumed_run_knows_them(data: Path, tmp_path: Path) -> None:
     """Two updates an epoch: labels are static in the first epoch, and in no other."""
     student, seen = make_tood(static_epochs=1), []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from ...models.assigners import Targets, assign_max_iou
-from ...models.boxes import aligned_iou, area
+from ...models.boxes import aligned_iou, area, row_of
 from ...models.losses import LossPart
 from ..adapters import adapter
 from ..method import Method, MethodConfig, Paper, option
@@ -228,7 +228,7 @@ def pool(maps: list[Tensor], strides: list[int], boxes: Tensor) -> Tensor:
     """RoIAlign of (B, K, 4) boxes, each on the level of its size: (B, K, C * S * S). Without waiting for the device."""
     level = (area(boxes).clamp(min=0).sqrt() / ROI_SCALE + 1e-8).log2().add(ROI_LEVEL).floor()
     wanted = 2 ** level.clamp(min(strides).bit_length() - 1, max(strides).bit_length() - 1)  # (B, K) stride
-    order = boxes.new_tensor(strides).log2()
+    order = row_of(strides, boxes).log2()
     nearest = (wanted.log2()[..., None] - order).abs().argmin(-1).flatten()
     pooled = torch.zeros((), device=boxes.device)
     for index, (values, stride) in enumerate(zip(maps, strides, strict=True)):

@@ -38,7 +38,7 @@ class SKDMethod(Method):
             adapted = layer(same_size(own.values, goal)).float()
             rows = dissimilarity(unit_range(adapted, self.config.detach_minmax), unit_range(goal))
             totals.append(rows.sum())
-            counts.append(rows.new_tensor(float(rows.numel())))
+            counts.append(rows.new_full((), rows.numel()))
         return {"features": LossPart(torch.stack(totals), torch.stack(counts))}
 
 

@@ -182,7 +182,7 @@ class TestRefuses:
 
     def test_plain_kd_between_other_boxes(self) -> None:
         pair = make_pair(class_agnostic=True)
-        with pytest.raises(ValueError, match="regions of class-agnostic heads no classes"):
+        with pytest.raises(ValueError, match="regions of class-agnostic heads have no classes"):
             Distiller(*pair, ["kd"])
         losses = distil(pair[0], Distiller(*pair, ["crosskd"]), make_batch())
         assert losses["crosskd/reg"] > 0
