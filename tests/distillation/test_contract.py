@@ -83,6 +83,9 @@ class TestEveryMethodOnEveryFamily:
         torch.stack(list(parts.values())).sum().backward(retain_graph=True)
         reached = [p for p in student.parameters() if p.grad is not None and p.grad.any()]
         assert not {id(parameter) for parameter in reached}.intersection(spared)
+        if not reached:  # no location of a coarse map lies inside of a box
+            assert all(loss == 0 for loss in parts.values())
+            return
         method.unreached = lambda view: reached
         with pytest.raises(RuntimeError, match=f"The {name} loss reaches student layers that it must not reach"):
             distiller.check_gradients(parts)
