@@ -12,9 +12,10 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.categories import CategoryMap
@@ -102,7 +103,8 @@ def _is_bias(name: str, tensor: Tensor, rows: tuple[int, int]) -> bool:
 def _build(model: PreTrainedModel, categories: CategoryMap) -> PreTrainedModel:
     """A random model of the same architecture with other classes, in the same place and precision."""
     config = copy.deepcopy(model.config)
-    for part in (config, getattr(config, "backbone_config", None)):  # the weights of `model` follow
+    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
+    for part in parts:  # the weights of `model` follow
         if getattr(part, "use_pretrained_backbone", False):
             part.use_pretrained_backbone = False
     name_classes(config, categories)
@@ -124,7 +126,7 @@ def _one_more(categories: CategoryMap) -> CategoryMap:
     return CategoryMap((*categories.raw_ids, max(categories.raw_ids) + 1), (*categories.names, name))
 
 
-def _rows_per_class(fresh: nn.Module, wider: nn.Module) -> dict[str, tuple[int, int]]:
+def _rows_per_class(fresh: PreTrainedModel, wider: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """Name of each tensor with rows of classes -> rows of each class, and further rows ("no object", padding)."""
     axes, count = {}, fresh.config.num_labels
     larger = wider.state_dict()

@@ -150,7 +150,7 @@ def _cpu_lines() -> list[str]:
 
 def table(costs: Iterable[Cost], size: tuple[int, int], device: str | None) -> str:
     """Costs side by side."""
-    rows = [("model", "trained M", "all M", "G multiply-adds", "images/s")]
+    rows: list[tuple[str, ...]] = [("model", "trained M", "all M", "G multiply-adds", "images/s")]
     for cost in costs:
         millions = (f"{count / 1e6:.2f}" for count in (cost.trained, cost.parameters))
         speed = "" if cost.speed is None else f"{cost.speed:.2f}"

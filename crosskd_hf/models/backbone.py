@@ -309,8 +309,8 @@ class DeformableConv(nn.Conv2d):
 
 
 def _deform(name: str, net: nn.Module, strides: Sequence[int]) -> None:
-    info = net.feature_info  # type: ignore[union-attr]
-    stages = dict(zip(info.reduction(), info.module_name(), strict=True))  # type: ignore[operator]
+    info: Any = net.feature_info
+    stages = dict(zip(info.reduction(), info.module_name(), strict=True))
     for stride in strides:
         stage = getattr(net, stages.get(stride, ""), None)
         blocks = [m for m in stage.modules() if isinstance(m, timm.models.resnet.Bottleneck)] if stage else []

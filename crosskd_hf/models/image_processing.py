@@ -165,8 +165,9 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         if settings["do_resize"]:
             size = settings["size"]
             if size.shortest_edge and size.longest_edge:
-                edges = resized_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
-                size = SizeDict(height=edges[0], width=edges[1])
+                height, width = image.shape[-2:]
+                height, width = resized_size(height, width, size.shortest_edge, size.longest_edge)
+                size = SizeDict(height=height, width=width)
             image = self.resize(image, size=size, resample=settings["resample"], antialias=settings["antialias"])
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         return self.rescale_and_normalize(image, *(settings[name] for name in names))
