@@ -215,7 +215,8 @@ from tests.tiny_run import make_trainer
 torch.set_num_threads(1)
 data, run, steps, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 trainer = make_trainer(data, output_dir=str(run), **(BASE | {"max_steps": steps, "dataloader_num_workers": workers,
-    "gradient_accumulation_steps": 1, "schedule": None, "lr_scheduler_type": "constant"}))
+    "gradient_accumulation_steps": 1, "schedule": None, "lr_scheduler_type": "constant",
+    "save_steps": int(sys.argv[5]), "save_total_limit": 1}))
 trainer.add_callback(At("on_step_end", 4, (run / "_started").touch))
 trainer.train(resume_from_checkpoint=any(run.glob("checkpoint-*")))
 if trainer.args.process_index == 0:
@@ -223,14 +224,16 @@ if trainer.args.process_index == 0:
 """
 
 
-def start(data: Path, run: Path, steps: int, processes: int = 1, workers: int = 0) -> subprocess.Popen[bytes]:
+def start(
+    data: Path, run: Path, steps: int, processes: int = 1, workers: int = 0, save_steps: int = 1000
+) -> subprocess.Popen[bytes]:
     script = data / "run.py"
     script.write_text(RUN)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     words = [sys.executable, *(launcher if processes > 1 else []), str(script), str(data), str(run), str(steps)]
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*words, str(workers)], env=environment, cwd=root, start_new_session=True)
+    return subprocess.Popen([*words, str(workers), str(save_steps)], env=environment, cwd=root, start_new_session=True)
 
 
 def children(pid: int) -> list[int]:
@@ -268,5 +271,29 @@ def test_processes_agree_and_resuming_repeats_the_run(data: Path, tmp_path: Path
     assert update >= 4
     for folder in (run, tmp_path / "whole"):
         assert start(data, folder, update + 3, processes, workers).wait(300) == 0
+    ours, theirs = (load_file(folder / "final.safetensors") for folder in (run, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [1, 2])
+def test_killed_processes_lose_no_checkpoint(data: Path, tmp_path: Path, number: int) -> None:
+    """One or both of two processes are killed, with a checkpoint after every update and none but the last one kept."""
+    run = tmp_path / "run"
+    process = start(data, run, 100_000, 2, save_steps=1)
+    wait_for_updates(run, process)
+    victims = children(process.pid)[-number:]
+    assert len(victims) == number
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(120) != 0
+    last = checkpoints.last_checkpoint(run, contents=True)
+    assert last is not None
+    update = int(last.rpartition("-")[2])
+    assert update >= 3
+    for folder in (run, tmp_path / "whole"):
+        assert start(data, folder, update + 3, 2, save_steps=1).wait(300) == 0
+    assert {path.name for path in run.glob("*checkpoint-*")} == {f"checkpoint-{update + 3}"}
     ours, theirs = (load_file(folder / "final.safetensors") for folder in (run, tmp_path / "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
