@@ -1,4 +1,4 @@
-"""Does distillation pay? Train teacher, student alone and distilled student over several seeds; append to results.csv.
+"""Does distillation pay? Train teacher, baseline and distilled student over several seeds; append to results.csv.
 
     python benchmarks/accuracy.py --seeds 0 1 2                                  # synthetic data
     python benchmarks/accuracy.py --seeds 0 --data_name bccd --train_images ... (all arguments of distill_coco.py)
@@ -97,11 +97,11 @@ def main() -> None:
         }
         append([shared | row(name, metrics, arguments, config, models) for name, metrics in comparison.results.items()])
         print(comparison.table(), flush=True)
-        if {"alone", "distilled"} <= set(comparison.results):
-            gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["alone"]["map"]))
+        if {"baseline", "distilled"} <= set(comparison.results):
+            gains.append(100 * (comparison.results["distilled"]["map"] - comparison.results["baseline"]["map"]))
     if gains:
         deviation = f", standard deviation {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
-        print(f"distilled - alone: mean {statistics.mean(gains):+.2f} AP{deviation} over seeds {' '.join(seeds)}")
+        print(f"distilled - baseline: mean {statistics.mean(gains):+.2f} AP{deviation} over seeds {' '.join(seeds)}")
 
 
 if __name__ == "__main__":

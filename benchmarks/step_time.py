@@ -83,7 +83,7 @@ class Bench:
         self.optimizer.step()
 
     def plain(self) -> None:
-        """A training step of the student alone."""
+        """A training step of the baseline."""
         self._step(False)
 
     def crosskd(self) -> None:

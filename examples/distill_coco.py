@@ -1,4 +1,4 @@
-"""Distil a detector on COCO-format data, and compare it with the same student trained alone.
+"""Distil a detector on COCO-format data, and compare it with the baseline: the same student without a teacher.
 
     python examples/distill_coco.py                      # synthetic data, tiny models: about 5 minutes on two cores
 
@@ -8,7 +8,7 @@
         --teacher TEACHER_FOLDER_OR_HUB_ID --student_backbone resnet18 --backbone_weights timm \\
         --per_device_train_batch_size 2 --bf16          # schedule 1x: 12 epochs of COCO, hours on 8 GPUs (not run)
 
-Three steps, together or apart (`--steps`): train the teacher, or load it with `--teacher`; train the student alone;
+Three steps, together or apart (`--steps`): train the teacher, or load it with `--teacher`; train the baseline;
 train the same student with CrossKD. All of Hugging Face's training arguments hold, e.g. `--report_to tensorboard`.
 """
 
@@ -123,7 +123,7 @@ def run(arguments: DenseOptions, comparison: Comparison, models: dict[str, Train
         epochs = arguments.teacher_epochs or comparison.args.num_train_epochs
         trained = comparison.run("teacher", teacher, processor=its_processor, num_train_epochs=epochs)
         models["teacher"] = trained, its_processor
-    for step in ("alone", "distilled"):
+    for step in ("baseline", "distilled"):
         if step in arguments.steps:
             student, processor = start(arguments, comparison)
             pair = models["teacher"] if step == "distilled" else (None, None)
@@ -157,7 +157,7 @@ def report(comparison: Comparison, models: dict[str, Trained]) -> None:
     comparison.save()
     picture(folder / "comparison.png", comparison.val.dataset, models)
     print(f"Picture: {folder / 'comparison.png'}")
-    last = [name for name in ("distilled", "alone", "teacher") if name in models and (folder / name).is_dir()]
+    last = [name for name in ("distilled", "baseline", "teacher") if name in models and (folder / name).is_dir()]
     if not last:
         return
     saved = folder / last[0]

@@ -166,7 +166,7 @@ def run(arguments: DetrOptions, comparison: Comparison, models: dict[str, Traine
         torch.manual_seed(comparison.args.seed)
         model = new_model(arguments, arguments.teacher_backbone, categories)
         models["teacher"] = comparison.run("teacher", model, num_train_epochs=epochs), comparison.processor
-    for step in ("alone", "distilled"):
+    for step in ("baseline", "distilled"):
         if step in arguments.steps:
             torch.manual_seed(comparison.args.seed)
             if arguments.student is not None:

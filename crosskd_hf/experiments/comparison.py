@@ -1,4 +1,4 @@
-"""Teacher, student alone and distilled student, trained alike and compared: does distillation pay here?"""
+"""Teacher, baseline and distilled student, trained alike and compared: does distillation pay here?"""
 
 import copy
 import logging

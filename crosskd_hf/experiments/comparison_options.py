@@ -13,7 +13,7 @@ from ..training.config import AUTHORS, CrossKDConfig, option
 from .data_options import PATHS, DataOptions
 from .presets import Model, preset
 
-STEPS = ("teacher", "alone", "distilled")
+STEPS = ("teacher", "baseline", "distilled")
 
 
 @dataclass
@@ -46,6 +46,7 @@ class ComparisonOptions(DataOptions):
         missing = self.missing_paths()
         if not self.data and 0 < len(missing) < len(PATHS):
             raise ValueError(f"Give all of {', '.join('--' + name for name in PATHS)}; missing: {', '.join(missing)}.")
+        self.steps = ["baseline" if step == "alone" else step for step in self.steps]  # its name until 0.1
         unknown = [step for step in self.steps if step not in STEPS]
         if unknown:
             raise ValueError(f"--steps {' '.join(unknown)}: choose from {', '.join(STEPS)}.")

@@ -1,4 +1,4 @@
-"""One call from data to an answer: a teacher, the student alone, the student distilled, and what distillation gained.
+"""One call from data to an answer: a teacher, the baseline, the distilled student, and what distillation gained.
 
 result = distill("my_data", student="gfl:resnet18", teacher="gfl-r50-of-coco", out="run")
 print(result.verdict)

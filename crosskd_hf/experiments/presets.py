@@ -260,7 +260,7 @@ class Preset:
         """
         edges = self.training.shortest_edges
         return self.training_arguments() | {
-            "steps": ["alone"] if self.losses is None else ["distilled"],
+            "steps": ["baseline"] if self.losses is None else ["distilled"],
             "output_dir": f"outputs/{self.name}",
             "shortest_edge": self.training.test_shortest_edge,
             "longest_edge": self.training.longest_edge,

@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> tuple[Path, s
 
 def test_prints_a_table_and_writes_a_picture(run: tuple[Path, str]) -> None:
     folder, output = run
-    rows = ("teacher ", "alone ", "distilled ")
+    rows = ("teacher ", "baseline ", "distilled ")
     assert [line.split()[0] for line in output.splitlines() if line.startswith(rows)] == [row.strip() for row in rows]
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert output.splitlines()[-1].startswith(("{'score'", "nothing found"))
@@ -73,13 +73,13 @@ def test_prints_a_table_and_writes_a_picture(run: tuple[Path, str]) -> None:
 
 def test_every_saved_folder_is_a_plain_student(run: tuple[Path, str]) -> None:
     folder, _ = run
-    for name in ("teacher", "alone", "distilled"):
+    for name in ("teacher", "baseline", "distilled"):
         keys = load_file(folder / name / "model.safetensors").keys()
         assert keys
         assert not [key for key in keys if key.startswith(("teacher", "distiller"))]
     record = json.loads((folder / "distilled" / "distillation.json").read_text())
     assert record["distillation"]["methods"]["crosskd"]["cut"] == 3
-    assert not (folder / "alone" / "distillation.json").exists()
+    assert not (folder / "baseline" / "distillation.json").exists()
 
 
 def test_distillation_losses_are_logged_under_their_names(run: tuple[Path, str]) -> None:
@@ -87,7 +87,7 @@ def test_distillation_losses_are_logged_under_their_names(run: tuple[Path, str])
     last = losses(folder / "distilled")[-1]
     assert {"loss_cls", "loss_bbox", "loss_dfl", "crosskd/cls", "crosskd/reg"} <= set(last)
     assert all(value > 0 for value in last.values())
-    assert not [key for key in losses(folder / "alone")[-1] if "/" in key]
+    assert not [key for key in losses(folder / "baseline")[-1] if "/" in key]
 
 
 def test_the_distilled_student_alone_is_pushed(run: tuple[Path, str], hub: FakeHub) -> None:
@@ -179,8 +179,8 @@ def test_a_trained_detr_student_goes_on(tmp_path: Path) -> None:
     [
         (("--train_annotations", "a.json"), "missing: train_images"),
         (("--steps", "distilled"), "needs a teacher"),
-        (("--push_to_hub", "--steps", "teacher", "alone"), "pushes the distilled student"),
-        (("--steps", "warm_up"), "choose from teacher, alone, distilled"),
+        (("--push_to_hub", "--steps", "teacher", "baseline"), "pushes the distilled student"),
+        (("--steps", "warm_up"), "choose from teacher, baseline, distilled"),
     ],
 )
 @pytest.mark.parametrize("name", ["distill_coco", "distill_deformable_detr"])
@@ -221,7 +221,7 @@ class TestGivenStudent:
         monkeypatch.syspath_prepend(ROOT / "examples")
         module = importlib.import_module("distill_coco")
         student = self.save(tmp_path / "student")
-        options = ("--student", str(student), "--steps", "alone", "--output_dir", str(tmp_path / "out"))
+        options = ("--student", str(student), "--steps", "baseline", "--output_dir", str(tmp_path / "out"))
         quiet = ("--learning_rate", "1e-12", "--dataloader_num_workers", "0")
         arguments, config = module.parse([*SMALL, *options, *quiet])
         comparison = module.prepare(arguments, config)
@@ -229,13 +229,13 @@ class TestGivenStudent:
         assert comparison.val.categories == comparison.train.categories
         models: dict[str, Any] = {}
         module.run(arguments, comparison, models)
-        saved = tmp_path / "out" / "alone"
+        saved = tmp_path / "out" / "baseline"
         before, after = (json.loads((folder / "config.json").read_text()) for folder in (student, saved))
         assert after["id2label"] == before["id2label"] == {str(i): name for i, name in enumerate(self.NAMES)}
         assert after["category_ids"] == [7, 4, 3, 1]
         files = [folder / "preprocessor_config.json" for folder in (student, saved)]
         assert files[0].read_text() == files[1].read_text()
-        assert models["alone"][1].size == {"shortest_edge": 48, "longest_edge": 96}
+        assert models["baseline"][1].size == {"shortest_edge": 48, "longest_edge": 96}
         weights = [load_file(folder / "model.safetensors") for folder in (student, saved)]
         assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-6) for key in weights[0])
 

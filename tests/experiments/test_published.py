@@ -111,9 +111,13 @@ class TestCommandLines:
     def test_dense(self, tmp_path: Path) -> None:
         words = ["--preset", "fcos-r50-ms-2x", "--max_grad_norm", "1", "--output_dir", str(tmp_path), "--use_cpu"]
         arguments, config = importlib.import_module("distill_coco").parse([*words, *PATHS])
-        assert (arguments.steps, arguments.multi_scale) == (["alone"], [640, 800])
+        assert (arguments.steps, arguments.multi_scale) == (["baseline"], [640, 800])
         assert (config.warmup_kind, config.bias_lr_factor, config.bias_weight_decay) == ("constant", 2, 0)
         assert config.max_grad_norm == 1
+
+    def test_the_baselines_old_name(self) -> None:
+        arguments, _ = importlib.import_module("distill_coco").parse(["--steps", "alone", "--use_cpu"])
+        assert arguments.steps == ["baseline"]
 
     @pytest.mark.parametrize(
         ("script", "name"), [("distill_coco", "deformable-detr-r18"), ("distill_deformable_detr", "gfl-r18")]

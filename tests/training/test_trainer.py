@@ -194,7 +194,7 @@ def test_save_total_limit_keeps_the_best_and_the_newest(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "teacher", [pytest.param(True, id="distilled"), pytest.param(False, id="alone", marks=pytest.mark.slow)]
+    "teacher", [pytest.param(True, id="distilled"), pytest.param(False, id="baseline", marks=pytest.mark.slow)]
 )
 def test_resume_repeats_the_run(folder: Path, tmp_path: Path, teacher: bool) -> None:
     changes: dict[str, Any] = {
