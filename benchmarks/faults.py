@@ -593,8 +593,8 @@ TRAINING = (
     Fault(
         "the student is prepared again on resume",
         "training.trainer:CrossKDTrainer._begin_training",
-        " and self._resumed is None",
-        "",
+        "self._resumed is None and self._prepared",
+        "self._prepared",
         ("distillation/test_own_method.py::test_prepares_the_student_once_and_not_on_resume",),
     ),
     Fault(
@@ -776,9 +776,9 @@ DATA_FAULTS = (
     ),
     Fault(
         "crowd regions are learned",
-        "data.dataset:DetectionCollator._record",
-        'record["iscrowd"] == 0',
-        'record["iscrowd"] >= 0',
+        "data.dataset:is_trained_on",
+        "(crowd == 0)",
+        "(crowd >= 0)",
         DATA,
     ),
     Fault(
@@ -790,16 +790,16 @@ DATA_FAULTS = (
     ),
     Fault(
         "areas of the original size",
-        "data.transforms:TrainTransform._resize",
-        'record["area"] * scale',
-        'record["area"]',
+        "data.transforms:resize",
+        " * (size[0] * size[1] / (height * width))",
+        "",
         TRANSFORMS,
     ),
     Fault(
         "the longer side is exceeded",
-        "data.transforms:TrainTransform.target_size",
-        "min(scale, self.longest_edge",
-        "max(scale, self.longest_edge",
+        "models.image_processing:resized_size",
+        "min(scale, longest",
+        "max(scale, longest",
         TRANSFORMS,
     ),
     Fault(
@@ -901,6 +901,34 @@ EVALUATION = (
         "if missing:",
         "if False:",
         EVALUATOR,
+    ),
+    Fault(
+        "boxes reach over the edge of their image",
+        "inference.detection:detections",
+        ".clamp(min=0).minimum(size.flip(0)",
+        ".clamp(min=0).maximum(size.flip(0)",
+        ("inference/test_detection.py",),
+    ),
+    Fault(
+        "an image keeps the padding of its neighbours",
+        "inference.detection:parts_of_one_canvas",
+        "[..., : canvas[0], : canvas[1]]",
+        "",
+        ("inference/test_batch_size.py",),
+    ),
+    Fault(
+        "the model's numbers of classes for those of the data",
+        "inference.evaluation:_renamed",
+        'to_data[result["labels"].cpu()]',
+        'result["labels"].cpu()',
+        ("test_cli.py::test_evaluate_finds_classes_by_name",),
+    ),
+    Fault(
+        "the resized size for that of the original",
+        "inference.detection:detect",
+        "[[image.height, image.width]]",
+        '[[*inputs["pixel_values"].shape[-2:]]]',
+        ("inference/test_detection.py",),
     ),
 )
 

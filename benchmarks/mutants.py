@@ -1,10 +1,11 @@
 """Do the tests notice faults? Puts one fault at a time into a copy of the package and runs the tests of its area.
 
-    python benchmarks/mutants.py [--only models. training.ema] [--all] [--limit 60] [--json FILE]
+    python benchmarks/mutants.py [--only models. training.ema] [--count 60] [--all] [--limit 60] [--json FILE]
 
-The faults are those of `benchmarks/faults.py`. Prints a line for each, then a table in Markdown. Exit status 1 if a
-fault without a reason survives, if a fault's text is no longer in the code, or if tests fail without any fault.
-Costs about twenty minutes of one core; `--all` runs the whole default suite once more for each survivor.
+The faults are those of `benchmarks/faults.py`; `--count` takes that many, spread evenly over the areas. Prints a line
+for each, then a table in Markdown. Exit status 1 if a fault without a reason survives, if a fault's text is no longer
+in the code, or if tests fail without any fault. `--json` writes each verdict as it comes; faults that were caught
+before, by the same FILE, are not tried again. `--all` runs the whole default suite once more for each survivor.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +148,54 @@ class Copy:
         return Verdict({0: "survived", 1: "caught"}.get(code, "broken"), by, seconds)
 
 
+class Notes:
+    """Verdicts in a json file, each written as it comes.
+
+    Args:
+        path: The file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path and path.is_file() else []
+
+    def caught(self, fault: Fault) -> Verdict | None:
+        """What was noted of a fault that was caught before."""
+        for row in self.rows:
+            if _key(row) == _key(fault._asdict()) and row["result"] == "caught":
+                return Verdict(row["result"], row["by"], row["seconds"])
+        return None
+
+    def add(self, fault: Fault, verdict: Verdict) -> None:
+        """Note a verdict; it replaces that of an earlier run."""
+        row = fault._asdict() | verdict._asdict() | {"commit": _commit()}
+        self.rows = [*(other for other in self.rows if _key(other) != _key(row)), row]
+        if self.path:
+            self.path.write_text(json.dumps(self.rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["where"], row["old"], row["new"]
+
+
+def _commit() -> str:
+    words = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
+def chosen(faults: Sequence[Fault], count: int | None) -> list[Fault]:
+    """`count` of the faults in their order, as many of each area as it has or an equal share; None chooses all."""
+    areas: dict[str, list[Fault]] = {}
+    for fault in faults:
+        areas.setdefault(fault.where.split(".")[0], []).append(fault)
+    left, picked = len(faults) if count is None else count, []
+    for place, area in enumerate(sorted(areas.values(), key=len)):
+        share = min(len(area), left // (len(areas) - place))
+        picked += [area[step * len(area) // share] for step in range(share)]
+        left -= share
+    return [fault for fault in faults if fault in picked]
+
+
 class _FirstFailure:
     """A plugin of pytest that remembers which test failed."""
 
@@ -214,20 +263,21 @@ def _table(rows: Sequence[tuple[Fault, Verdict]]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="Begin of the places of the faults to be tried.")
+    parser.add_argument("--count", type=int, help="How many faults are tried (default: all).")
     parser.add_argument("--all", action="store_true", help="Run the whole default suite for each survivor.")
     parser.add_argument("--limit", type=int, default=60, help="Seconds of processor time for a fault's tests.")
-    parser.add_argument("--json", type=Path, help="Write the results there too.")
+    parser.add_argument("--json", type=Path, help="Write the verdicts there, and go on from those that are there.")
     return parser.parse_args()
 
 
 def main() -> int:
     """Try the faults, one after the other."""
     options = _options()
-    faults = [fault for fault in FAULTS if fault.where.startswith(tuple(options.only))]
+    faults = chosen([fault for fault in FAULTS if fault.where.startswith(tuple(options.only))], options.count)
     if found := lost(faults):
         print("\n".join(found))
         return 1
-    rows: list[tuple[Fault, Verdict]] = []
+    notes, rows = Notes(options.json), list[tuple[Fault, Verdict]]()
     with tempfile.TemporaryDirectory() as name:
         _preload(f"{name}/cache")
         (Path(name) / "tree").mkdir()
@@ -237,16 +287,14 @@ def main() -> int:
             print(f"The tests fail without any fault: {verdict}")
             return 1
         for fault in faults:
-            verdict = copy.judge(fault)
+            verdict = notes.caught(fault) or copy.judge(fault)
             if options.all and verdict.result == "survived":
                 verdict = _whole_suite(copy.folder, fault)
+            notes.add(fault, verdict)
             rows.append((fault, verdict))
             print(f"{verdict.result:9} {verdict.seconds:5.0f} s  {fault.where}: {fault.what}  {verdict.by}", flush=True)
     caught = sum(verdict.result == "caught" for _, verdict in rows)
     print(f"\n{_table(rows)}\n\n{caught} of {len(rows)} caught")
-    if options.json:
-        content = [fault._asdict() | verdict._asdict() for fault, verdict in rows]
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return int(any(verdict.result != "caught" and not fault.survives for fault, verdict in rows))
 
 

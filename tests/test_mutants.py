@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from benchmarks.faults import FAULTS
-from benchmarks.mutants import ROOT, lost, mutated
+from benchmarks.mutants import ROOT, Notes, Verdict, chosen, lost, mutated
 
 SOURCE = """LIMIT = 2
 
@@ -41,6 +43,22 @@ def test_every_area_has_faults_and_tests() -> None:
     areas = {fault.where.split(".")[0] for fault in FAULTS}
     assert areas == {"models", "distillation", "training", "data", "inference"}
     assert len({(fault.where, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS) >= 60
+
+
+def test_every_area_has_its_share_of_the_faults_that_are_tried() -> None:
+    counts = Counter(fault.where.split(".")[0] for fault in chosen(FAULTS, 60))
+    assert counts == dict.fromkeys(["models", "distillation", "training", "data", "inference"], 12)
+    assert chosen(FAULTS, None) == [*FAULTS]
+
+
+def test_what_was_caught_is_not_tried_again(tmp_path: Path) -> None:
+    caught, survivor = Verdict("caught", "test_a", 1.0), Verdict("survived", "", 2.0)
+    notes = Notes(tmp_path / "notes.json")
+    for fault, verdict in ((FAULTS[0], survivor), (FAULTS[1], caught), (FAULTS[0], survivor)):
+        notes.add(fault, verdict)
+    again = Notes(tmp_path / "notes.json")
+    assert len(again.rows) == 2
+    assert (again.caught(FAULTS[0]), again.caught(FAULTS[1]), again.caught(FAULTS[2])) == (None, caught, None)
 
 
 @pytest.mark.parametrize("name", sorted({name for fault in FAULTS for name in fault.tests}))
