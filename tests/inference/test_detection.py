@@ -28,6 +28,6 @@ def test_boxes_are_in_the_pixels_of_the_photo() -> None:
     with torch.no_grad():
         outputs = model(**processor(images=[photo.convert("RGB")], return_tensors="pt"))
     (small,) = detections(processor, outputs, torch.tensor([[48, 96]]), 0.0)
-    assert len(small["boxes"]) > 10
+    assert len(small["boxes"]) > 3
     torch.testing.assert_close(found["boxes"], 2 * small["boxes"])
     torch.testing.assert_close(found["scores"], small["scores"])
