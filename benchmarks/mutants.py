@@ -156,7 +156,7 @@ class Notes:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path, self.commit = path, _commit()
         self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path and path.is_file() else []
 
     def caught(self, fault: Fault) -> Verdict | None:
@@ -168,7 +168,7 @@ class Notes:
 
     def add(self, fault: Fault, verdict: Verdict) -> None:
         """Note a verdict; it replaces that of an earlier run."""
-        row = fault._asdict() | verdict._asdict() | {"commit": _commit()}
+        row = fault._asdict() | verdict._asdict() | {"commit": self.commit}
         self.rows = [*(other for other in self.rows if _key(other) != _key(row)), row]
         if self.path:
             self.path.write_text(json.dumps(self.rows, indent=2) + "\n", encoding="utf-8")
