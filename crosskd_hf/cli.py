@@ -243,6 +243,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     evaluate.add_argument("--split", choices=("train", "val", "test"), help="of a data set (default: val, or its only)")
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
     evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
+    _add_speed(evaluate)
     evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file; null: no truth")
 
 
@@ -258,6 +259,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("source", type=Path, help="image or folder")
     predict.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
     predict.add_argument("--threshold", type=float, default=0.5, help="lowest score to report (default: 0.5)")
+    _add_speed(predict)
     predict.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, if there is one)")
     cost = _command(
         commands,
@@ -270,6 +272,17 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     cost.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="px (default: 800 1280)")
     cost.add_argument("--device", help="where speed is measured (default: the first GPU, if there is one, or the CPU)")
     cost.add_argument("--no-speed", action="store_true", help="only count, which takes seconds")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    """How a model runs, for commands that run one."""
+    parser.add_argument("--fast", action="store_true", help="bf16 autocast and channels_last, as the device gains")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--channels-last", "--channels_last", action="store_true", help="weights channels last")
+
+
+def _speed(arguments: argparse.Namespace) -> dict[str, bool]:
+    return {name: getattr(arguments, name) for name in ("bf16", "channels_last", "fast")}
 
 
 def _convert_mmdet(arguments: argparse.Namespace) -> int:
@@ -425,11 +438,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
         name = arguments.split or ("val" if "val" in data else next(iter(data)))
         print(f"{data.source}, split {name}", *(f"  {note}" for note in data.notes), sep="\n")
-        metrics = evaluate_data(*load_detector(arguments.model), data[name], *how)
+        metrics = evaluate_data(*load_detector(arguments.model), data[name], *how, **_speed(arguments))
     elif arguments.split is not None:
         raise ValueError("--split has no effect beside a COCO json and its image folder.")
     else:
-        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, *how)
+        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, *how, **_speed(arguments))
     print(table(metrics))
     if arguments.json is not None:
         arguments.json.write_text(strict_json(metrics, indent=2) + "\n")
@@ -447,7 +460,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.source, without=arguments.out)
     model, processor = load_detector(arguments.model)
     model = to_device(model, arguments.device)
-    records = predict_to_folder(model, processor, files, arguments.out, arguments.threshold)
+    records = predict_to_folder(model, processor, files, arguments.out, arguments.threshold, **_speed(arguments))
     failed = [record for record in records if "error" in record]
     for record in failed:
         print(f"error: {one_line(record['file'])}: {one_line(record['error'], None)}", file=sys.stderr)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..models.pixels import to_rgb
-from .precision import in_type_of, widen_outputs, widened
+from .precision import in_type_of, widen_outputs
+from .speed import FLOAT32, Speed, running
 
 
 @torch.no_grad()
@@ -69,12 +70,16 @@ def detections(
 
 
 def detect(
-    model: PreTrainedModel, processor: BaseImageProcessor, images: Sequence[Image.Image], threshold: float
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    images: Sequence[Image.Image],
+    threshold: float,
+    speed: Speed = FLOAT32,
 ) -> list[dict[str, torch.Tensor]]:
     """Detections of images, one after the other, as of :func:`detections`."""
     model.eval()
     results = []
-    with widened(model):
+    with running(model, speed):
         for image in images:
             pixels = to_rgb(image, getattr(processor, "pixel_range", None))
             inputs = processor(images=[pixels], return_tensors="pt").to(model.device)

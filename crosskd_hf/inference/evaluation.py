@@ -22,7 +22,7 @@ from ..data.sampling import ByShape
 from ..text import one_line
 from .coco_evaluator import SUMMARY, CocoEvaluator
 from .detection import detections, forward, parts_of_one_canvas, to_device
-from .precision import widened
+from .speed import FLOAT32, Speed, running
 
 TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
 HEAD = "".join(f"{title:>8s}" for title in TITLES.values())
@@ -35,6 +35,10 @@ def evaluate(
     images: str | os.PathLike[str],
     batch_size: int = 8,
     workers: int = 0,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    fast: bool = False,
 ) -> dict[str, float]:
     """COCO AP of a model on files, as of `CocoEvaluator.compute`, in [0, 1].
 
@@ -43,28 +47,42 @@ def evaluate(
         annotations, images: COCO-format json and its image folder; classes are matched by name.
         batch_size: Images at once.
         workers: Processes that read images.
+        bf16, channels_last, fast: As of `Speed`.
 
     Raises:
-        DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know.
+        DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know, or an option would
+            have no effect.
     """
     table = read_coco(annotations)
     used = {int(raw) for raw in table.annotation_categories}
     categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
     data = load_coco(annotations, images, categories)
-    return evaluate_dataset(to_device(model), processor, data.dataset, categories, batch_size, workers)
+    speed = Speed(bf16, channels_last, fast)
+    return evaluate_dataset(to_device(model), processor, data.dataset, categories, batch_size, workers, speed=speed)
 
 
 def evaluate_data(
-    model: PreTrainedModel, processor: BaseImageProcessor, data: DetectionData, batch_size: int = 8, workers: int = 0
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: DetectionData,
+    batch_size: int = 8,
+    workers: int = 0,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    fast: bool = False,
 ) -> dict[str, float]:
     """As :func:`evaluate`, of a split that was read.
 
     Args:
-        model, processor, batch_size, workers: As there.
+        model, processor, batch_size, workers, bf16, channels_last, fast: As there.
         data: The split, with any order of classes.
     """
     known = data.for_model(model.config, training=False)
-    return evaluate_dataset(to_device(model), processor, known.dataset, known.categories, batch_size, workers)
+    speed = Speed(bf16, channels_last, fast)
+    return evaluate_dataset(
+        to_device(model), processor, known.dataset, known.categories, batch_size, workers, speed=speed
+    )
 
 
 def evaluate_dataset(
@@ -77,6 +95,7 @@ def evaluate_dataset(
     threshold: float = 0.0,
     reader: BaseImageProcessor | None = None,
     adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
+    speed: Speed = FLOAT32,
 ) -> dict[str, float]:
     """COCO AP of a model on a data set, as of `CocoEvaluator.compute`, in [0, 1].
 
@@ -92,9 +111,10 @@ def evaluate_dataset(
         threshold: Lowest score that is evaluated; AP is defined with 0.
         reader: The processor that reads the model's outputs, if it is another one.
         adapt: Makes of pixels (B, 3, H, W) and their mask (B, H, W) those that the model sees.
+        speed: How the model runs.
     """
     return detect_dataset(
-        model, processor, dataset, categories, batch_size, workers, threshold, reader, adapt
+        model, processor, dataset, categories, batch_size, workers, threshold, reader, adapt, speed
     ).compute()
 
 
@@ -108,6 +128,7 @@ def detect_dataset(
     threshold: float = 0.0,
     reader: BaseImageProcessor | None = None,
     adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
+    speed: Speed = FLOAT32,
 ) -> CocoEvaluator:
     """The detections of a data set, with its truth; arguments as of :func:`evaluate_dataset`."""
     evaluator = CocoEvaluator(dataset, categories)
@@ -121,7 +142,7 @@ def detect_dataset(
         pin_memory=model.device.type == "cuda",
     )
     model.eval()
-    with widened(model):
+    with running(model, speed.on(model.device)):
         for batch in tqdm(loader, desc="evaluation", disable=None):
             labels: Sequence[Mapping[str, Any]] = batch.pop("labels")
             inputs = {name: value.to(model.device) for name, value in batch.items()}

@@ -15,6 +15,7 @@ from ..text import strict_json
 from .detection import detect
 from .drawing import draw_objects
 from .files import ImageFiles, find_images
+from .speed import Speed, laid_out
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ def predict(
     processor: BaseImageProcessor,
     source: str | os.PathLike[str] | ImageFiles,
     threshold: float = 0.5,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    fast: bool = False,
 ) -> Iterator[Prediction]:
     """Detect objects in an image, or in every image below a folder, one after the other.
 
@@ -46,29 +51,38 @@ def predict(
         model, processor: The detector.
         source: A file, a folder, or what `find_images` found there.
         threshold: Lowest score that is reported, in [0, 1].
+        bf16, channels_last, fast: As of `Speed`.
 
     Raises:
         FileNotFoundError: There is no such file, or no image in the folder.
+        ValueError: `channels_last` would have no effect.
     """
+    speed = Speed(bf16, channels_last, fast).on(model.device)
     found_files = source if isinstance(source, ImageFiles) else find_images(source)
-    for path in found_files.files:
-        file = path.relative_to(found_files.root)
-        try:
-            image = open_image(path, pixel_range=getattr(processor, "pixel_range", None))
-            (result,) = detect(model, processor, [image], 0.0)
-        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-            yield Prediction(file, None, {"file": str(file), "error": str(error)})
-            continue
-        scores = result["scores"]
-        highest = float(scores.max()) if len(scores) else 0.0
-        result = {key: value[scores > threshold].cpu() for key, value in result.items()}
-        names = dict(enumerate(class_names(model.config)))
-        rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
-        found = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
-        record = {"file": str(file), "width": image.width, "height": image.height, "detections": found}
-        if not found:
-            record["highest_score"] = highest
-        yield Prediction(file, draw_objects(image, result, names), record)
+    with laid_out(model, speed):
+        for path in found_files.files:
+            yield _prediction(model, processor, path, path.relative_to(found_files.root), threshold, speed)
+
+
+def _prediction(
+    model: PreTrainedModel, processor: BaseImageProcessor, path: Path, file: Path, threshold: float, speed: Speed
+) -> Prediction:
+    """What is found in the image at `path`, which is told as `file`."""
+    try:
+        image = open_image(path, pixel_range=getattr(processor, "pixel_range", None))
+        (result,) = detect(model, processor, [image], 0.0, speed)
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        return Prediction(file, None, {"file": str(file), "error": str(error)})
+    scores = result["scores"]
+    highest = float(scores.max()) if len(scores) else 0.0
+    result = {key: value[scores > threshold].cpu() for key, value in result.items()}
+    names = dict(enumerate(class_names(model.config)))
+    rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
+    found = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
+    record = {"file": str(file), "width": image.width, "height": image.height, "detections": found}
+    if not found:
+        record["highest_score"] = highest
+    return Prediction(file, draw_objects(image, result, names), record)
 
 
 def predict_to_folder(
@@ -77,6 +91,10 @@ def predict_to_folder(
     source: str | os.PathLike[str] | ImageFiles,
     folder: str | os.PathLike[str],
     threshold: float = 0.5,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    fast: bool = False,
 ) -> list[dict[str, Any]]:
     """Run :func:`predict`, and write a PNG for each image and `predictions.json` into a folder.
 
@@ -88,7 +106,7 @@ def predict_to_folder(
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     files = source if isinstance(source, ImageFiles) else find_images(source, without=folder)
-    for prediction in predict(model, processor, files, threshold):
+    for prediction in predict(model, processor, files, threshold, bf16=bf16, channels_last=channels_last, fast=fast):
         records.append(prediction.record)
         if prediction.picture is not None:
             path = folder / prediction.file.parent / f"{prediction.file.name}.png"

@@ -138,7 +138,8 @@ def distribution_kl(logits: Tensor, target_logits: Tensor, temperature: float = 
 def integral(logits: Tensor) -> Tensor:
     """Expected bin of softmax(logits): (..., M) to (...), in [0, M - 1] (Generalized Focal Loss, eq. 4)."""
     bins = torch.arange(logits.shape[-1], dtype=torch.float32, device=logits.device)
-    return logits.float().softmax(-1) @ bins
+    with torch.autocast(logits.device.type, enabled=False):  # a distance has more digits than bfloat16
+        return logits.float().softmax(-1) @ bins
 
 
 def logit_of(log_score: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..inference.precision import as_stored, widen
-from . import checkpoints, provenance, resumption, run_folder, saving, termination, upstream
+from . import checkpoints, layout, provenance, resumption, run_folder, saving, termination, upstream
 from .attempts import StartingPoint
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
@@ -109,7 +109,10 @@ class CheckpointingTrainer(CocoTrainer):
             self._give_up_checkpoints()
         elif self.args.auto_find_batch_size:
             self._start = StartingPoint(self._trained_modules())
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        if self.args.channels_last:
+            layout.keep_contiguous_in_files(optimizer)
+        return optimizer
 
     def _give_up_checkpoints(self) -> None:
         """Remove what an attempt that ran out of memory has saved: its updates had another number of images.

@@ -23,6 +23,7 @@ from ..data.transforms import Record
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.detection import detections, forward, parts_of_one_canvas
 from ..inference.precision import widened
+from ..inference.speed import to_channels_last
 from ..models.dense import DenseDetector
 from . import arguments, ineffective, upstream
 from .arguments import WithoutMask
@@ -111,6 +112,7 @@ class CocoTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self._lay_out(self.model)
         self.callback_handler.callbacks.insert(0, _Moments(self))  # other callbacks see the averaged weights
         self._refuse_sharding()
         self._eval_collator, self._own_collator = collators[1], data_collator is not None
@@ -131,6 +133,11 @@ class CocoTrainer(Trainer):
         """Make ready what depends on the student; `model_init` makes a new one for every run."""
         check_classes(bare_model(self.model), self.train_dataset, self.eval_dataset, not self._own_collator)
         demand_trained_backbone(bare_model(self.model))
+        self._lay_out(self.model)
+
+    def _lay_out(self, model: nn.Module) -> None:
+        if self.args.channels_last:
+            to_channels_last(model, needed=not self.args.fast)
 
     # ---- Data ----
 

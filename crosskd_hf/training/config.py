@@ -13,11 +13,13 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..distillation import MethodConfig
 from ..files import without_folders
+from ..inference.speed import Speed
 from . import ineffective, upstream
 from .moved import tell_of_moved_options
 from .schedules import SCHEDULES, WARMUP_STARTS, Schedule, default_warmup, parse_factors
@@ -117,6 +119,10 @@ class CrossKDConfig(TrainingArguments):
             Needs `load_best_model_at_end`.
         teacher_eval: Evaluate the teacher on the evaluation data before the first update; one that finds nothing (AP 0)
             stops the run, because the student would learn to find nothing.
+        fast: Recommended for speed: `channels_last`, and `bf16` where the device computes in bfloat16 (a CPU with AMX
+            or AVX-512 bf16, a GPU that says so), unless `fp16` is given. The log says what was chosen.
+        channels_last: Lay the weights of the convolutions of student and teacher channels last in memory, and thereby
+            the features. The values are the same, and files hold them as ever.
         dataset_name: Name of the evaluation data on the model card.
         license: Licence on the model card, in the Hub's spelling.
         teacher_revision: Branch, tag or commit of a teacher that is given by its Hub id.
@@ -169,6 +175,8 @@ class CrossKDConfig(TrainingArguments):
     patience: int | None = option(None, "Stop after so many evaluations without a better AP.")
     teacher_eval: bool = option(False, "Evaluate the teacher before the first update; AP 0 stops the run.")
     dataset_name: str | None = option(None, "Name of the evaluation data on the model card.")
+    fast: bool = option(False, "Run as the device gains: bf16 autocast where it computes in bfloat16, channels_last.")
+    channels_last: bool = option(False, "Weights of convolutions lie channels last in memory; files are as ever.")
     license: str | None = option(None, "Licence on the model card, in the Hub's spelling, such as apache-2.0.")
     teacher_revision: str | None = option(None, "Branch, tag or commit of the teacher on the Hub.")
     teacher_trust_remote_code: bool = option(False, "The teacher may run code that lies beside its weights.")
@@ -189,6 +197,8 @@ class CrossKDConfig(TrainingArguments):
             setattr(self, name, ineffective.DEFAULTS[name])
         if self.metric_for_best_model is None and self._needs_best():
             self.metric_for_best_model = "eval_map"
+        if self.fast:
+            self._choose_speed()
         super().__post_init__()
         for name in of_schedule if self.schedule else ():
             setattr(self, name, None)
@@ -226,6 +236,11 @@ class CrossKDConfig(TrainingArguments):
         if self.warmup_steps is None:
             return default_warmup(num_training_steps)
         return int(super().get_warmup_steps(num_training_steps))
+
+    def _choose_speed(self) -> None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        chosen = Speed(bool(self.bf16), fast=True).on(torch.device("cpu" if self.use_cpu else device), bool(self.fp16))
+        self.bf16, self.channels_last = chosen.bf16, chosen.channels_last
 
     def _is_none(self, name: str) -> bool:
         return getattr(self, name) is None

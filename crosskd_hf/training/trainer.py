@@ -19,6 +19,7 @@ from ..distillation import Distiller
 from ..inference.loading import load_teacher
 from ..inference.precision import widen
 from ..inference.processors import check_image_size, check_processor
+from ..inference.speed import to_channels_last
 from ..models.losses import LossPart, divide
 from . import adapters, arguments, detr_loss, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
@@ -185,6 +186,8 @@ class CrossKDTrainer(CheckpointingTrainer):
         widen(teacher)  # its head sees the student's float32 features, with or without autocast
         teacher.requires_grad_(False).eval()
         arguments.move_teacher(teacher, self.args.device)
+        if self.args.channels_last:
+            to_channels_last(teacher, needed=False)
         if self.args.torch_compile:
             teacher.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         self._teacher = teacher, processor
