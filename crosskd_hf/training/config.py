@@ -239,7 +239,8 @@ class CrossKDConfig(TrainingArguments):
 
     def _choose_speed(self) -> None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        chosen = Speed(bool(self.bf16), fast=True).on(torch.device("cpu" if self.use_cpu else device), bool(self.fp16))
+        given: TrainingArguments = self
+        chosen = Speed(given.bf16, fast=True).on(torch.device("cpu" if given.use_cpu else device), given.fp16)
         self.bf16, self.channels_last = chosen.bf16, chosen.channels_last
 
     def _is_none(self, name: str) -> bool:

@@ -1,0 +1,103 @@
+"""Images a second of the real trainer with `fast=True` and without, in turn in one run. Prints JSON.
+
+    python benchmarks/fast.py --data bccd --format coco [--student gfl:resnet18] [--teacher gfl:resnet50]
+
+Whatever an update costs is in the time: reading, decoding and augmenting images, both models, losses, optimiser. The
+backbones are random: their values change no time. Costs about five minutes on two cores.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from crosskd_hf import CrossKDConfig, CrossKDTrainer, create_detector, load_detection_dataset
+from crosskd_hf.create import ImageSize
+
+WARM_UP = 2  # updates that are not counted
+
+
+class Clock(TrainerCallback):
+    """When each update ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def update_seconds(options: argparse.Namespace, data: Any, fast: bool) -> list[float]:
+    """Seconds of each counted update of a short run."""
+    size = ImageSize(*options.size)
+    fields = {"backbone_weights": None, "image_size": size, "frozen_stages": 0, "norm_eval": False}
+    (student, processor), (teacher, _) = (create_detector(name, data.train, **fields) for name in options.pair)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = CrossKDConfig(
+            folder, fast=fast, max_steps=options.updates + WARM_UP, per_device_train_batch_size=options.batch,
+            schedule="1x", report_to="none", save_strategy="no", disable_tqdm=True, check_first_step=False,
+            dataloader_num_workers=options.workers, logging_strategy="no", learning_rate=1e-4,
+        )  # fmt: skip
+        known = data.train.for_model(student.config)
+        CrossKDTrainer(
+            student, args, known.for_training().dataset, None, processor, teacher_model=teacher, callbacks=[clock]
+        ).train()
+    ends = clock.ends[WARM_UP - 1 :]
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="what load_detection_dataset reads")
+    parser.add_argument("--format", help="of the data, if several are there")
+    parser.add_argument("--student", default="gfl:resnet18")
+    parser.add_argument("--teacher", default="gfl:resnet50")
+    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), help="shorter and longest edge, px")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--updates", type=int, default=6, help="of a round, beside two that are not counted")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args()
+    options.pair = options.student, options.teacher
+    data = load_detection_dataset(options.data, options.format)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(options.rounds):
+        for fast, found in seconds.items():
+            found += update_seconds(options, data, fast)
+    result: dict[str, Any] = {
+        f"{name}_images_per_second": {
+            "median": round(options.batch / statistics.median(seconds[fast]), 2),
+            "best": round(options.batch / min(seconds[fast]), 2),
+        }
+        for name, fast in (("default", False), ("fast", True))
+    }
+    medians = [statistics.median(found) for found in seconds.values()]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result |= {
+        "ratio_of_medians": round(medians[0] / medians[1], 2),
+        "ratio_of_minima": round(min(seconds[False]) / min(seconds[True]), 2),
+        **vars(options),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "commit": commit,
+    }
+    json.dump(result, sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()
