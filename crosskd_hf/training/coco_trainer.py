@@ -93,7 +93,7 @@ class CocoTrainer(Trainer):
         arguments.check_metrics(args, compute_metrics, preprocess_logits_for_metrics)
         arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)
         ineffective.refuse_beside_given(args, optimizers)
-        student = bare_model(model)
+        student = _laid_out(bare_model(model), args)
         check_classes(student, train_dataset, eval_dataset, data_collator is None)
         if train_dataset is not None:
             demand_trained_backbone(student)
@@ -112,7 +112,6 @@ class CocoTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self._lay_out(self.model)
         self.callback_handler.callbacks.insert(0, _Moments(self))  # other callbacks see the averaged weights
         self._refuse_sharding()
         self._eval_collator, self._own_collator = collators[1], data_collator is not None
@@ -133,11 +132,7 @@ class CocoTrainer(Trainer):
         """Make ready what depends on the student; `model_init` makes a new one for every run."""
         check_classes(bare_model(self.model), self.train_dataset, self.eval_dataset, not self._own_collator)
         demand_trained_backbone(bare_model(self.model))
-        self._lay_out(self.model)
-
-    def _lay_out(self, model: nn.Module) -> None:
-        if self.args.channels_last:
-            to_channels_last(model, needed=not self.args.fast)
+        _laid_out(self.model, self.args)
 
     # ---- Data ----
 
@@ -431,6 +426,13 @@ class CocoTrainer(Trainer):
         evaluator = CocoEvaluator(dataset, CategoryMap.from_config(self.model.config))
         self._evaluators[id(dataset)] = (dataset, evaluator)
         return evaluator
+
+
+def _laid_out(model: PreTrainedModel, args: CrossKDConfig) -> PreTrainedModel:
+    """The model, its weights in the layout that was asked for."""
+    if args.channels_last:
+        to_channels_last(model, needed=not args.fast)
+    return model
 
 
 class _Moments(TrainerCallback):
