@@ -57,8 +57,8 @@ def predict(
         FileNotFoundError: There is no such file, or no image in the folder.
         ValueError: `channels_last` would have no effect.
     """
-    speed = Speed(bf16, channels_last, fast).on(model.device)
     found_files = source if isinstance(source, ImageFiles) else find_images(source)
+    speed = Speed(bf16, channels_last, fast).on(model.device)
     with laid_out(model, speed):
         for path in found_files.files:
             yield _prediction(model, processor, path, path.relative_to(found_files.root), threshold, speed)
