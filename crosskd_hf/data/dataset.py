@@ -69,6 +69,11 @@ class DetectionData:
         keep = (sides >= min_size) & ((counts > 0) | (not drop_empty))
         return self if keep.all() else replace(self, dataset=self.dataset.select(np.flatnonzero(keep)))
 
+    def repeated(self, times: int) -> DetectionData:
+        """The same data with every image so many times in an epoch: for small data sets whose epochs are few."""
+        rows = np.tile(np.arange(len(self.dataset)), times)
+        return self if times == 1 else replace(self, dataset=self.dataset.select(rows))
+
     def for_model(self, config: PreTrainedConfig, training: bool = True) -> DetectionData:
         """The same data, labelled in the order of a model's classes, which are found by name.
 

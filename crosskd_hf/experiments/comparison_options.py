@@ -97,7 +97,7 @@ class ComparisonOptions(DataOptions):
             raise ValueError("A comparison needs validation data, and there is none.")
         if self.preset is not None:
             published = preset(self.preset).training
-            train = train.for_training(published.drop_empty, published.min_side)
+            train = train.for_training(published.drop_empty, published.min_side).repeated(published.repeat)
         return train, val
 
     def _make_shapes(self, config: CrossKDConfig) -> ShapesPaths:

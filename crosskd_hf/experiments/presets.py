@@ -216,6 +216,7 @@ class Preset:
         teacher: None for a student that is trained alone.
         losses: None for a student that is trained alone.
         note: How it differs from what was published.
+        ap_by_iou: AP at IoU .50, .60, .70, .80 and .90 in percent, where that was published.
     """
 
     name: str
@@ -226,6 +227,7 @@ class Preset:
     teacher: Teacher | None = None
     losses: Losses | None = None
     note: str = ""
+    ap_by_iou: tuple[float, ...] = ()
 
     @property
     def student(self) -> DetectorSpec:
@@ -303,6 +305,7 @@ def _read() -> dict[str, Preset]:
             None if teacher is None else teachers[teacher],
             None if methods is None else Losses(tuple(methods), tables["sources"].get(source, source)),
             tables["notes"].get(note, note),
+            tuple(row.get("by_iou", ())),
         )
 
     return {name: one(name, row) for name, row in tables["presets"].items()}

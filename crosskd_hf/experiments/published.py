@@ -15,6 +15,8 @@ from transformers import TrainingArguments
 
 from .presets import CAFFE, Preset, preset
 
+IOUS = (50, 60, 70, 80, 90)  # percent, of `Preset.ap_by_iou`
+
 
 def aim(experiment: Preset, checkpoint: str | None = None) -> str:
     """Before step 0: which published AP is aimed at, with what, and what differs.
@@ -40,16 +42,23 @@ def aim(experiment: Preset, checkpoint: str | None = None) -> str:
 
 
 def outcome(experiment: Preset, metrics: Mapping[str, float]) -> str:
-    """After the run: the published AP and ours, in percent.
+    """After the run: the published AP and ours, in percent, and AP at single IoUs where that was published.
 
     Args:
         experiment: What was run.
-        metrics: `map` in [0, 1].
+        metrics: As of `CocoEvaluator.compute`, in [0, 1].
     """
     ours = 100 * metrics["map"]
     if experiment.ap is None:
         return f"{experiment.name}: AP {ours:.1f}; none was published"
-    return f"{experiment.name}: AP {ours:.1f}, published {experiment.ap:.1f}, difference {ours - experiment.ap:+.1f}"
+    lines = [f"{experiment.name}: {_beside('AP', ours, experiment.ap)}"]
+    for percent, published in zip(IOUS, experiment.ap_by_iou, strict=False):
+        lines.append(f"  {_beside(f'AP{percent}', 100 * metrics[f'map_{percent}'], published)}")
+    return "\n".join(lines)
+
+
+def _beside(name: str, ours: float, published: float) -> str:
+    return f"{name} {ours:.1f}, published {published:.1f}, difference {ours - published:+.1f}"
 
 
 def announce(name: str | None, checkpoint: str | None, args: TrainingArguments) -> None:

@@ -25,6 +25,8 @@ Rows: TypeAlias = dict[int, NDArray[np.float32]]
 
 SUMMARY = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 """The first numbers of COCO's summary: AP at IoU .50:.95, at .50, at .75, and of small, medium and large objects."""
+BY_IOU = ("map_60", "map_70", "map_80", "map_90")
+"""AP at further IoUs, which papers print for PASCAL VOC beside those at .50 and .50:.95."""
 
 
 class CocoEvaluator:
@@ -99,9 +101,9 @@ class CocoEvaluator:
     def compute(self) -> dict[str, float]:
         """COCO AP in [0, 1]: `map`, `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `map_<class name>`.
 
-        `stats` holds COCO's twelve numbers afterwards, six of average recall among them.
-        nan where there is no truth to find (COCO's own -1). A class whose name is "50", "75", "small", "medium" or
-        "large" is reported as `map_class_<name>`.
+        `map_60` to `map_90` are AP at these IoUs. `stats` holds COCO's twelve numbers afterwards, six of average recall
+        among them. nan where there is no truth to find (COCO's own -1). A class whose name is "50", "75", "small",
+        "medium" or "large", or one of the other IoUs, is reported as `map_class_<name>`.
 
         Raises:
             ValueError: detections of some images are missing.
@@ -109,9 +111,10 @@ class CocoEvaluator:
         tell(self.library.name)
         figures = self._figures()
         metrics = dict(zip(SUMMARY, map(_defined, figures.stats), strict=False))
+        metrics |= {key: _mean(figures.precision[2 * index]) for index, key in enumerate(BY_IOU, start=1)}
         for name, values in zip(self.categories.names, np.moveaxis(figures.precision, -1, 0), strict=True):
-            key = f"map_class_{name}" if f"map_{name}" in SUMMARY else f"map_{name}"
-            metrics[key] = float(values[values > -1].mean()) if (values > -1).any() else float("nan")
+            key = f"map_class_{name}" if f"map_{name}" in SUMMARY + BY_IOU else f"map_{name}"
+            metrics[key] = _mean(values)
         return metrics
 
     def precision(self) -> NDArray[np.float64]:
@@ -179,6 +182,11 @@ class CocoEvaluator:
             for image_id, rows in zip(sorted(self.rows), self._ordered_rows(), strict=True)
             for row in rows.astype(np.float64)
         ]
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    """The mean where there is a truth; nan if there is none."""
+    return float(precision[precision > -1].mean()) if (precision > -1).any() else float("nan")
 
 
 def _defined(value: float) -> float:

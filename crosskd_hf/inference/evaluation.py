@@ -20,7 +20,7 @@ from ..data.coco_json import read_coco
 from ..data.dataset import DetectionData, EvaluationCollator, load_coco
 from ..data.sampling import ByShape
 from ..text import one_line
-from .coco_evaluator import SUMMARY, CocoEvaluator
+from .coco_evaluator import BY_IOU, SUMMARY, CocoEvaluator
 from .detection import detections, forward, parts_of_one_canvas, to_device
 from .speed import FLOAT32, Speed, running
 
@@ -169,7 +169,8 @@ def _renamed(result: Mapping[str, Tensor], to_data: Tensor) -> dict[str, Tensor]
 
 def table(metrics: Mapping[str, float]) -> str:
     """The COCO summary in percent, and AP of each class that has a truth."""
-    classes = {key: value for key, value in metrics.items() if key not in TITLES and not math.isnan(value)}
+    known = {*SUMMARY, *BY_IOU}
+    classes = {key: value for key, value in metrics.items() if key not in known and not math.isnan(value)}
     lines = [f"{100 * value:8.1f}  {one_line(key.removeprefix('map_'))}" for key, value in classes.items()]
     return "\n".join([HEAD, ap_row(metrics), *(["", "AP of each class", *lines] if lines else [])])
 

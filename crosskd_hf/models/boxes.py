@@ -69,6 +69,29 @@ def aligned_iou(boxes: Tensor, targets: Tensor, generalized: bool = False, eps: 
     return iou - (enclosing - union) / enclosing
 
 
+def complete_iou(boxes: Tensor, targets: Tensor, eps: float = 1e-6) -> Tensor:
+    """IoU less the distance of the centres and the difference of the aspect ratios (CIoU, AAAI 2020, eq. 10).
+
+    The weight of the aspect ratios is a constant to the gradient, as in the paper.
+
+    Args:
+        boxes, targets: (..., 4) xyxy of one shape; any may be without area, as rows that don't count are.
+        eps: Smallest union, squared diagonal and height, in units of the boxes.
+
+    Returns:
+        (...) in [-2, 1].
+    """
+    iou = aligned_iou(boxes, targets, eps=eps)
+    low, high = torch.minimum(boxes, targets)[..., :2], torch.maximum(boxes, targets)[..., 2:]
+    diagonal = (high - low).square().sum(-1).clamp(min=eps)
+    centers = ((boxes - targets)[..., :2] + (boxes - targets)[..., 2:]).square().sum(-1) / 4
+    extents = [corners[..., 2:] - corners[..., :2] for corners in (boxes, targets)]
+    angles = [(extent[..., 0] / extent[..., 1].clamp(min=eps)).atan() for extent in extents]
+    aspect = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    weight = (aspect / (1 - iou + aspect).clamp(min=eps)).detach()
+    return iou - centers / diagonal - weight * aspect
+
+
 def area_of_intersection(boxes: Tensor, targets: Tensor) -> Tensor:
     """Overlapping area of each box with its own target, (..., 4) to (...)."""
     corner = torch.maximum(boxes[..., :2], targets[..., :2])

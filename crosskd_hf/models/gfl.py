@@ -1,12 +1,13 @@
 """Generalized Focal Loss detector (GFL, NeurIPS 2020)."""
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor
 
 from .assigners import Assignment, Priors
 from .box_coders import DistributionCoder
-from .boxes import aligned_iou
+from .boxes import aligned_iou, complete_iou
 from .dense import DenseDetector, Predictions
 from .losses import LossPart, distribution_focal, quality_focal
 from .square_anchors import SquareAnchorConfig, SquareAnchorHead
@@ -18,12 +19,14 @@ class GFLConfig(SquareAnchorConfig):
     Args:
         reg_max: Largest bin of the distance distributions, in strides.
         quality_focal_beta: Exponent of the quality focal loss.
+        box_loss: "giou" as published, or "ciou" (localization distillation on PASCAL VOC).
     """
 
     model_type = "crosskd_gfl"
 
     reg_max: int | None = 16
     quality_focal_beta: float = 2.0
+    box_loss: Literal["giou", "ciou"] = "giou"
 
     ranges = {"quality_focal_beta": (0, 16)}
     default_loss_weights = {"loss_cls": 1.0, "loss_bbox": 2.0, "loss_dfl": 0.25}
@@ -43,7 +46,7 @@ class GFLHead(SquareAnchorHead):
     def loss(
         self, predictions: Predictions, boxes: Tensor, priors: Priors, assignment: Assignment
     ) -> dict[str, LossPart]:
-        """Quality focal, GIoU and distribution focal loss (GFL, eq. 5 and 6); see :meth:`DenseHead.loss`."""
+        """Quality focal, GIoU (or CIoU) and distribution focal loss (GFL, eq. 5 and 6); see :meth:`DenseHead.loss`."""
         weights, beta = self.weights, self.config.quality_focal_beta
         positive = assignment.positive.float()
         quality = aligned_iou(boxes.detach(), assignment.boxes) * positive
@@ -52,12 +55,13 @@ class GFLHead(SquareAnchorHead):
 
         # Each positive counts by how sure the classifier is of it (GFL's official code; not in the paper).
         confidence = predictions.logits.detach().sigmoid().amax(-1) * positive
-        giou = (1 - aligned_iou(boxes, assignment.boxes, generalized=True)) * confidence
+        overlap = complete_iou if self.config.box_loss == "ciou" else partial(aligned_iou, generalized=True)
+        distance = (1 - overlap(boxes, assignment.boxes)) * confidence
         distances = self.coder.encode(assignment.boxes, priors)
         dfl = distribution_focal(self.coder.sides(predictions.regression), distances).mean(-1) * confidence
         return {
             "loss_cls": LossPart(weights["loss_cls"] * cls, assignment.count_positives()),
-            "loss_bbox": LossPart(weights["loss_bbox"] * giou.sum(), confidence.sum()),
+            "loss_bbox": LossPart(weights["loss_bbox"] * distance.sum(), confidence.sum()),
             "loss_dfl": LossPart(weights["loss_dfl"] * dfl.sum(), confidence.sum()),
         }
 

@@ -63,6 +63,11 @@ def test_images_for_training(data: DetectionData, drop_empty: bool, min_size: in
     assert data.for_training(drop_empty, min_size).dataset["image_id"][:] == left
 
 
+def test_every_image_several_times_in_an_epoch(data: DetectionData) -> None:
+    assert data.repeated(3).dataset["image_id"][:] == [1, 2, 3, 4] * 3
+    assert data.repeated(1) is data
+
+
 def test_marks_survive_another_order_of_the_classes(data: DetectionData) -> None:
     assert data.dataset.features["objects"]["ignore"] is not None
     assert data.with_classes(data.categories).dataset[0]["objects"]["ignore"] == [0, 0, 1, 0, 0]

@@ -34,6 +34,14 @@ def test_afterwards_ours_stands_beside_the_published() -> None:
     assert outcome(preset("retinanet-r18"), METRICS) == "retinanet-r18: AP 42.1; none was published"
 
 
+def test_single_ious_where_they_were_published() -> None:
+    metrics = METRICS | {"map_50": 0.75, "map_60": 0.7, "map_70": 0.6, "map_80": 0.5, "map_90": 0.2}
+    lines = outcome(preset("gfl-r18-voc"), metrics).splitlines()
+    assert lines[0] == "gfl-r18-voc: AP 42.1, published 51.8, difference -9.7"
+    assert lines[1] == "  AP50 75.0, published 75.8, difference -0.8"
+    assert [line.split()[0] for line in lines[1:]] == ["AP50", "AP60", "AP70", "AP80", "AP90"]
+
+
 def test_a_row_with_the_name_of_the_preset(tmp_path: Path) -> None:
     experiment = preset("crosskd-gfl-r50-from-r101")
     args = CrossKDConfig(str(tmp_path / "run"), use_cpu=True, **experiment.training_arguments())

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from crosskd_hf.data import load_coco
 from crosskd_hf.data.shapes import make_shapes
-from crosskd_hf.inference.coco_evaluator import SUMMARY, CocoEvaluator
+from crosskd_hf.inference.coco_evaluator import BY_IOU, SUMMARY, CocoEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ class TestCompute:
         assert math.isnan(metrics["map_never"])
         assert math.isnan(metrics["map_large"])
         assert metrics["map"] == metrics["map_small"] == metrics["map_class_small"] == 0
-        assert list(metrics) == [*SUMMARY, "map_cat", "map_never", "map_class_small"]
+        assert list(metrics) == [*SUMMARY, *BY_IOU, "map_cat", "map_never", "map_class_small"]
 
     def test_prints_nothing(self, shapes, capsys):
         assert filled(shapes, noise=2).compute()["map"] > 0
@@ -99,6 +99,17 @@ class TestCompute:
         metrics = filled(shapes, noise=2).compute()
         per_class = [metrics[f"map_{name}"] for name in shapes.categories.names]
         assert metrics["map"] == pytest.approx(np.nanmean(per_class))
+
+    def test_at_single_ious(self, shapes):
+        evaluator = filled(shapes, noise=2)
+        metrics, precision = evaluator.compute(), evaluator.precision()
+        for index, percent in enumerate(range(50, 100, 5)):
+            if f"map_{percent}" in metrics:
+                found = precision[index][precision[index] > -1].mean()
+                assert metrics[f"map_{percent}"] == pytest.approx(found), percent
+        single = [metrics[key] for key in ("map_50", *BY_IOU)]
+        assert single == sorted(single, reverse=True)
+        assert single[0] > single[-1]
 
     def test_says_what_is_missing(self, shapes):
         evaluator = CocoEvaluator(shapes.dataset, shapes.categories)

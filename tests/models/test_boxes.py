@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, generalized_box_iou
+from torchvision.ops import box_iou, complete_box_iou_loss, generalized_box_iou
 
 from crosskd_hf.models.boxes import (
     aligned_iou,
+    complete_iou,
     decode_delta,
     decode_distance,
     encode_delta,
@@ -27,6 +28,19 @@ def test_aligned_iou_is_the_diagonal_of_torchvision(generalized: bool, reference
     boxes, targets = random_xyxy(50), random_xyxy(50)
     expected = reference(boxes, targets).diagonal()
     torch.testing.assert_close(aligned_iou(boxes, targets, generalized), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_complete_iou_is_that_of_torchvision_and_finite_without_area() -> None:
+    boxes, targets = random_xyxy(50).requires_grad_(), random_xyxy(50)
+    loss = 1 - complete_iou(boxes, targets)
+    expected = complete_box_iou_loss(boxes, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    found, wanted = (torch.autograd.grad(value.sum(), boxes)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+    for other in (boxes, torch.zeros_like(boxes)):  # no difference, and rows of an image without objects
+        (gradient,) = torch.autograd.grad(complete_iou(boxes, other).sum(), boxes)
+        assert gradient.isfinite().all()
+    torch.testing.assert_close(complete_iou(targets, targets), torch.ones(50))
 
 
 def test_pairwise_iou_is_torchvision_per_image() -> None:
