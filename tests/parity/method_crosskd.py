@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import LossPart, divide
 from tests.golden.methods import seeded_methods as sm
 from tests.golden.seeded import seeded_images, seeded_state_dict
+from tests.parity import wording
 
 PAIR = json.loads((Path(__file__).parents[1] / "golden" / "gfl_r18_from_r50.json").read_text())
 NAMES = {"cls": "loss_cls_kd", "reg": "loss_reg_kd"}
@@ -122,9 +122,8 @@ def strategies(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Strategies (a) to (d), and plain mimicking."""
     case = Case(document["case"])
     found = {}
-    for name in document["variants"]:
-        letter = name.partition(":")[0]
-        config = KD() if letter == "plain" else CrossKD(strategy=letter, statistics="batch")  # type: ignore[arg-type]
+    for name, said in wording.variants(document).items():
+        config = KD() if said["strategy"] is None else CrossKD(**said, statistics="batch")
         found[name] = case.figures(config, NAMES)
     return found
 
@@ -133,10 +132,8 @@ def regions(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Binary cross entropy and quality focal loss over positives, negatives and both."""
     case = Case(document["case"])
     found = {}
-    for name in document["variants"]:
-        loss, region = re.fullmatch(r"(BCE|QFL), region (P\+N|P|N)", name).groups()
-        beta = {"BCE": 0.0, "QFL": 1.0}[loss]
-        found[name] = case.figures(CrossKD(region=region, beta=beta, statistics="batch", terms={"reg": 0}), NAMES)
+    for name, said in wording.variants(document).items():
+        found[name] = case.figures(CrossKD(**said, statistics="batch", terms={"reg": 0}), NAMES)
     return found
 
 
@@ -145,8 +142,6 @@ def pkd_head(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     case = Case(document["case"])
     weight = document["settings"]["weight"]
     found = {}
-    for name in document["variants"]:
-        location = name.partition(" ")[0]
-        config = PKD(weight=weight, location=location, statistics="batch")  # type: ignore[arg-type]
-        found[name] = case.figures(config, {"features": "pkd"})
+    for name, said in wording.variants(document).items():
+        found[name] = case.figures(PKD(**said, weight=weight, statistics="batch"), {"features": "pkd"})
     return found

@@ -1,6 +1,5 @@
 """Figures of plain mimicking between matched queries of two DETR-type models."""
 
-import re
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from crosskd_hf.distillation import KD
 from crosskd_hf.distillation.passes import Batch, Pass, Prediction
 from crosskd_hf.models.boxes import to_absolute
 from tests.golden.methods import seeded_methods as sm
+from tests.parity import wording
 from tests.parity.drawn import CLASSES, DrawnView, build, by_level, drawn_batch, gradient_figures, weighted
 
 NAMES = {"cls": "loss_cls_distill", "reg": "loss_bbox_distill", "iou": "loss_iou_distill"}
@@ -39,13 +39,12 @@ def detrdistill(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The three terms and the pairs of each layer; queries without a partner are filled as the released code does."""
     case, found = document["case"], {}
     batch = drawn_batch(case, 1)
-    for name in document["variants"]:
-        counts = [int(number) for number in re.findall(r"(\d+) (?:student|teacher) queries", name)]
-        maps = drawn_queries(case, "student", counts[0])
+    for name, said in wording.variants(document).items():
+        maps = drawn_queries(case, "student", int(said["student"]))
         for values in (*maps["cls"], *maps["box"]):
             values.requires_grad_()
         student = queries_pass(maps, batch)
-        teacher = queries_pass(drawn_queries(case, "teacher", counts[1]), batch)
+        teacher = queries_pass(drawn_queries(case, "teacher", int(said["teacher"])), batch)
         views = DrawnView(1, kind="queries"), DrawnView(1, "teacher", "queries")
         method: Any = build(KD(unmatched="released"), *views)
         losses = weighted(method, student, teacher, batch)

@@ -1,6 +1,5 @@
 """Figures of methods that read drawn features alone: PKD and FitNets."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,8 @@ from crosskd_hf.distillation.passes import same_size
 from crosskd_hf.models.losses import divide
 from tests.distillation.stubs import STRIDES, build_method, empty_batch, maps_pass
 from tests.golden.methods import seeded_methods as sm
+from tests.parity import wording
 from tests.parity.drawn import gradient_figures
-
-WEIGHT = re.compile(r"weight (\d+)")
 
 
 def loss_of(method: Method, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -48,27 +46,39 @@ def one_level(method: Method, level: int, student: Tensor, teacher: Tensor) -> f
 def pkd(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """PKD of drawn pyramids, of other sizes, of single elements and of affine maps."""
     case = document["case"]
-    return {name: pkd_variant(name, case) for name in document["variants"]}
+    return {name: pkd_variant(case, **said) for name, said in wording.variants(document).items()}
 
 
-def pkd_variant(name: str, case: dict[str, Any]) -> dict[str, Any]:
-    """One variant, told apart by the words of its name."""
-    config = PKD(weight=float(found[1]) if (found := WEIGHT.search(name)) else 6.0, statistics="batch")
-    strides = re.search(r"student strides (\d+)\.\.(\d+).*teacher strides (\d+)\.\.(\d+)", name)
-    chosen = [STRIDES, STRIDES]
-    if strides is not None:
-        bounds = [int(number) for number in strides.groups()]
-        chosen = [tuple(s for s in STRIDES if low <= s <= high) for low, high in (bounds[:2], bounds[2:])]
-    student = sm.seeded_features(case, "student", 32, chosen[0])
-    teacher = sm.seeded_features(case, "teacher", 32, chosen[1])
-    if "1x1 map" in name:
-        images = 1 if name.startswith("one image") else 2
+def pkd_variant(
+    case: dict[str, Any],
+    weight: float = 6.0,
+    levels: int | None = None,
+    strides: tuple[tuple[int, ...], tuple[int, ...]] = (STRIDES, STRIDES),
+    resize: str = "student",
+    images: int | None = None,
+    affine: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """One variant.
+
+    Args:
+        case: Seed and sizes.
+        weight: Of the method.
+        levels: How many levels of the teacher are compared; None: all.
+        strides: Of the student's maps and of the teacher's.
+        resize: Whose maps take the size of the other's.
+        images: If given, how many images with one map of 1x1 there are.
+        affine: If given, factor and offset that make the student's maps of the teacher's.
+    """
+    config = PKD(weight=weight, statistics="batch")
+    student = sm.seeded_features(case, "student", 32, strides[0])
+    teacher = sm.seeded_features(case, "teacher", 32, strides[1])
+    if images is not None:
         student, teacher = ([maps[-1][:images, :, :1, :1]] for maps in (student, teacher))
-    if name.startswith("student = "):
-        student = [2.5 * values - 1 if "2.5" in name else -values for values in teacher]
+    if affine is not None:
+        student = [affine[0] * values + affine[1] for values in teacher]
     student = [values.requires_grad_() for values in student]
-    targets = teacher[:4] if "first four levels" in name else teacher
-    if "resize_stu=False" in name:  # the other direction is the method's own
+    targets = teacher[:levels]
+    if resize == "teacher":  # the other direction is the method's own
         targets = [same_size(target, own) for target, own in zip(targets, student, strict=True)]
     return of_maps("pkd", build_method(config, 32, 32, len(targets)), student, targets)
 
@@ -76,8 +86,8 @@ def pkd_variant(name: str, case: dict[str, Any]) -> dict[str, Any]:
 def fitnets(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """FitNets of drawn pyramids, with drawn adapters and without."""
     case, found = document["case"], {}
-    for name in document["variants"]:
-        width = int(match[1]) if (match := re.search(r"adapter (\d+) -> 32", name)) else 32
+    for name, said in wording.variants(document).items():
+        width = int(said["width"])
         method = build_method(FitNets(adapter=width != 32), width, 32)
         drawn = {f"fitnets.{key}": value for key, value in method.adapters.named_parameters()}
         with torch.no_grad():

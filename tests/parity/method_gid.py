@@ -10,6 +10,7 @@ from crosskd_hf.distillation.passes import Pass, Prediction
 from crosskd_hf.models.box_coders import DeltaCoder
 from crosskd_hf.models.layers import maps_to_rows
 from tests.golden.methods import seeded_methods as sm
+from tests.parity import wording
 from tests.parity.drawn import (
     CLASSES,
     STRIDES,
@@ -54,13 +55,9 @@ def gid(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     drawn["features"] = sm.seeded_features(case, "teacher", 32)
     student, teacher = (with_predictions(drawn_pass(batch, each["features"], anchors=anchors()), each)
                         for each in (maps, drawn))  # fmt: skip
-    for name in document["variants"]:
-        options: dict[str, Any] = {"statistics": "batch"}
-        options |= {"smooth_l1": 0.0} if "plain L1" in name else {}
-        options |= {"count": 1} if name.startswith("one GI") else {}
-        options |= {"low_quality": False} if name.startswith("no low-quality") else {}
+    for name, said in wording.variants(document).items():
         views = DrawnView(32, kind="delta"), DrawnView(32, "teacher", "delta")
-        method: Any = build(GID(**options), *views)
+        method: Any = build(GID(**said, statistics="batch"), *views)
         losses = {NAMES[term]: loss for term, loss in weighted(method, student, teacher, batch).items()}
         instances = method.instances(student, teacher, batch)
         found[name] = {

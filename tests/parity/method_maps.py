@@ -1,6 +1,6 @@
 """Figures of methods that compare whole maps: FGD and SKD."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from torch import Tensor
 from crosskd_hf.distillation import FGD, SKD
 from crosskd_hf.distillation.methods.skd import window_size
 from tests.golden.methods import seeded_methods as sm
+from tests.parity import wording
 from tests.parity.drawn import DrawnView, build, by_level, drawn_batch, drawn_pass, gradient_figures, weighted
 
 SHORT = {"foreground": "fg", "background": "bg"}
-KINDS = {"fcos": "crosskd_fcos", "two_stage": "crosskd_faster_rcnn"}
 
 
 def fgd_parameters(method: Any, seed: int) -> dict[str, torch.nn.Parameter]:
@@ -32,18 +32,23 @@ def fgd_parameters(method: Any, seed: int) -> dict[str, torch.nn.Parameter]:
 
 def fgd(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The four terms and their sum, by the presets of the student's kind."""
-    return {name: fgd_variant(name, variant, document["case"]) for name, variant in document["variants"].items()}
+    return {
+        name: fgd_variant(document["case"], document["variants"][name]["settings"], **said)
+        for name, said in wording.variants(document).items()
+    }
 
 
-def fgd_variant(name: str, variant: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    """One variant."""
-    settings, batch = variant["settings"], drawn_batch(case, 1)
+def fgd_variant(
+    case: dict[str, Any], settings: dict[str, Any], model_type: str, box_scale: Literal["image", "padded"]
+) -> dict[str, Any]:
+    """One variant: the presets of a kind of model, with boxes scaled by the size of the image or of the batch."""
+    batch = drawn_batch(case, 1)
     strides, widths = tuple(settings["strides"]), (settings["sc"], settings["tc"])
     views = [
         DrawnView(width, role, strides=strides) for width, role in zip(widths, ("student", "teacher"), strict=True)
     ]
-    views[0].model.config.model_type = next((kind for word, kind in KINDS.items() if name.startswith(word)), "maps")
-    method: Any = build(FGD(box_scale="image" if "img_shape" in name else "padded"), *views)
+    views[0].model.config.model_type = model_type
+    method: Any = build(FGD(box_scale=box_scale), *views)
     parameters = fgd_parameters(method, case["seed"])
     maps = [values.requires_grad_() for values in sm.seeded_features(case, "student", widths[0], strides)]
     student = drawn_pass(batch, maps, strides=strides)
@@ -77,10 +82,10 @@ def skd(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Structural similarity, with and without gradient through the range of a map."""
     case, found = document["case"], {}
     batch = drawn_batch(case)
-    for name in document["variants"]:
+    for name, said in wording.variants(document).items():
         maps = [values.requires_grad_() for values in sm.seeded_features(case, "student", 32)]
         student, teacher = drawn_pass(batch, maps), drawn_pass(batch, sm.seeded_features(case, "teacher", 32))
-        method = build(SKD(detach_minmax=name.endswith("True")), DrawnView(32), DrawnView(32, "teacher"))
+        method = build(SKD(**said), DrawnView(32), DrawnView(32, "teacher"))
         loss = weighted(method, student, teacher, batch)["features"]
         windows = [window_size(*values.shape[-2:]) for values in maps]
         found[name] = {

@@ -1,6 +1,5 @@
 """Figures of feature imitation over regions: the rows of LD's comparison, fine-grained imitation and DeFeat."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from crosskd_hf.distillation.methods.gid import Instances
 from crosskd_hf.distillation.passes import Batch, Pass
 from crosskd_hf.distillation.regions import positives
 from tests.golden.methods import seeded_methods as sm
+from tests.parity import wording
 from tests.parity.drawn import (
     DrawnView,
     build,
@@ -72,7 +72,7 @@ def ld_imitation(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, Any] = {"losses": {}, "gradients": {}, "regions": {}}
     found["level_has_positive_anchor"] = [positives(feature, student).any().item() for feature in student.features]
     for name in document["expected"]["losses"]:
-        short = name.partition(" ")[0]
+        short = wording.read("imitation", name)["rows"]
         method = imitation(IMITATIONS[short])
         found["losses"][name], found["gradients"][name] = figures_of(method, student, teacher, batch)
         if short in INSTANCES:
@@ -115,14 +115,14 @@ def fine_grained(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The authors' form on one map, with the classic anchors of the file."""
     case, found = document["case"], {}
     batch = drawn_batch(case, 1)
-    for name, variant in document["variants"].items():
-        stride = int(re.match(r"stride (\d+)", name)[1])  # type: ignore[index]
+    for name, said in wording.variants(document).items():
+        stride = int(said["stride"])
         views = (DrawnView(24, strides=(stride,)), DrawnView(32, "teacher", strides=(stride,)))
         method: Any = build(FineGrained(start=0), *views)
         names = {"0.0.weight": "fine_grained.0.weight", "0.0.bias": "fine_grained.0.bias"}
         drawn = draw_parameters(method.adapters, names, case["seed"])
         maps = [values.requires_grad_() for values in sm.seeded_features(case, "student", 24, (stride,))]
-        anchors = torch.tensor(variant["anchors_at_cell_0"])
+        anchors = torch.tensor(document["variants"][name]["anchors_at_cell_0"])
         student = drawn_pass(batch, maps, strides=(stride,), anchors=[anchors])
         teacher = drawn_pass(batch, sm.seeded_features(case, "teacher", 32, (stride,)), strides=(stride,))
         loss = weighted(method, student, teacher, batch)["features"]

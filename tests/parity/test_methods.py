@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity import methods
+from tests.parity import methods, wording
 
 FILES = sorted((Path(__file__).parents[1] / "golden" / "methods").glob("*__*.json"))
 QUICK = [path for path in FILES if not path.stem.startswith(("crosskd", "pkd_head"))]
@@ -52,6 +52,14 @@ class TestComparison:
     def test_an_unknown_method_is_an_error(self) -> None:
         with pytest.raises(KeyError, match="No runner for the method 'other'"):
             methods.compare({"method": "other"})
+
+    @pytest.mark.parametrize("field", [field for field in wording.SENTENCES if field.startswith("variants.")])
+    def test_an_unknown_variant_is_an_error(self, field: str) -> None:
+        path = next(path for path in FILES if f"variants.{path.stem.partition('__')[0]}" == field)
+        document = json.loads(path.read_text())
+        document["variants"] |= {"another": {}}
+        with pytest.raises(wording.UnknownWordingError, match=f"{field}='another' is not known"):
+            wording.variants(document)
 
     def test_the_command_prints_tolerances(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.MonkeyPatch.context() as patch:

@@ -226,6 +226,92 @@ SENTENCES: dict[str, dict[str, Meaning]] = {
     "feature_imitation_extra.note": {
         "PKD with weight {weight} on the five FPN maps, as a separate term; not part of losses.total": {},
     },
+    # Names of the variants in a method's file.
+    "variants.crosskd_strategies": {
+        "a: D(cross, p_t) - CrossKD": {"strategy": "a"},
+        "b: D(p_s, reverse cross), target detached": {"strategy": "b"},
+        "c: D(p_s, cross), target detached": {"strategy": "c"},
+        "d: D(reverse cross, p_t)": {"strategy": "d"},
+        "plain: D(p_s, p_t)": {"strategy": None},
+    },
+    "variants.crosskd_regions": {
+        "BCE, region P": {"beta": 0.0, "region": "P"},
+        "BCE, region N": {"beta": 0.0, "region": "N"},
+        "BCE, region P+N": {"beta": 0.0, "region": "P+N"},
+        "QFL, region P": {"beta": 1.0, "region": "P"},
+        "QFL, region N": {"beta": 1.0, "region": "N"},
+        "QFL, region P+N": {"beta": 1.0, "region": "P+N"},
+    },
+    "variants.pkd_head": {
+        "cls (third tower convolution)": {"location": "cls"},
+        "reg (third tower convolution)": {"location": "reg"},
+        "cls+reg": {"location": "cls+reg"},
+        "neck": {"location": "neck"},
+    },
+    "variants.pkd": {
+        "five levels, weight {weight} (mmrazor, tuple call level by level)": {},
+        "five levels, weight {weight} (CrossKD repository)": {},
+        "first four levels, weight {weight} (mmrazor retinanet/fcos config)": {"levels": 4},
+        ("student strides 8..64, teacher strides 16..128 (student maps larger), resize_stu=True, weight {weight}"): {
+            "strides": ((8, 16, 32, 64), (16, 32, 64, 128))
+        },
+        ("student strides 8..64, teacher strides 16..128 (student maps larger), resize_stu=False, weight {weight}"): {
+            "strides": ((8, 16, 32, 64), (16, 32, 64, 128)),
+            "resize": "teacher",
+        },
+        ("student strides 16..128, teacher strides 8..64 (student maps smaller), resize_stu=True, weight {weight}"): {
+            "strides": ((16, 32, 64, 128), (8, 16, 32, 64))
+        },
+        ("student strides 16..128, teacher strides 8..64 (student maps smaller), resize_stu=False, weight {weight}"): {
+            "strides": ((16, 32, 64, 128), (8, 16, 32, 64)),
+            "resize": "teacher",
+        },
+        "one image, 1x1 map (released code: standard deviation of one element)": {"images": 1},
+        "two images, 1x1 map": {"images": 2},
+        "student = 2.5*teacher - 1 (tends to 0)": {"affine": (2.5, -1.0)},
+        "student = -teacher (2*w*(n-1)/n per level, n = N*H*W)": {"affine": (-1.0, 0.0)},
+    },
+    "variants.fitnets": {
+        "1x1 adapter {width} -> 32 per level": {},
+        "no adapter, 32 channels": {"width": 32},
+    },
+    "variants.fgd": {
+        "gfl_retinanet, boxes scaled by img_shape (released)": {"model_type": "maps", "box_scale": "image"},
+        "gfl_retinanet, boxes scaled by pad_shape": {"model_type": "maps", "box_scale": "padded"},
+        "fcos, boxes scaled by img_shape (released)": {"model_type": "crosskd_fcos", "box_scale": "image"},
+        "two_stage, boxes scaled by img_shape (released)": {"model_type": "crosskd_faster_rcnn", "box_scale": "image"},
+        "gfl_with_align_24_to_32, boxes scaled by img_shape (released)": {"model_type": "maps", "box_scale": "image"},
+    },
+    "variants.skd": {
+        "lambda 4, detach_minmax=False": {"detach_minmax": False},
+        "lambda 4, detach_minmax=True": {"detach_minmax": True},
+    },
+    "variants.gid": {
+        "released YAMLs, smooth L1 (feature 5e-4, relation 40, cls 0.1, reg 1, beta 0.1)": {},
+        "released YAML variant, plain L1 (beta 0)": {"smooth_l1": 0.0},
+        "one GI per image (relation is 0 below three GIs in the batch)": {"count": 1},
+        "no low-quality matches (NOT the released setting; free of ties)": {"low_quality": False},
+    },
+    "variants.fine_grained": {  # the anchors stand beside the figures
+        "stride {stride}, anchor scales [8, 16, 32], ratios [0.5,1,2]": {},
+        "stride {stride}, anchor scales [4, 8, 16, 32], ratios [0.5,1,2]": {},
+        "stride {stride}, anchor scales [2, 4, 8], ratios [0.5,1,2]": {},
+    },
+    "variants.detrdistill": {
+        "{student} student queries, {teacher} teacher queries (every query matched, as released)": {},
+        "{student} student queries, {teacher} teacher queries": {},
+        "{student} student queries, {teacher} teacher queries ({unmatched} unmatched)": {},
+    },
+    "imitation": {
+        "fine_grained": {"rows": "fine_grained"},
+        "inside_gt_box": {"rows": "inside_gt_box"},
+        "gi": {"rows": "gi"},
+        "gi_per_image_valid_only (composition)": {"rows": "gi_per_image_valid_only"},
+        "gi_per_image (composition)": {"rows": "gi_per_image"},
+        "main_region (composition)": {"rows": "main_region"},
+        "fitnets_whole_map (composition, no gating by positives)": {"rows": "fitnets_whole_map"},
+        "decouple (composition, background rows paired with background rows)": {"rows": "decouple"},
+    },
 }
 
 # Words for people: names, sources and remarks.
@@ -264,6 +350,15 @@ def read(field: str, text: str) -> Meaning:
     raise UnknownWordingError(
         f"{field}={text!r} is not known. Known are: {known}. Add it to tests/parity/wording.py with what it means."
     )
+
+
+def variants(document: Mapping[str, Any]) -> dict[str, Meaning]:
+    """What the names of a file's variants mean, by these names.
+
+    Raises:
+        UnknownWordingError: As :func:`read`.
+    """
+    return {name: read(f"variants.{document['method']}", name) for name in document["variants"]}
 
 
 def _numbers(sentence: list[str], words: list[str]) -> Meaning | None:
