@@ -252,14 +252,21 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands,
         "predict",
         _predict,
-        "Detections of an image or of all images below a folder: pictures and predictions.json.",
-        "example: crosskd-hf predict student-folder photos/ --out found/",
+        "Detections of images and videos: pictures and predictions.json.",
+        "examples: crosskd-hf predict student-folder photos/ --out found/\n"
+        "          crosskd-hf predict student-folder 'photos/**/*.jpg' clip.mp4 --format coco csv",
     )
     predict.add_argument("model", help="folder or Hub id")
-    predict.add_argument("source", type=Path, help="image or folder")
+    predict.add_argument(
+        "source", nargs="+", help="images, videos, folders, patterns such as 'photos/*.jpg', or addresses (https://...)"
+    )
     predict.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
     predict.add_argument("--threshold", type=float, default=0.5, help="lowest score to report (default: 0.5)")
     _add_speed(predict)
+    predict.add_argument(
+        "--format", nargs="+", default=[], metavar="FORMAT",
+        help="also write the boxes as coco (coco.json), yolo (labels/ and data.yaml) or csv (boxes.csv)",
+    )  # fmt: skip
     predict.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, if there is one)")
     cost = _command(
         commands,
@@ -451,16 +458,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from .inference.detection import to_device
-    from .inference.files import find_images
+    from .inference.files import open_sources
     from .inference.loading import load_detector
     from .inference.predict import predict_to_folder
 
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold} must lie in [0, 1].")
-    files = find_images(arguments.source, without=arguments.out)
-    model, processor = load_detector(arguments.model)
-    model = to_device(model, arguments.device)
-    records = predict_to_folder(model, processor, files, arguments.out, arguments.threshold, **_speed(arguments))
+    out, threshold = arguments.out, arguments.threshold
+    with open_sources(arguments.source, without=out) as files:
+        model, processor = load_detector(arguments.model)
+        model = to_device(model, arguments.device)
+        records = predict_to_folder(model, processor, files, out, threshold, arguments.format, **_speed(arguments))
     failed = [record for record in records if "error" in record]
     for record in failed:
         print(f"error: {one_line(record['file'])}: {one_line(record['error'], None)}", file=sys.stderr)
@@ -468,8 +476,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     skipped = f"; {files.skipped}" if files.skipped else ""
     if not count and len(failed) < len(records):
         highest = max(record.get("highest_score", 0.0) for record in records)
-        print(f"nothing above {arguments.threshold:g}, the highest score was {highest:.2f}: see --threshold")
-    print(f"{count} objects in {len(records) - len(failed)} images, written to {arguments.out}{skipped}")
+        print(f"nothing above {threshold:g}, the highest score was {highest:.2f}: see --threshold")
+    frames = sum("frame" in record for record in records)
+    counts = {"images": len(records) - len(failed) - frames, "frames": frames}
+    seen = " and ".join(f"{number} {name}" for name, number in counts.items() if number) or "0 images"
+    print(f"{count} objects in {seen}, written to {out}{skipped}")
     return 1 if failed else 0
 
 
