@@ -10,6 +10,7 @@ import numpy as np
 from .coco_json import Floats
 
 _CORNERS = {"xywh": False, "coco": False, "xyxy": True, "pascal_voc": True, "voc": True}
+_OTHERS = ("cxcywh", "cxcywhn", "cxcywhr", "xywhn", "xywhr", "xyxyn", "yxyx", "xyxyxyxy")  # no slips of the names above
 
 
 def to_xywh(boxes: Floats, bbox_format: str | enum.Enum) -> Floats:
@@ -32,7 +33,7 @@ def _is_corners(bbox_format: str | enum.Enum) -> bool:
     name = str(given).strip().lower().replace("-", "_").replace(" ", "_")
     if name in _CORNERS:
         return _CORNERS[name]
-    near = difflib.get_close_matches(name, _CORNERS, n=2)
+    near = [] if name in _OTHERS else difflib.get_close_matches(name, _CORNERS, n=2)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
         f"bbox_format={given!r} is not read.{meant} Give 'xywh' (left, top, width, height; or 'coco') or 'xyxy' "

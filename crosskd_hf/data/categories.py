@@ -178,7 +178,7 @@ def _faults(categories: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str,
         for number, category in enumerate(categories)
         if not _is_whole(category)
     ]
-    message = "a category needs an integer 'id' and a string 'name'"
+    message = "a category needs an integer 'id' and a string 'name' that isn't blank"
     findings = found("error", "category", message, "correct these entries of 'categories'", nameless)
     for key in ("id", "name"):
         counts = Counter(category[key] for category in kept)
@@ -190,7 +190,8 @@ def _faults(categories: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str,
 
 
 def _is_whole(category: Mapping[str, Any]) -> bool:
-    return is_integer(category.get("id")) and isinstance(category.get("name"), str)
+    name = category.get("name")
+    return is_integer(category.get("id")) and isinstance(name, str) and bool(name.strip())
 
 
 def _some(values: Sequence[int], most: int = 20) -> str:

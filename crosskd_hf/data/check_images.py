@@ -23,6 +23,7 @@ _AT_ONCE = 64  # images; a data set may hold the files themselves
 _SIXTEEN_BIT = 65535
 _FEW_LEVELS = 128  # grey levels of 256
 _MOST_ELONGATED = 100  # longer side over shorter side
+_LONGEST = 1333  # px; the usual limit of the longer side in training
 
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -188,7 +189,8 @@ _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     ),
     "elongated": (
         "error",
-        f"one side is more than {_MOST_ELONGATED} times the other; resized for training, nothing of it would be left",
+        f"one side is more than {_MOST_ELONGATED} times the other: resized to {_LONGEST} px, it would be at most "
+        f"{_LONGEST // _MOST_ELONGATED} px wide or high, too little to see anything in",
         "cut the image into pieces, or remove it and its annotations",
     ),
     "exif-unsure": (

@@ -9,6 +9,7 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -168,13 +169,16 @@ def rotations_of(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
         if isinstance(attributes, list):  # [{"name": "rotation", "value": "90"}]
             attributes = {part.get("name"): part.get("value") for part in attributes if isinstance(part, dict)}
         for fields in (entry, attributes if isinstance(attributes, dict) else {}):
-            for key in ROTATION.intersection(fields):
+            for key in rotation_fields(tuple(fields)):
                 if _turns(fields[key]):
                     rotations[row] = float(fields[key])
     return rotations
 
 
-ROTATION = frozenset({"rotation", "angle", "theta", "rotation_angle"})
+@lru_cache
+def rotation_fields(names: tuple[str, ...]) -> list[str]:
+    """Those of some fields that tell an angle, in any case of letters."""
+    return [name for name in names if str(name).lower() in ("rotation", "angle", "theta", "rotation_angle")]
 
 
 def _turns(angle: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from .box_formats import to_xywh
 from .categories import CategoryMap
 from .class_names import are_placeholders
-from .coco_json import ROTATION, CocoTable, Floats, Ints, box_array, float_array, rotations_of
+from .coco_json import CocoTable, Floats, Ints, box_array, float_array, rotation_fields, rotations_of
 from .report import DataError, Finding, Place, found
 from .schema import canonical_field, class_label
 
@@ -113,7 +113,7 @@ def fields_of_objects(objects: Any) -> dict[str, list[Any]]:
 
 def _entries(row: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """What tells of rotation of an image's objects, one dict each."""
-    known = {*ROTATION, "attributes"}.intersection(row)
+    known = [*rotation_fields(tuple(row)), *(["attributes"] if "attributes" in row else [])]
     fields = {key: row[key] for key in known if len(row[key]) == len(row["bbox"])}
     return [{key: values[number] for key, values in fields.items()} for number in range(len(row["bbox"]))]
 

@@ -14,8 +14,8 @@ import yaml
 
 from ..sources import near
 from ..training.config import CrossKDConfig
+from ..training.saving import RUN_FILE as NAME
 
-NAME = "run.yaml"
 NOTES = ("command", "versions")
 _PACKAGES = ("crosskd_hf", "torch", "torchvision", "transformers", "timm", "accelerate", "datasets")
 _OF_THE_MACHINE = ("hub_token", "local_rank", "deepspeed", "fsdp", "accelerator_config", "logging_dir", "run_name")

@@ -119,11 +119,10 @@ class Targets(NamedTuple):
     def from_labels(cls, labels: list[dict[str, Tensor]], sizes: Tensor) -> "Targets":
         """From labels as of `DetrForObjectDetection`: per image `class_labels` (n,), relative cxcywh `boxes` (n, 4)."""
         classes = [label["class_labels"] for label in labels]
-        nothing = classes[0].new_zeros(1)  # makes G at least 1
-        padded = pad_sequence([*classes, nothing], batch_first=True, padding_value=-1)[:-1]
-        relative = pad_sequence([label["boxes"].float() for label in labels], batch_first=True)
-        if relative.shape[1] == 0:
-            relative = relative.new_zeros(len(labels), 1, 4)
+        boxes = [label["boxes"].float() for label in labels]
+        no_class, no_box = sizes.new_zeros(1, dtype=torch.int64), sizes.new_zeros(1, 4, dtype=torch.float32)
+        padded = pad_sequence([*classes, no_class], batch_first=True, padding_value=-1)[:-1]  # with G of at least 1
+        relative = pad_sequence([*boxes, no_box], batch_first=True)[:-1]
         mask = padded >= 0
         return cls(to_absolute(relative, sizes), padded.clamp(min=0), mask)
 

@@ -167,5 +167,4 @@ class FPN(Neck):
 
 def maps_to_rows(maps: list[Tensor], width: int) -> Tensor:
     """One (B, A * width, H_l, W_l) map per level to (B, N, width) in float32."""
-    batch = maps[0].shape[0]
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(batch, -1, width) for m in maps], 1).float()
+    return torch.cat([m.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, width)) for m in maps], 1).float()

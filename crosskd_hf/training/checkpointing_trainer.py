@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from huggingface_hub import HfApi
 from safetensors.torch import save_model
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -271,6 +272,38 @@ class CheckpointingTrainer(CocoTrainer):
         load_student(self.model, best)
 
     # ---- Hub ----
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of `Trainer`; what tells of this machine or shows the data (`saving.LOCAL`) is not uploaded.
+
+        Args:
+            commit_message, blocking, token, revision, private: As of `Trainer.push_to_hub`.
+            kwargs: Of :meth:`create_model_card`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = self.args.hub_token if token is None else token
+        if self.hub_model_id is None:
+            self.args.hub_private_repo = self.args.hub_private_repo if private is None else private
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        tags = kwargs.pop("tags", None)
+        tags = [*(getattr(self.model, "model_tags", None) or ()), *([tags] if isinstance(tags, str) else tags or ())]
+        name = str(self.hub_model_id).rpartition("/")[2]
+        self.create_model_card(**{"model_name": name, "tags": tags} | kwargs)
+        options: dict[str, Any] = {"repo_id": str(self.hub_model_id), "folder_path": self.args.output_dir}
+        options |= {"commit_message": commit_message, "token": token, "run_as_future": not blocking}
+        options["revision"] = self.args.hub_revision if revision is None else revision
+        return HfApi().upload_folder(**options, ignore_patterns=saving.LOCAL)
 
     def create_model_card(
         self,

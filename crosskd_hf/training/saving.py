@@ -24,7 +24,9 @@ from .config import CrossKDConfig
 
 TRAINING_WEIGHTS = "training_weights.safetensors"  # float32, where the student itself is an average or stored in half
 AVERAGED_WEIGHTS = "averaged_weights.safetensors"  # float32, of a student that is stored in half
+RUN_FILE = "run.yaml"  # settings of a run of the command line
 _STATE = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json"]
+LOCAL = ["_*", "checkpoint-*", RUN_FILE, "*.png"]  # of a run's folder: has paths of this machine, or shows the data
 _NOT_THE_STUDENT = [*_STATE, resumption.FILE, TRAINING_WEIGHTS, AVERAGED_WEIGHTS]
 
 logger = logging.getLogger(__name__)

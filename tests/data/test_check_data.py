@@ -22,6 +22,7 @@ from crosskd_hf.data.coco_json import CocoTable, read_coco
 from crosskd_hf.data.images import open_image
 from crosskd_hf.data.inspection import check_data, inspect_table
 from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.models.image_processing import resized_size
 
 logger = logging.getLogger(__name__)
 
@@ -247,11 +248,13 @@ class TestImages:
         assert not folder.findings()
         assert load_coco(*folder.paths()).dataset[1]["image"].size == SIZE
 
-    def test_an_image_of_which_resizing_leaves_nothing(self, folder):
+    def test_an_image_of_which_resizing_leaves_hardly_anything(self, folder):
         folder.add("long.png", PIL.Image.new("RGB", (2100, 20)), size=(2100, 20))
         folder.add("high.png", PIL.Image.new("RGB", (20, 2000)), size=(20, 2000))
         finding = folder.findings()["elongated"]
         assert (finding.severity, finding.places) == ("error", (("long.png", None, "2100x20"),))
+        assert "at most 13 px" in finding.message
+        assert resized_size(20, 2100, 800, 1333) == (13, 1333)
 
     def test_size_that_does_not_fit(self, folder):
         folder.add("other.png", noise(), size=(61, 40))
@@ -427,6 +430,7 @@ class TestAnnotations:
             ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "duplicate-category-name"),
             ([{"id": "1", "name": "a"}], "category"),
             ([{"id": 1}], "category"),
+            ([{"id": 1, "name": " "}], "category"),
         ],
     )
     def test_faulty_categories(self, folder, categories, kind):
@@ -558,6 +562,8 @@ class TestRotatedBoxes:
             {"rotation": 90},  # Label Studio
             {"angle": 90.0},
             {"theta": "90"},
+            {"attributes": {"Rotation": 90.0}},
+            {"ANGLE": 90},
         ],
     )
     def test_are_named(self, folder, changes):

@@ -485,13 +485,14 @@ class TestLoadObjects:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("cxcywh", "bbox_format='cxcywh' is not read.*box_convert"),
+            ("cxcywh", r"bbox_format='cxcywh' is not read\. Give.*box_convert"),  # a format, not a slip of "xywh"
+            ("xyxyn", r"not read\. Give"),
             ("yolo", "fractions"),
             ("albumentations", "'xyxy'"),
             ("xyhw", "Did you mean 'xywh'"),
-            ("xyxyxyxy", "Did you mean"),
+            ("xyxyxyxy", r"not read\. Give"),
             ("pascal", "Did you mean 'pascal_voc'"),
-            (tv_tensors.BoundingBoxFormat.CXCYWH, "'CXCYWH' is not read"),
+            (tv_tensors.BoundingBoxFormat.CXCYWH, r"'CXCYWH' is not read\. Give"),
             ("", "not read"),
             (None, "not read"),
         ],

@@ -278,6 +278,14 @@ def test_boxes_are_relative_to_the_unpadded_image(kind: str) -> None:
 
 
 @each_detector
+def test_no_images(kind: str) -> None:
+    model = make_detector(kind).train()
+    outputs = model(torch.zeros(0, 3, 64, 64), torch.zeros(0, 64, 64, dtype=torch.int64), labels=[])
+    assert outputs.logits.shape[0] == len(outputs.pred_boxes) == 0
+    assert outputs.loss == 0
+
+
+@each_detector
 def test_no_objects_anywhere(kind: str) -> None:
     model = make_detector(kind).train()
     loss = model(**make_batch(counts=(0, 0))).loss

@@ -12,6 +12,8 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
+from crosskd_hf.experiments.run_file import write_run_file
+from crosskd_hf.experiments.train import RunArguments
 from crosskd_hf.training import checkpoints, provenance
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.tiny_run import make_data, make_detector, make_trainer, processor
@@ -122,7 +124,12 @@ def test_what_is_uploaded(private: Path, tmp_path: Path, monkeypatch: pytest.Mon
     changes = {"push_to_hub": True, "hub_model_id": "org/student", "hub_strategy": strategy}
     trainer = trained(private, output_dir=str(tmp_path / "run"), **changes)
     trainer.train()
-    trainer.push_to_hub()
+    files = RunArguments(train_annotations=str(private / "train.json"), train_images=str(private))
+    write_run_file(tmp_path / "run", files, trainer.args)
+    (tmp_path / "run/worst.png").write_bytes(b"pixels of private images")
+    trainer.push_to_hub(tags="mine")
+    assert not {"run.yaml", "worst.png"} & set(uploads[-1])
+    assert {"object-detection", "mine"} <= set(ModelCard.load(tmp_path / "run/README.md").data.tags)
     assert len(uploads) == {"every_save": 3, "end": 1}.get(strategy, 5)
     for number, files in enumerate(uploads):
         folder = tmp_path / f"upload-{number}"
