@@ -21,6 +21,7 @@ ELSEWHERE = {
     ". .venv/bin/activate": "continuous integration calls the programs of the environment",
     "pip install": "installing needs a network; continuous integration installs before it tests",
     "git clone": "needs a network",
+    "mv BCCD_Dataset": "the data set of tests/test_pages.py lies there",
     "wget": "needs a network",
     "jupyter": "tests/test_notebook.py runs the notebook",
     "torchrun": "tests/training/test_distributed.py launches by it",
@@ -36,6 +37,7 @@ SMALL = {
 SMALL["distill"] = SMALL["train"]
 TINY = (
     (re.compile(r"\b(gfl|faster_rcnn|fcos):(?:resnet\d+|mobilenetv2_100)\b"), r"\1:test_resnet"),
+    (re.compile(r"make_shapes\('photos', size=128\)"), "make_shapes('photos', 6, 3, 64)"),
     (re.compile(r"--train_teacher "), ""),
     (re.compile(r"rt_detr_v2:resnet18 --teacher PekingU/rtdetr_v2_r50vd"), "gfl:test_resnet --teacher TEACHER"),
 )

@@ -25,6 +25,7 @@ from ..inference.processors import check_processor
 from ..models.pixels import to_rgb
 from ..text import strict_json
 from ..training import supervision
+from ..training.checkpoints import last_checkpoint
 from ..training.classes import check_classes
 from ..training.config import CrossKDConfig
 from ..training.progress import tell_readably
@@ -119,7 +120,7 @@ class Comparison:
         tell_readably(trainer)
         if args.process_index == 0:
             tqdm.write(f"{name}:")
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=resumed_from(args))
         self.results[name] = ap_metrics(trainer.evaluate())
         trainer.save_model()
         trainer.save_state()
@@ -150,6 +151,17 @@ class Comparison:
         path = Path(self.args.output_dir) / "comparison.json"
         path.write_text(strict_json(self.results, indent=2) + "\n")
         return path
+
+
+def resumed_from(args: CrossKDConfig) -> str | bool | None:
+    """What one of several runs goes on from. Each has checkpoints of its own; one that has none begins.
+
+    Args:
+        args: Of the run.
+    """
+    resume = args.resume_from_checkpoint
+    begins = resume in (True, "True") and last_checkpoint(args.output_dir) is None
+    return None if begins else resume
 
 
 def picture(

@@ -317,11 +317,8 @@ class CrossKDConfig(TrainingArguments):
                     f"report_to={name!r}, but {name} is not installed: pip install 'crosskd_hf[{name}]', from a clone "
                     f"pip install '.[{name}]', or report_to='none'."
                 )
-        if self.patience is not None and (self.patience < 1 or not self.load_best_model_at_end):
-            raise ValueError(
-                f"patience={self.patience}: needed are a number of evaluations of at least 1, and "
-                "load_best_model_at_end=True, so that the best model is kept."
-            )
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience={self.patience}: needed is a number of evaluations of at least 1.")
 
     def _check_processes(self) -> None:
         launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -119,7 +119,7 @@ class CrossKDTrainer(CheckpointingTrainer):
             processing_class=processing_class,
             train_transform=transform,
             data_collator=data_collator,
-            callbacks=_with_patience(callbacks, args.patience),
+            callbacks=_with_patience(callbacks, args),
             optimizers=optimizers,
             model_init=model_init,
             compute_metrics=compute_metrics,
@@ -469,7 +469,12 @@ def _transform(
     return TrainTransform() if collator is None else None
 
 
-def _with_patience(callbacks: list[TrainerCallback] | None, patience: int | None) -> list[TrainerCallback] | None:
-    if patience is None:
+def _with_patience(callbacks: list[TrainerCallback] | None, args: CrossKDConfig) -> list[TrainerCallback] | None:
+    if args.patience is None:
         return callbacks
-    return [*(callbacks or []), EarlyStoppingCallback(patience)]
+    if not args.load_best_model_at_end:  # known only now: the command line sets it when the data is read
+        raise ValueError(
+            f"patience={args.patience} needs load_best_model_at_end=True, so that the best model is kept; `train` and "
+            "`distill` set it if there is validation data."
+        )
+    return [*(callbacks or []), EarlyStoppingCallback(args.patience)]

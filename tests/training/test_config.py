@@ -300,8 +300,7 @@ def test_a_missing_logger_is_named_with_its_pip_line(monkeypatch: pytest.MonkeyP
         CrossKDConfig(str(tmp_path), report_to=["wandb"])
 
 
-def test_patience_needs_the_best_model(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="patience=3: needed are"):
-        CrossKDConfig(str(tmp_path), patience=3, report_to="none")
-    args = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    assert CrossKDConfig(str(tmp_path), patience=3, report_to="none", **args).patience == 3
+def test_patience_is_a_number_of_evaluations(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience=0: needed is a number of evaluations"):
+        CrossKDConfig(str(tmp_path), patience=0, report_to="none")
+    assert CrossKDConfig(str(tmp_path), patience=3, report_to="none").patience == 3

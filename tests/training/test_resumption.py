@@ -251,6 +251,11 @@ def test_callbacks_go_on_where_they_were(folder: Path, tmp_path: Path) -> None:
     assert "EarlyStoppingCallback" in state
 
 
+def test_patience_needs_a_best_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience=3 needs load_best_model_at_end=True"):
+        run_in(folder, tmp_path, teacher=False, patience=3)
+
+
 def test_early_stopping_remembers_its_patience(folder: Path, tmp_path: Path) -> None:
     changes = {"eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.0, "load_best_model_at_end": True}
     first = run_in(folder, tmp_path, teacher=False, max_steps=3, **changes)
