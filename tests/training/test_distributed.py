@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from crosskd_hf.distillation.methods import METHODS as ALL_METHODS
 from tests.tiny_run import make_data, perform
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,15 @@ def case(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 OTHER_FAMILIES = ("retinanet", "fcos", "atss", "faster_rcnn", "deformable_detr")
 METHODS = {"deformable_detr": ["crosskd"]}
+# All methods that the families' cases leave out, at once, and one of a user's own, which each process imports.
+OTHERS = sorted({*ALL_METHODS} - {"crosskd", "pkd"})
+EVERY: dict[str, Any] = {
+    "methods": [
+        *(f"{name}:start=0" if name == "fine_grained" else name for name in OTHERS),
+        "tests.distillation.test_own_method:Means:alpha=0.5",
+    ],
+    "max_steps": 2,  # an epoch
+}
 RESUMED: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_steps": 6,
@@ -98,6 +108,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     make_data(folder / "uneven", num_train=7)
     make_data(folder / "lonely", num_train=5)
     cases = {family: family_case(folder / "uneven", family, per_device_train_batch_size=2) for family in OTHER_FAMILIES}
+    cases["every"] = family_case(folder / "uneven", "gfl", "-every", per_device_train_batch_size=2, **EVERY)
     cases["lonely"] = case(folder / "lonely", "lonely", per_device_train_batch_size=2) | {"evaluate_first": True}
     cases["whole"] = case(folder / "uneven", "whole", **RESUMED)
     cases["resumed"] = case(folder / "uneven", "resumed", **RESUMED)
@@ -140,6 +151,13 @@ def test_processes_and_accumulation_make_no_difference(launched: dict[str, Any])
 @pytest.mark.parametrize("family", OTHER_FAMILIES)
 def test_the_same_for_every_family(more: dict[str, dict[str, Any]], family: str) -> None:
     assert_like_one_process(more[family], family)
+
+
+@pytest.mark.slow
+def test_the_same_for_every_method(more: dict[str, dict[str, Any]]) -> None:
+    trained = {key.split("/")[0] for key in more["every"]["losses"][0] if "/" in key}
+    assert trained == {*OTHERS, "means"}
+    assert_like_one_process(more["every"], suffix="-every", **EVERY)
 
 
 @pytest.mark.slow
