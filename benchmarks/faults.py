@@ -202,8 +202,8 @@ MODELS = (
     Fault(
         "GIoU divided by the count",
         "models.gfl:GFLHead.loss",
-        'weights["loss_bbox"] * giou.sum(), confidence.sum()',
-        'weights["loss_bbox"] * giou.sum(), assignment.count_positives()',
+        "distance.sum(), confidence.sum()",
+        "distance.sum(), assignment.count_positives()",
         GOLDEN,
     ),
     Fault(
@@ -861,14 +861,14 @@ EVALUATION = (
     ),
     Fault(
         "AP of a class from small objects",
-        "inference.coco_evaluator:CocoEvaluator.compute",
+        "inference.coco_library:figures",
         "[..., 0, -1]",
         "[..., 1, -1]",
         EVALUATOR,
     ),
     Fault(
         "AP of a class from one detection",
-        "inference.coco_evaluator:CocoEvaluator.compute",
+        "inference.coco_library:figures",
         "[..., 0, -1]",
         "[..., 0, 0]",
         EVALUATOR,
@@ -882,12 +882,12 @@ EVALUATION = (
     ),
     Fault(
         "crowd regions count as objects",
-        "inference.coco_evaluator:_truth",
-        '"iscrowd": crowd',
-        '"iscrowd": 0',
+        "inference.coco_truth:Truth.of",
+        'crowds=flat["iscrowd"]',
+        'crowds=0 * flat["iscrowd"]',
         EVALUATOR,
     ),
-    Fault("an object of id 0 is never found", "inference.coco_evaluator:_truth", " or 0 in ids", "", EVALUATOR),
+    Fault("an object of id 0 is never found", "inference.coco_truth:Truth.of", " or (ids == 0).any()", "", EVALUATOR),
     Fault(
         "filled up images are kept",
         "training.predictions:KeptPredictions.gathered",
@@ -897,7 +897,7 @@ EVALUATION = (
     ),
     Fault(
         "images that were not evaluated pass",
-        "inference.coco_evaluator:CocoEvaluator._detections",
+        "inference.coco_evaluator:CocoEvaluator._ordered_rows",
         "if missing:",
         "if False:",
         EVALUATOR,

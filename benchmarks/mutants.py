@@ -88,16 +88,14 @@ def changed_source(fault: Fault, root: Path) -> str:
     return mutated(source, fault.where.partition(":")[2], fault.old, fault.new)
 
 
-def lost(faults: Sequence[Fault]) -> list[str]:
-    """What is wrong with those faults whose text is not in the code any more."""
-    found = []
+def lost(faults: Sequence[Fault]) -> dict[Fault, str]:
+    """Those faults whose text is not in the code any more, and what is wrong with each."""
+    found = {}
     for fault in faults:
         try:
-            mutated(
-                path_of(fault, ROOT).read_text(encoding="utf-8"), fault.where.partition(":")[2], fault.old, fault.new
-            )
-        except LookupError as error:
-            found.append(f"{fault.where}: {error}")
+            changed_source(fault, ROOT)
+        except (LookupError, FileNotFoundError) as error:
+            found[fault] = f"{fault.where}: {error}"
     return found
 
 
@@ -288,10 +286,10 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Try the faults, one after the other."""
     options = _options()
-    faults = chosen([fault for fault in FAULTS if fault.where.startswith(tuple(options.only))], options.count)
-    if found := lost(faults):
-        print("\n".join(found))
-        return 1
+    faults = [fault for fault in FAULTS if fault.where.startswith(tuple(options.only))]
+    gone = lost(faults)
+    print("\n".join(gone.values()))
+    faults = chosen([fault for fault in faults if fault not in gone], options.count)
     notes, rows = Notes(options.json), list[tuple[Fault, Verdict]]()
     with tempfile.TemporaryDirectory() as name:
         _preload(f"{name}/cache")
@@ -306,7 +304,7 @@ def main() -> int:
             print(f"{verdict.result:9} {verdict.seconds:5.0f} s  {fault.where}: {fault.what}  {verdict.by}", flush=True)
     caught = sum(verdict.result == "caught" for _, verdict in rows)
     print(f"\n{_table(rows)}\n\n{caught} of {len(rows)} caught")
-    return int(any(verdict.result != "caught" and not fault.survives for fault, verdict in rows))
+    return int(bool(gone) or any(verdict.result != "caught" and not fault.survives for fault, verdict in rows))
 
 
 if __name__ == "__main__":
