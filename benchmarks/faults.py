@@ -606,14 +606,14 @@ TRAINING = (
     ),
     Fault(
         "statistics move in the normalizer pass",
-        "training.normalizers:normalizer_pass",
+        "training.loss_parts:normalizer_pass",
         "buffer.copy_(before)",
         "pass",
         ("training/test_trainer.py::test_normalizer_pass_leaves_no_trace",),
     ),
     Fault(
         "a repeated image's normalizer counts",
-        "training.normalizers:weighted",
+        "training.loss_parts:weighted",
         "part.normalizer * weight",
         "part.normalizer",
         ("training/test_trainer.py::test_images_that_fill_up_the_last_batches_do_not_count",),

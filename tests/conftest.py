@@ -1,6 +1,7 @@
 """Every test runs on one thread, without a network, from a fixed seed and with a cache of its own."""
 
 import atexit
+import gc
 import ipaddress
 import os
 import random
@@ -37,6 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects_to_look_through() -> None:
+    """Keep what was there before a module's tests out of garbage collections.
+
+    Accelerate collects whenever a trainer begins to train, which takes as long as the training of a tiny model if half
+    a million objects of the libraries are looked through.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

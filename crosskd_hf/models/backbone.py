@@ -1,6 +1,5 @@
 """Any timm net with pyramid features as the backbone of a detector."""
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
 from timm.layers.format import Format
-from timm.layers.halo_attn import HaloAttn
 from timm.models import FeatureListNet
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
-from .bounds import check_net_arguments, check_plain_name
+from .net_variants import deform, pad_before_shift, stride_on_first_conv
+from .nets import check_sizes, plain_net, select_features
 
 # Constructor arguments that a family of nets needs to take images of any size.
 _ANY_SIZE = {"strict_img_size": False, "always_partition": True}
@@ -84,18 +78,18 @@ class Backbone(nn.Module):
         self.arguments = {**FAMILY_ARGUMENTS.get(self.name.split("_")[0], {}), **(self.given_arguments or {})}
         self.net = timm.create_model(self.name, features_only=True, pretrained=False, **self.arguments)
         if "img_size" not in self.arguments:
-            _check_sizes(self.name, self.net, self.arguments)
+            check_sizes(self.name, self.net, self.arguments)
         info = self.net.feature_info
-        self.selected = _select_features(name, info.reduction(), strides, out_indices)
+        self.selected = select_features(name, info.reduction(), strides, out_indices)
         self.channels = [info.channels()[index] for index in self.selected]
         # timm's feature lists hand features out as the net computes them; only Swin-like nets do so channels last.
         self.channels_last = isinstance(self.net, FeatureListNet) and self.net.output_fmt == Format.NHWC
         if caffe_stride:
-            _stride_on_first_conv(name, self.net)
+            stride_on_first_conv(name, self.net)
         if deformable_strides:
-            _deform(name, self.net, deformable_strides)
+            deform(name, self.net, deformable_strides)
         if pad_windows:
-            _pad_before_shift(name, self.net)
+            pad_before_shift(name, self.net)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels) if output_norm else None
         self.last: nn.Module = nn.Identity()
         if last_channels is not None:
@@ -201,140 +195,3 @@ def are_untouched(norms: Iterable[nn.Module]) -> bool:
 
 def _are_constant(vectors: Sequence[Tensor]) -> bool:
     return bool(vectors) and not vectors[0].is_meta and all(bool((v == v.flatten()[0]).all()) for v in vectors)
-
-
-def plain_net(name: str, arguments: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
-    """timm's own name of a net, and its arguments.
-
-    Args:
-        name: A plain name, or "hf-hub:OWNER/NAME[@REVISION]" or "local-dir:FOLDER", whose `config.json` is read.
-        arguments: Given ones; they go before those of the file.
-
-    Raises:
-        ValueError: The file has arguments that a configuration may not set, or doesn't name an architecture.
-    """
-    scheme, _, location = name.partition(":")
-    if not location:
-        return name, arguments
-    if scheme == "local-dir":
-        path = Path(location) / "config.json"
-    elif scheme in ("hf-hub", "hf_hub"):
-        repository, _, revision = location.partition("@")
-        path = Path(hf_hub_download(repository, "config.json", revision=revision or None))
-    else:
-        raise ValueError(f"backbone={name!r}: give a timm name, hf-hub:OWNER/NAME or local-dir:FOLDER.")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    plain, arguments = str(saved.get("architecture")), {**(saved.get("model_args") or {}), **(arguments or {})}
-    check_plain_name(plain)
-    check_net_arguments(arguments)
-    return plain, arguments or None
-
-
-def _select_features(
-    name: str, reductions: list[int], strides: Sequence[int], out_indices: Sequence[int] | None
-) -> list[int]:
-    if out_indices is not None:
-        selected = [index % len(reductions) for index in out_indices if -len(reductions) <= index < len(reductions)]
-        if len(selected) != len(out_indices) or [reductions[index] for index in selected] != list(strides):
-            raise ValueError(
-                f"out_indices={tuple(out_indices)} of {name}, whose features have strides {reductions}, do not give "
-                f"the strides {tuple(strides)}. Leave out_indices unset to have them chosen by stride."
-            )
-        return selected
-    last = {stride: index for index, stride in enumerate(reductions)}
-    missing = [stride for stride in strides if stride not in last]
-    if missing:
-        raise ValueError(
-            f"{name} has features of strides {reductions}, none of stride {missing}. "
-            f"Choose a timm net with pyramid features (timm.create_model(..., features_only=True))."
-        )
-    return [last[stride] for stride in strides]
-
-
-def _check_sizes(name: str, net: nn.Module, arguments: dict[str, Any]) -> None:
-    """Find a net whose windows or position tables fit images of one size alone, by a pass that computes nothing."""
-    settings = timm.get_pretrained_cfg(name)
-    suspect = settings is None or settings.fixed_input_size or any(isinstance(m, HaloAttn) for m in net.modules())
-    if not suspect or any(parameter.is_meta for parameter in net.parameters()):  # from_pretrained: once built already
-        return
-    with torch.device("meta"), torch.no_grad():
-        twin = timm.create_model(name, features_only=True, pretrained=False, **arguments).eval()
-        try:
-            twin(torch.empty(1, 3, 160, 96))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            height, width = (256, 256) if settings is None else settings.input_size[1:]
-            raise ValueError(
-                f"{name} does not take images of all sizes, which detectors get: its windows or position tables are "
-                f"made for {height} x {width} px. Choose another net, such as swinv2_tiny_window8_256, convnext_tiny "
-                f"or resnet50; or make all images one size: backbone_arguments={{'img_size': [{height}, {width}]}}, "
-                f"and an image processor with size={{'height': {height}, 'width': {width}}}."
-            ) from error
-
-
-def _stride_on_first_conv(name: str, net: nn.Module) -> None:
-    bottlenecks = [m for m in net.modules() if isinstance(m, timm.models.resnet.Bottleneck)]
-    if not bottlenecks:
-        raise ValueError(f"caffe_stride is for ResNets of bottleneck blocks (resnet50 and deeper), not for {name}.")
-    for block in bottlenecks:
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-
-
-class DeformableConv(nn.Conv2d):
-    """A modulated deformable convolution (DCNv2, CVPR 2019): every tap has its own offset and strength at every cell.
-
-    It starts as the plain convolution at half strength, as in the paper, since the new part is zero.
-
-    Args:
-        conv: The convolution that it takes the place of: its weight goes on.
-    """
-
-    def __init__(self, conv: nn.Conv2d):
-        shape = conv.in_channels, conv.out_channels, conv.kernel_size
-        settings = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
-        super().__init__(*shape, bias=conv.bias is not None, **settings)  # type: ignore[arg-type]
-        self.weight, self.bias = conv.weight, conv.bias
-        taps = conv.kernel_size[0] * conv.kernel_size[1]
-        settings.pop("groups")
-        self.conv_offset = nn.Conv2d(conv.in_channels, 3 * taps, conv.kernel_size, **settings)  # type: ignore[arg-type]
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W'); the first two thirds of `conv_offset` are (y, x) shifts in cells."""
-        moves = self.conv_offset(x)
-        taps = moves.shape[1] // 3
-        offset, strength = moves[:, : 2 * taps], moves[:, 2 * taps :].sigmoid()
-        where = self.stride, self.padding, self.dilation
-        return deform_conv2d(x, offset, self.weight, self.bias, *where, mask=strength)  # type: ignore[arg-type]
-
-
-def _deform(name: str, net: nn.Module, strides: Sequence[int]) -> None:
-    info: Any = net.feature_info
-    stages = dict(zip(info.reduction(), info.module_name(), strict=True))
-    for stride in strides:
-        stage = getattr(net, stages.get(stride, ""), None)
-        blocks = [m for m in stage.modules() if isinstance(m, timm.models.resnet.Bottleneck)] if stage else []
-        if not blocks:
-            raise ValueError(
-                f"deformable_strides has {stride}, but {name} has no stage of bottleneck blocks there: they are for "
-                "ResNets and ResNeXts of 50 layers or more, at strides 4, 8, 16 and 32."
-            )
-        for block in blocks:
-            block.conv2 = DeformableConv(block.conv2)
-
-
-class PadFirstSwinBlock(SwinTransformerBlock):
-    """A Swin block that sees maps of whole windows only, so that shifting wraps around behind the padding."""
-
-    def _attn(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        pad_height, pad_width = -height % self.window_size[0], -width % self.window_size[1]
-        return super()._attn(F.pad(x, (0, 0, 0, pad_width, 0, pad_height)))[:, :height, :width]
-
-
-def _pad_before_shift(name: str, net: nn.Module) -> None:
-    blocks = [module for module in net.modules() if isinstance(module, SwinTransformerBlock)]
-    if not blocks:
-        raise ValueError(f"pad_windows is for Swin transformers, not for {name}.")
-    for block in blocks:
-        block.__class__ = PadFirstSwinBlock

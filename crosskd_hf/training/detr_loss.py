@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from ..distillation.detectors.detr_families import FAMILIES
 from ..models.losses import LossPart
 from . import upstream
+from .loss_parts import INNER_LAYER, MATCHED, UNMATCHED, balanced
 
 # Weights of terms by the kind of model, on top of transformers' own. The class loss of Deformable DETR weighs 2 as
 # published (the authors' code and MMDetection's configs); transformers has no such weight. Its 5 and 2 for boxes agree.
@@ -33,9 +34,7 @@ Labels = Sequence[Mapping[str, Tensor]]
 _UNWEIGHTED: Mapping[str, float] = {}
 _WEIGHT_SUM_FLOOR = 1e-6  # of DETR's class term, whose normalizer is a sum of class weights
 _NO_CLASS = -1e4  # a logit whose probability is 0, and so is its loss
-_MATCHED, _UNMATCHED = "loss_ddf_matched", "loss_ddf_unmatched"
 _NAME = re.compile(r"(?P<term>loss_[a-z_]+?)(?:(?P<dn>_dn)|(?P<aux>_aux))?(?:_(?P<layer>\d+))?(?P<enc>_enc)?")
-_INNER_LAYER = re.compile(r"d\d+\.(dn_)?")
 
 
 class DetrLoss:
@@ -144,43 +143,6 @@ def proposal_parts(model: PreTrainedModel, outputs: ModelOutput, labels: Labels)
     return {f"enc_{name}": part for name, part in parts.items()}
 
 
-def balanced(losses: Mapping[str, Tensor], parts: Mapping[str, LossPart], normalizers: Tensor) -> dict[str, Tensor]:
-    """Weigh the means over matched and unmatched queries in the localisation distillation of D-FINE and DEIMv2.
-
-    Both count by the square root of how many they are, which only all micro-batches and processes together know.
-
-    Args:
-        losses: Of all terms, divided.
-        parts: The terms before their division, in the same order.
-        normalizers: What they were divided by, added up over micro-batches and processes: as many as the elements of
-            all normalizers of `parts`.
-
-    Source: D-FINE (ICLR 2025), equation 6, as in transformers.
-    """
-    result = dict(losses)
-    matched = [name for name in losses if name.endswith(_MATCHED)]
-    if not matched:
-        return result
-    rows = normalizers.split([part.normalizer.numel() for part in parts.values()])
-    roots = {name: row.sum().sqrt() for name, row in zip(parts, rows, strict=True)}
-    for name in matched:
-        other = name.removesuffix(_MATCHED) + _UNMATCHED
-        share = roots[name] / (roots[name] + roots[other]).clamp(min=1)
-        result[name], result[other] = losses[name] * share, losses[other] * (1 - share)
-    return result
-
-
-def folded(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For the log: `aux_loss_*` and `dn_loss_*` are sums over the layers of the decoder."""
-    sums: dict[str, Tensor] = {}
-    for name, loss in losses.items():
-        match = _INNER_LAYER.match(name)
-        short = name if match is None else f"{match[1] or 'aux_'}{name[match.end() :]}"
-        short = short.removesuffix("_unmatched").removesuffix("_matched")
-        sums[short] = sums[short] + loss if short in sums else loss
-    return sums
-
-
 # ---- What transformers computes, as sums ----
 
 
@@ -193,7 +155,7 @@ class _Recording:
         self.terms: dict[str, Tensor] = {}
         weights = getattr(self, "weight_dict", {})
         if "loss_ddf" in weights:
-            weights |= {_MATCHED: weights["loss_ddf"], _UNMATCHED: weights["loss_ddf"]}
+            weights |= {MATCHED: weights["loss_ddf"], UNMATCHED: weights["loss_ddf"]}
 
     def forward(self, outputs: dict[str, Any], targets: Labels) -> dict[str, Tensor]:
         """Unit vectors by the names of the terms, so that any weighted sum of them is the vector of the weights."""
@@ -245,8 +207,8 @@ class _Recording:
         compute = functools.partial(super().get_loss, "local")  # type: ignore[misc]
         matched = compute(one, [{"boxes": boxes}], [(every, every)], 1.0)
         unmatched = compute(other, [{"boxes": boxes[:0]}], [(none, none)], 1.0)
-        counts = {_MATCHED: 4.0 * len(query), _UNMATCHED: 4.0 * other["logits"].shape[1]}  # four sides of a box
-        terms = {_MATCHED: matched.pop("loss_ddf"), _UNMATCHED: unmatched.pop("loss_ddf")}
+        counts = {MATCHED: 4.0 * len(query), UNMATCHED: 4.0 * other["logits"].shape[1]}  # four sides of a box
+        terms = {MATCHED: matched.pop("loss_ddf"), UNMATCHED: unmatched.pop("loss_ddf")}
         return matched | {name: value * counts[name] for name, value in terms.items()}, counts
 
 
@@ -291,7 +253,7 @@ def _renamed(parts: Mapping[str, LossPart], weights: Mapping[str, float]) -> dic
 
 def _nothing_to_denoise(parts: Mapping[str, LossPart]) -> dict[str, LossPart]:
     """The denoising terms of a batch without objects: other processes may have some, under these names."""
-    inner = [name for name in parts if _INNER_LAYER.match(name)]
+    inner = [name for name in parts if INNER_LAYER.match(name)]
     layers = 1 + len({name.split(".")[0] for name in inner})
     names = [name[3:] for name in inner if name.startswith("d0.")] or [name for name in parts if name[:4] != "enc_"]
     zero = torch.zeros_like(next(iter(parts.values())).normalizer)

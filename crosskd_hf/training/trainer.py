@@ -21,13 +21,13 @@ from ..inference.precision import widen
 from ..inference.processors import check_image_size, check_processor
 from ..inference.speed import to_channels_last
 from ..models.losses import LossPart, divide
-from . import adapters, arguments, detr_loss, provenance, run_folder, supervision, upstream
+from . import adapters, arguments, provenance, run_folder, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
 from .classes import check_head
 from .config import CrossKDConfig
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import bare_model
-from .normalizers import UpdateSums, add_up, normalizer_pass, weighted
+from .loss_parts import UpdateSums, add_up, balanced, folded, normalizer_pass, weighted
 from .teacher_check import teacher_metrics
 
 logger = logging.getLogger(__name__)
@@ -325,9 +325,9 @@ class CrossKDTrainer(CheckpointingTrainer):
         outputs, own, kd = self._forward(model, inputs)
         parts = weighted(own | kd, self._weight(self.accelerator.sync_gradients))
         sums = add_up([parts]) if self._update_sums is None else self._update_sums
-        losses = detr_loss.balanced(divide(parts, sums.normalizers, self._averaged), parts, sums.normalizers)
+        losses = balanced(divide(parts, sums.normalizers, self._averaged), parts, sums.normalizers)
         self._guard.watch(losses, inputs, sums.bad)
-        self._note(detr_loss.folded({name: losses[name] for name in own}) | {name: losses[name] for name in kd})
+        self._note(folded({name: losses[name] for name in own}) | {name: losses[name] for name in kd})
         if self._first_update and kd and self._own_images:
             self._check_distillation({name: losses[name] for name in kd})
         loss = torch.stack(list(losses.values())).sum()

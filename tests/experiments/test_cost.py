@@ -10,7 +10,8 @@ from transformers import AutoModelForObjectDetection
 from crosskd_hf.cli import main
 from crosskd_hf.experiments.cost import _count, measure
 from crosskd_hf.models import GFLConfig, GFLForObjectDetection
-from crosskd_hf.models.backbone import DeformableConv, weights_follow
+from crosskd_hf.models.backbone import weights_follow
+from crosskd_hf.models.net_variants import DeformableConv
 
 # Localization Distillation, supplement, Table 3: millions of trained parameters, 1e9 multiply-adds at 1280 x 800.
 TABLE = {

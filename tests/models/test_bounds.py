@@ -156,7 +156,7 @@ def test_a_net_from_the_hub_in_python(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append((repository, name, revision))
         return str(tmp_path / "net" / name)
 
-    monkeypatch.setattr(sys.modules["crosskd_hf.models.backbone"], "hf_hub_download", download)
+    monkeypatch.setattr(sys.modules["crosskd_hf.models.nets"], "hf_hub_download", download)
     assert make_gfl("hf-hub:me/net@v1").config.backbone == "test_resnet"
     assert asked == [("me/net", "config.json", "v1")]
 

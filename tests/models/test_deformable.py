@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from crosskd_hf.convert.backbones import recognise_backbone
 from crosskd_hf.models import GFLConfig, GFLForObjectDetection
-from crosskd_hf.models.backbone import Backbone, DeformableConv, weights_follow
+from crosskd_hf.models.backbone import Backbone, weights_follow
+from crosskd_hf.models.net_variants import DeformableConv
 
 STRIDES = (8, 16, 32)
 

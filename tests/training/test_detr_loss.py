@@ -30,8 +30,8 @@ from crosskd_hf.distillation import Distiller
 from crosskd_hf.distillation.detectors.detr_families import FAMILIES
 from crosskd_hf.models.losses import LossPart, divide
 from crosskd_hf.training import upstream
-from crosskd_hf.training.detr_loss import DetrLoss, balanced, folded, is_taken_over, proposal_parts, take_over
-from crosskd_hf.training.normalizers import add_up
+from crosskd_hf.training.detr_loss import DetrLoss, is_taken_over, proposal_parts, take_over
+from crosskd_hf.training.loss_parts import add_up, balanced, folded
 from crosskd_hf.training.supervision import WHOLE, prepare, supervised_parts
 from crosskd_hf.training.trainer import CrossKDTrainer
 from crosskd_hf.training.upstream import LOSSES, UpstreamError

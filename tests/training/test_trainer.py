@@ -29,7 +29,7 @@ from crosskd_hf.models.losses import LossPart
 from crosskd_hf.training import adapters, checkpoints, provenance
 from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.guard import NonFiniteLossError
-from crosskd_hf.training.normalizers import UpdateSums, add_up
+from crosskd_hf.training.loss_parts import UpdateSums, add_up
 from crosskd_hf.training.saving import TRAINING_WEIGHTS
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings

@@ -1,8 +1,9 @@
-"""One update's normalizers, added up over its micro-batches and over all processes."""
+"""One update's loss parts: normalizers over its micro-batches and all processes, what depends on them, and the log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..models.losses import LossPart, sum_normalizers
+
+INNER_LAYER = re.compile(r"d\d+\.(dn_)?")
+"""What the names of the terms of an inner decoder layer begin with."""
+MATCHED, UNMATCHED = "loss_ddf_matched", "loss_ddf_unmatched"
 
 
 class UpdateSums(NamedTuple):
@@ -46,6 +51,43 @@ def weighted(parts: dict[str, LossPart], weight: float) -> dict[str, LossPart]:
     if weight == 1:
         return parts
     return {name: LossPart(part.total * weight, part.normalizer * weight, part.floor) for name, part in parts.items()}
+
+
+def balanced(losses: Mapping[str, Tensor], parts: Mapping[str, LossPart], normalizers: Tensor) -> dict[str, Tensor]:
+    """Weigh the means over matched and unmatched queries in the localisation distillation of D-FINE and DEIMv2.
+
+    Both count by the square root of how many they are, which only all micro-batches and processes together know.
+
+    Args:
+        losses: Of all terms, divided.
+        parts: The terms before their division, in the same order.
+        normalizers: What they were divided by, added up over micro-batches and processes: as many as the elements of
+            all normalizers of `parts`.
+
+    Source: D-FINE (ICLR 2025), equation 6, as in transformers.
+    """
+    result = dict(losses)
+    matched = [name for name in losses if name.endswith(MATCHED)]
+    if not matched:
+        return result
+    rows = normalizers.split([part.normalizer.numel() for part in parts.values()])
+    roots = {name: row.sum().sqrt() for name, row in zip(parts, rows, strict=True)}
+    for name in matched:
+        other = name.removesuffix(MATCHED) + UNMATCHED
+        share = roots[name] / (roots[name] + roots[other]).clamp(min=1)
+        result[name], result[other] = losses[name] * share, losses[other] * (1 - share)
+    return result
+
+
+def folded(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For the log: `aux_loss_*` and `dn_loss_*` are sums over the layers of the decoder."""
+    sums: dict[str, Tensor] = {}
+    for name, loss in losses.items():
+        match = INNER_LAYER.match(name)
+        short = name if match is None else f"{match[1] or 'aux_'}{name[match.end() :]}"
+        short = short.removesuffix("_unmatched").removesuffix("_matched")
+        sums[short] = sums[short] + loss if short in sums else loss
+    return sums
 
 
 @contextmanager
