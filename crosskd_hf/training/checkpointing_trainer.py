@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+import transformers
 from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import HfApi
 from safetensors.torch import save_model
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from ..data.class_names import class_names
 from ..inference.precision import as_stored, widen
 from . import checkpoints, layout, provenance, resumption, run_folder, saving, termination, upstream
 from .attempts import StartingPoint
@@ -344,8 +346,23 @@ class CheckpointingTrainer(CocoTrainer):
                 provenance=record,
                 tags=tags,
                 own_code=not type(self.model).__module__.startswith("transformers."),
+                classes=class_names(bare_model(self.model).config),
+                training=self._settings_of_the_card(),
             )
         )
+
+    def _settings_of_the_card(self) -> dict[str, str]:
+        images = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        size = getattr(self.processing_class, "size", None)
+        shown = {
+            "training images": str(len(self.train_dataset)) if isinstance(self.train_dataset, Sized) else "",
+            "updates": f"{self.state.global_step} of {images} images" if self.state.global_step else "",
+            "learning rate": f"{self.args.learning_rate:g}",
+            "seed": str(self.args.seed),
+            "image size": ", ".join(f"{name} {value}" for name, value in dict(size or {}).items() if value),
+            "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
+        }
+        return {name: value for name, value in shown.items() if value}
 
     def _provenance(self) -> dict[str, Any] | None:
         """Where the student's knowledge comes from beside the labels, as of `provenance.describe`."""

@@ -36,6 +36,40 @@ def test_a_distilled_model() -> None:
         assert text in card.text
 
 
+def test_a_data_set_of_the_hub_is_named_as_one() -> None:
+    card = ModelCard(str(model_card(CardContent("student", "X", METRICS, "Owner/blood-cells"))))
+    assert card.data.datasets == ["Owner/blood-cells"]
+    assert card.data.eval_results[0].dataset_type == "Owner/blood-cells"
+    card = ModelCard(str(model_card(CardContent("student", "X", METRICS, "blood cells"))))
+    assert card.data.datasets is None
+    assert card.data.eval_results[0].dataset_type == "blood-cells"
+
+
+def test_classes_and_settings_are_listed() -> None:
+    names = ["cat", "<b>dog</b>", *(f"class {number}" for number in range(200))]
+    text = str(model_card(CardContent("student", "X", classes=names, training={"seed": "3", "image | size": "64"})))
+    assert "202: cat, &#60;b&#62;dog&#60;/b&#62;, class 0, " in text
+    assert "class 97 and 102 more, see `id2label`" in text
+    assert "| seed | 3 |" in text
+    assert "| image \\| size | 64 |" in text
+
+
+@pytest.mark.parametrize(
+    ("paper", "shown"),
+    [
+        (
+            "Means (ICLR 2017), https://arxiv.org/abs/1612.03928",
+            "- m: Means (ICLR 2017), <https://arxiv.org/abs/1612.03928>",
+        ),
+        ("Means, https://x.org/a>b", "- m: Means, https&#8203;://x.org/a&#62;b"),
+        ("Means (nowhere)", "- m: Means (nowhere)"),
+    ],
+)
+def test_only_a_plain_address_becomes_a_link(paper: str, shown: str) -> None:
+    provenance = {**PROVENANCE, "distillation": {"methods": {}, "papers": {"m": paper}}}
+    assert shown in str(model_card(CardContent("student", "X", provenance=provenance))).splitlines()
+
+
 @pytest.mark.parametrize("own_code", [True, False])
 def test_code_beside_the_weights_is_asked_for(own_code: bool) -> None:
     text = str(model_card(CardContent("student", "X", model_id="org/student", own_code=own_code)))
