@@ -63,6 +63,8 @@ def parse(argv: list[str]) -> tuple[DenseOptions, CrossKDConfig]:
     name = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--preset"), None)
     if any(word.split("=")[0] == "--schedule" for word in argv):
         common.pop("lr_scheduler_type", None)  # a schedule has its own
+    elif any(word.split("=")[0] == "--lr_scheduler_type" for word in argv):
+        common.pop("schedule", None)
     parser.set_defaults(**common | ({} if name is None else published_defaults(name)))
     refuse_words(argv)
     arguments, config = parser.parse_args_into_dataclasses(argv)

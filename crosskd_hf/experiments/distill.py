@@ -348,9 +348,18 @@ def verdict(gains: Sequence[float]) -> str:
             f"Distillation {word}: {mean:+.1f} AP with one seed, more than the {noise:.0f} AP by which two runs that "
             "differ in their seed alone may differ."
         )
-    half = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
+    half = half_width(gains)
     interval = f"{mean:+.1f} AP, 95 % interval {mean - half:+.1f} to {mean + half:+.1f} over {len(gains)} seeds"
     if abs(mean) <= half:
         return f"Undecided: {interval}, which holds 0."
     word = "helped" if mean > 0 else "harmed"
     return f"Distillation {word}: {interval}."
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the interval that holds the mean of all seeds with 95 %, by Student's t.
+
+    Args:
+        values: Of two seeds or more.
+    """
+    return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
