@@ -14,7 +14,9 @@ from .text import escape_on_output, lines, one_line, strict_json
 if TYPE_CHECKING:
     from .convert import Conversion
 
-DESCRIPTION = "Object detectors, small ones taught by big ones (CrossKD), for the Hugging Face ecosystem."
+DESCRIPTION = (
+    "Train small object detectors with large ones as their teachers (CrossKD), with Hugging Face models and data."
+)
 EPILOG = """exit status: 0 all is well, 1 a check found faults or something went wrong, 2 wrong usage
 --debug, or CROSSKD_DEBUG=1 in the environment, shows the traceback of an error"""
 PACKAGES = (
@@ -42,10 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
-        return int(arguments.command(arguments))
+        status = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if arguments.debug or os.environ.get("CROSSKD_DEBUG", "0") not in ("", "0"):
             raise
@@ -69,13 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
-    options = _command(
-        commands, "options", _options, "Options of trainings, commands and examples, as docs/options.md."
-    )
+    options = _command(commands, "options", _options, "Print all options, as docs/options.md.")
     options.set_defaults(
         parsers=[commands.choices[name] for name in ("evaluate", "predict", "check-data", "check-pair")]
     )
-    _command(commands, "env", _env, "Versions of everything that matters, for a bug report.")
+    _command(commands, "env", _env, "Print the versions of everything that matters, for a bug report.")
     return parser
 
 
@@ -91,7 +96,7 @@ def _command(
 
 
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    text = "A checkpoint of another library as a model folder that from_pretrained loads."
+    text = "Turn a checkpoint of another library into a model folder that from_pretrained loads."
     parser = commands.add_parser("convert", help=text, description=text)
     sources = parser.add_subparsers(metavar="SOURCE", required=True)
     mmdet = _command(
@@ -124,7 +129,7 @@ def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "check-pair",
         _check_pair,
-        "Whether a teacher can teach a student, and what that takes. Exit status 1 if it can't.",
+        "Say whether a teacher can teach a student, how, and at what cost. Exit status 1 if it can't.",
         "example: crosskd-hf check-pair student-folder teacher-folder",
     )
     pair.add_argument("student", help="folder or Hub id")
@@ -137,7 +142,7 @@ def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         commands,
         "check-data",
         _check_data,
-        "Every fault of a data set, with its place and fix. Exit status 1 if training would be wrong.",
+        "Name every fault of a data set, with file, line and fix. Exit status 1 if training would be wrong.",
         "examples: crosskd-hf check-data photos/\n          crosskd-hf check-data instances_train.json train/",
     )
     _add_data(data)
@@ -150,7 +155,7 @@ def _add_convert_data(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         commands,
         "convert-data",
         _convert_data,
-        "A data set of any known format as COCO jsons, one for each split. It is checked first.",
+        "Check a data set of any known format, and write it as COCO jsons, one for each split.",
         "example: crosskd-hf convert-data photos/ photos-coco/",
     )
     convert.add_argument("path", help="folder, data.yaml, csv, json or Hub id of a data set")
@@ -204,15 +209,17 @@ def _add_methods(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands,
         "methods",
         _methods,
-        "Distillation methods with their options, defaults, sources and the detectors that they work for.",
+        "Print the distillation methods with their options, defaults, sources and detectors.",
         "example: crosskd-hf methods crosskd",
     )
     methods.add_argument("name", nargs="?", help="one of them, or a class of your own as my_package.my_module:MyConfig")
 
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    text = "Train a student, with a teacher or alone. All options of transformers' TrainingArguments hold, but --debug."
-    both = "Train a student with and without a teacher, alike in all else, and say whether the teacher helped."
+    text = (
+        "Train a student, with or without a teacher. Takes all options of transformers' TrainingArguments but --debug."
+    )
+    both = "Train a student twice, with and without a teacher, and say whether the teacher helped."
     for name, what, run in (("train", text, _train), ("distill", both, _distill)):
         parser = commands.add_parser(name, help=what, add_help=False, allow_abbrev=False)
         parser.add_argument("--debug", action="store_true")
@@ -226,7 +233,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         commands,
         "report",
         _report,
-        "Curves, precision over recall, confusion, pictures side by side and the worst images of a run, made again.",
+        "Make the curves and pictures of a finished run again.",
         "example: crosskd-hf report run",
     )
     pictures.add_argument("folder", type=Path, help="of crosskd-hf train or distill")
@@ -234,7 +241,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         commands,
         "evaluate",
         _evaluate,
-        "COCO AP of a model. Classes are matched by name.",
+        "Measure COCO AP of a model. Classes are matched by name.",
         "examples: crosskd-hf evaluate student-folder photos/ --split test\n"
         "          crosskd-hf evaluate student-folder instances_val.json val/",
     )
@@ -252,7 +259,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands,
         "predict",
         _predict,
-        "Detections of images and videos: pictures and predictions.json.",
+        "Detect objects in images and videos; write pictures and predictions.json.",
         "examples: crosskd-hf predict student-folder photos/ --out found/\n"
         "          crosskd-hf predict student-folder 'photos/**/*.jpg' clip.mp4 --format coco csv",
     )
@@ -272,7 +279,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         commands,
         "cost",
         _cost,
-        "Parameters, multiply-adds and images a second of detectors, side by side.",
+        "Compare parameters, multiply-adds and images a second of detectors.",
         "example: crosskd-hf cost gfl:resnet18 gfl:resnet50 student-folder",
     )
     cost.add_argument("models", nargs="+", metavar="MODEL", help="folder, Hub id, ARCHITECTURE:BACKBONE or preset")

@@ -49,6 +49,15 @@ def run(*words: object) -> int:
     return main([str(word) for word in words])
 
 
+@pytest.mark.parametrize("command", ["methods", "env"])  # more and less than a buffer
+def test_a_reader_that_has_seen_enough_gets_no_error(command: str) -> None:
+    words = [sys.executable, "-m", "crosskd_hf", command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as head does
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_train_with_a_teacher(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: Output) -> None:
     status = run(
         *("train", "--train_annotations", shapes.train_annotations, "--train_images", shapes.train_images),

@@ -12,12 +12,12 @@ from .method import METHODS, MethodConfig, spell_value, without_none
 
 HEAD = """# Methods
 
-`methods` says what is distilled. In Python the methods are objects: `CrossKDConfig(methods=[CrossKD(cut=2), PKD()])`.
-On a command line or in a YAML file they are strings that mean the same: `--methods crosskd:cut=2 pkd`. The weight of a
-term is an option too: `crosskd:terms.reg=0`. An option whose default is *by the pair* is filled in for the teacher's
-kind of head, as published where something was published. Giving an option that can have no effect on a pair is an
-error. A class of your own is named by its module: `--methods my_package.my_module:MyConfig:alpha=2`. Losses are logged
-as `<method>/<term>`.
+`methods` says what is distilled. In Python, a method is an object: `CrossKDConfig(methods=[CrossKD(cut=2), PKD()])`.
+On a command line or in a YAML file, a string means the same: `--methods crosskd:cut=2 pkd`. Several methods are added
+up. The weight of a term is an option too: `crosskd:terms.reg=0`. An option whose default is *by the pair* gets its
+value from the teacher's kind of head, as published where something was published. An option that can have no effect on
+a pair is an error. A class of your own is named by its module: `--methods my_package.my_module:MyConfig:alpha=2`.
+Losses are logged as `<method>/<term>`.
 
 This page is printed by `crosskd-hf methods`; `crosskd-hf methods NAME` prints one method."""
 
