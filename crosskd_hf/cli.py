@@ -251,6 +251,10 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
     evaluate.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
     _add_speed(evaluate)
+    evaluate.add_argument(
+        "--max-detections", "--max_detections", type=int,
+        help="so many of an image are evaluated; above 100 also of each class (default: the processor's; 100)",
+    )  # fmt: skip
     evaluate.add_argument("--json", type=Path, help="also write the metrics, in [0, 1], to this file; null: no truth")
 
 
@@ -446,17 +450,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .inference.loading import load_detector
 
     source, how = _data_source(arguments), (arguments.batch_size, arguments.workers)
+    options = {**_speed(arguments), "max_detections": arguments.max_detections}
     if source:
         data = load_detection_dataset(
             source, arguments.data_format, one_based=arguments.one_based, val_fraction=arguments.val_fraction
         )
         name = arguments.split or ("val" if "val" in data else next(iter(data)))
         print(f"{data.source}, split {name}", *(f"  {note}" for note in data.notes), sep="\n")
-        metrics = evaluate_data(*load_detector(arguments.model), data[name], *how, **_speed(arguments))
+        metrics = evaluate_data(*load_detector(arguments.model), data[name], *how, **options)
     elif arguments.split is not None:
         raise ValueError("--split has no effect beside a COCO json and its image folder.")
     else:
-        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, *how, **_speed(arguments))
+        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, *how, **options)
     print(table(metrics))
     if arguments.json is not None:
         arguments.json.write_text(strict_json(metrics, indent=2) + "\n")

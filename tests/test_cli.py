@@ -20,6 +20,7 @@ from crosskd_hf.convert.class_names import COCO_NAMES
 from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data.categories import CategoryMap, match_categories
 from crosskd_hf.data.shapes import CLASSES, ShapesPaths, make_shapes
+from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.inference.evaluation import table
 from crosskd_hf.inference.predict import predict
 from crosskd_hf.models import DetectionImageProcessor, GFLConfig
@@ -118,6 +119,21 @@ def test_evaluate(tmp_path: Path, shapes: ShapesPaths, detector: Path, capsys: O
     assert run(*words) == 0
     assert 0 <= json.loads((tmp_path / "ap.json").read_text())["map"] <= 1
     assert capsys.readouterr().out.split()[:3] == ["AP", "AP50", "AP75"]
+
+
+def test_evaluate_as_many_detections_as_asked_for(
+    shapes: ShapesPaths, detector: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    """So many of an image reach AP, and no more."""
+    most, merge = [], CocoEvaluator.merge
+    monkeypatch.setattr(
+        CocoEvaluator, "merge", lambda self, rows: merge(self, most.append(max(map(len, rows.values()))) or rows)
+    )
+    words = "evaluate", detector, shapes.val_annotations, shapes.val_images
+    assert run(*words, "--max-detections", 2) == 0
+    assert max(most) == 2
+    assert run(*words, "--max-detections", 0) == 1
+    assert "max_detections=0: give a positive number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spelling", [str.upper, lambda name: f" {name} ", lambda name: name])

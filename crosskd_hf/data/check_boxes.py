@@ -165,7 +165,10 @@ class JudgedBoxes:
             f"more than {_COUNTED} objects in an image: of an image and class COCO's AP counts the {_COUNTED} "
             f"highest-scoring detections, and an image processor hands on max_detections ({_COUNTED}) of an image"
         )
-        fix = "raise the image processor's max_detections; of classes with more objects AP stays below 1 all the same"
+        fix = (
+            "raise the image processor's max_detections; evaluate with --max-detections, which lets AP count as many, "
+            "or AP stays below 1 for classes with more objects"
+        )
         return found("warning", "many-objects", message, fix, places)
 
     def _notes(self) -> list[Finding]:

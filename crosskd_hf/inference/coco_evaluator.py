@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.categories import CategoryMap
 from ..data.class_names import are_same, listing
 from ..data.schema import names_of
-from .coco_library import Figures, figures, library, tell
+from .coco_library import COUNTED, Figures, figures, library, tell
 from .coco_truth import Truth
 
 Rows: TypeAlias = dict[int, NDArray[np.float32]]
@@ -40,6 +40,7 @@ class CocoEvaluator:
         categories: the map of the same data.
         fast: compute by faster-coco-eval, an eighth of pycocotools' time with the same figures: None: where it is
             installed (`pip install crosskd_hf[fast]`). False: by pycocotools.
+        most: so many detections of an image and class count; COCO's AP counts 100, fewer are not possible.
 
     Attributes:
         library: what computes the figures.
@@ -49,7 +50,9 @@ class CocoEvaluator:
         ValueError: the data set names other classes, or in another order.
     """
 
-    def __init__(self, dataset: datasets.Dataset, categories: CategoryMap, fast: bool | None = None):
+    def __init__(
+        self, dataset: datasets.Dataset, categories: CategoryMap, fast: bool | None = None, most: int = COUNTED
+    ):
         names = names_of(dataset)
         if names is not None and not are_same(names, categories.names):
             raise ValueError(
@@ -58,6 +61,7 @@ class CocoEvaluator:
             )
         self.categories = categories
         self.library = library(fast)
+        self._most = max(most, COUNTED)
         self._columns = Truth.of(dataset)
         self.image_ids = frozenset(self._columns.image_ids.tolist())
         self.rows: Rows = {}
@@ -130,7 +134,8 @@ class CocoEvaluator:
         ranks = np.unique(self._columns.image_ids, return_inverse=True)[1]
         truth = self._columns.ranked(ranks, len(self.categories))
         images = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        found = figures(truth, np.column_stack([images, np.concatenate([*rows, np.empty((0, 6))])]), self.library)
+        detections = np.column_stack([images, np.concatenate([*rows, np.empty((0, 6))])])
+        found = figures(truth, detections, self.library, self._most)
         self.stats = found.stats
         return found
 

@@ -16,6 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 logger = logging.getLogger(__name__)
 FAST = "faster-coco-eval"
+COUNTED = 100
+"""So many detections of an image and class count in COCO's AP."""
 LEAST = (1, 8)  # of which the figures were compared with pycocotools'
 
 
@@ -32,8 +34,8 @@ class Figures(NamedTuple):
 
     Args:
         stats: COCO's twelve numbers, in [0, 1] or -1.
-        precision: (10, 101, K) at IoUs .50:.95, recalls 0:1 and classes, of all areas and 100 detections; -1 where a
-            class has no truth.
+        precision: (10, 101, K) at IoUs .50:.95, recalls 0:1 and classes, of all areas and as many detections as count;
+            -1 where a class has no truth.
     """
 
     stats: tuple[float, ...]
@@ -77,22 +79,28 @@ def tell(name: str) -> None:
         logger.warning("COCO AP is computed by %s, with pycocotools' figures.", name)
 
 
-def figures(truth: dict[str, Any], detections: NDArray[np.float64], used: Library) -> Figures:
+def figures(truth: dict[str, Any], detections: NDArray[np.float64], used: Library, most: int = COUNTED) -> Figures:
     """Evaluate detections.
 
     Args:
         truth: The content of a COCO json; the library writes into it.
         detections: (D, 7) image id, x, y, width, height px, score, category id; those of an image together.
         used: Of :func:`library`.
+        most: So many detections of an image and class count, `COUNTED` or more.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         coco = _indexed(truth, used)
         found = coco.loadRes(detections) if len(detections) else _indexed({**truth, "annotations": []}, used)
         evaluation = used.evaluation(coco, found, "bbox")
+        evaluation.params.maxDets = [1, 10, most]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return Figures(tuple(map(float, evaluation.stats)), np.asarray(evaluation.eval["precision"])[..., 0, -1])
+    stats = np.array(evaluation.stats, dtype=np.float64)
+    precision = np.asarray(evaluation.eval["precision"])[..., 0, -1]
+    if most != COUNTED:  # the first of pycocotools' numbers, and that one alone, looks for 100 detections
+        stats[0] = precision[precision > -1].mean() if (precision > -1).any() else -1
+    return Figures(tuple(stats.tolist()), precision)
 
 
 def _indexed(content: dict[str, Any], used: Library) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..models import DetectionImageProcessor
 from ..models.pixels import to_rgb
 from .precision import in_type_of, widen_outputs
 from .speed import FLOAT32, Speed, running
@@ -67,6 +71,23 @@ def detections(
     for result, size in zip(results, sizes, strict=True):
         result["boxes"] = result["boxes"].clamp(min=0).minimum(size.flip(0).repeat(2).to(result["boxes"]))
     return results
+
+
+def handing_on(processor: BaseImageProcessor, most: int) -> BaseImageProcessor:
+    """A copy of a processor that hands on so many detections of an image; DETR's can't be more than it has queries.
+
+    Raises:
+        ValueError: `most` is not positive.
+    """
+    if most < 1:
+        raise ValueError(f"max_detections={most}: give a positive number.")
+    limited = copy.copy(processor)
+    if isinstance(limited, DetectionImageProcessor):
+        limited.max_detections = most
+        limited.candidates_per_level = max(most, limited.candidates_per_level)
+    elif "top_k" in inspect.signature(processor.post_process_object_detection).parameters:
+        limited.post_process_object_detection = functools.partial(processor.post_process_object_detection, top_k=most)
+    return limited
 
 
 def detect(

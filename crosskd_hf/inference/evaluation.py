@@ -21,7 +21,8 @@ from ..data.dataset import DetectionData, EvaluationCollator, load_coco
 from ..data.sampling import ByShape
 from ..text import one_line
 from .coco_evaluator import BY_IOU, SUMMARY, CocoEvaluator
-from .detection import detections, forward, parts_of_one_canvas, to_device
+from .coco_library import COUNTED
+from .detection import detections, forward, handing_on, parts_of_one_canvas, to_device
 from .speed import FLOAT32, Speed, running
 
 TITLES = dict(zip(SUMMARY, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
@@ -39,6 +40,7 @@ def evaluate(
     bf16: bool = False,
     channels_last: bool = False,
     fast: bool = False,
+    max_detections: int | None = None,
 ) -> dict[str, float]:
     """COCO AP of a model on files, as of `CocoEvaluator.compute`, in [0, 1].
 
@@ -48,6 +50,8 @@ def evaluate(
         batch_size: Images at once.
         workers: Processes that read images.
         bf16, channels_last, fast: As of `Speed`.
+        max_detections: So many detections of an image are evaluated, and if it is more than COCO's 100, so many of each
+            class count. None: as many as the processor hands on, and 100.
 
     Raises:
         DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know, or an option would
@@ -58,7 +62,9 @@ def evaluate(
     categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
     data = load_coco(annotations, images, categories)
     speed = Speed(bf16, channels_last, fast)
-    return evaluate_dataset(to_device(model), processor, data.dataset, categories, batch_size, workers, speed=speed)
+    return evaluate_dataset(
+        to_device(model), processor, data.dataset, categories, batch_size, workers, speed=speed, most=max_detections
+    )
 
 
 def evaluate_data(
@@ -71,18 +77,20 @@ def evaluate_data(
     bf16: bool = False,
     channels_last: bool = False,
     fast: bool = False,
+    max_detections: int | None = None,
 ) -> dict[str, float]:
     """As :func:`evaluate`, of a split that was read.
 
     Args:
-        model, processor, batch_size, workers, bf16, channels_last, fast: As there.
+        model, processor, batch_size, workers, bf16, channels_last, fast, max_detections: As there.
         data: The split, with any order of classes.
     """
     known = data.for_model(model.config, training=False)
     speed = Speed(bf16, channels_last, fast)
     return evaluate_dataset(
-        to_device(model), processor, known.dataset, known.categories, batch_size, workers, speed=speed
-    )
+        to_device(model), processor, known.dataset, known.categories, batch_size, workers, speed=speed,
+        most=max_detections,
+    )  # fmt: skip
 
 
 def evaluate_dataset(
@@ -96,6 +104,7 @@ def evaluate_dataset(
     reader: BaseImageProcessor | None = None,
     adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
     speed: Speed = FLOAT32,
+    most: int | None = None,
 ) -> dict[str, float]:
     """COCO AP of a model on a data set, as of `CocoEvaluator.compute`, in [0, 1].
 
@@ -112,9 +121,10 @@ def evaluate_dataset(
         reader: The processor that reads the model's outputs, if it is another one.
         adapt: Makes of pixels (B, 3, H, W) and their mask (B, H, W) those that the model sees.
         speed: How the model runs.
+        most: `max_detections` of :func:`evaluate`.
     """
     return detect_dataset(
-        model, processor, dataset, categories, batch_size, workers, threshold, reader, adapt, speed
+        model, processor, dataset, categories, batch_size, workers, threshold, reader, adapt, speed, most
     ).compute()
 
 
@@ -129,9 +139,13 @@ def detect_dataset(
     reader: BaseImageProcessor | None = None,
     adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
     speed: Speed = FLOAT32,
+    most: int | None = None,
 ) -> CocoEvaluator:
     """The detections of a data set, with its truth; arguments as of :func:`evaluate_dataset`."""
-    evaluator = CocoEvaluator(dataset, categories)
+    evaluator = CocoEvaluator(dataset, categories, most=most or COUNTED)
+    reader = reader or processor
+    if most is not None:
+        reader = handing_on(reader, most)
     to_data = torch.tensor(match_names(class_names(model.config), categories.names).indices)
     loader = DataLoader(
         dataset,  # type: ignore[arg-type]
@@ -150,7 +164,7 @@ def detect_dataset(
                 inputs["pixel_values"] = adapt(inputs["pixel_values"], inputs["pixel_mask"])
             for part, its_labels in parts_of_one_canvas(inputs, labels):
                 sizes = torch.stack([label["orig_size"] for label in its_labels])
-                found = detections(reader or processor, forward(model, part), sizes.to(model.device), threshold)
+                found = detections(reader, forward(model, part), sizes.to(model.device), threshold)
                 evaluator.update(
                     [int(label["image_id"]) for label in its_labels], [_renamed(result, to_data) for result in found]
                 )

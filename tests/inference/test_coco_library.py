@@ -2,10 +2,12 @@
 
 import logging
 
+import datasets
 import numpy as np
 import pytest
 
 from benchmarks.scenes import make_scene
+from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.inference import coco_library
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 
@@ -42,6 +44,24 @@ def test_without_any_detection_ap_is_0(fast: bool) -> None:
     evaluator = CocoEvaluator(scene.dataset, scene.categories, fast=fast)
     evaluator.merge({image_id: rows[:0] for image_id, rows in scene.rows.items()})
     assert evaluator.compute()["map"] == 0
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_fast)])
+def test_more_than_100_detections_count_if_so_many_are_asked_for(fast: bool) -> None:
+    """150 objects of a class in an image, all found: recall, and AP with it, ends at two thirds; 101 recalls."""
+    values = np.arange(150)
+    boxes = np.column_stack([values % 15 * 20.0, values // 15 * 20.0, np.full((150, 2), 10.0)])
+    objects = {"id": values + 1, "bbox": boxes, "category": [0] * 150, "area": [100.0] * 150, "iscrowd": [0] * 150}
+    row = {"image_id": 1, "width": 300, "height": 200, "objects": {k: list(v) for k, v in objects.items()}}
+    dataset = datasets.Dataset.from_list([row])
+    found = np.column_stack([boxes, np.linspace(1, 0.5, 150), np.zeros(150)]).astype(np.float32)
+    for most, expected in ((100, 67 / 101), (120, 81 / 101), (150, 1.0), (1000, 1.0), (10, 67 / 101)):
+        evaluator = CocoEvaluator(dataset, CategoryMap((5,), ("cell",)), fast=fast, most=most)
+        evaluator.merge({1: found})
+        metrics = evaluator.compute()
+        assert metrics["map"] == metrics["map_cell"] == metrics["map_50"] == pytest.approx(expected, abs=1e-9)
+        assert evaluator.stats[0] == metrics["map"]
+        assert evaluator.stats[8] == pytest.approx(min(max(most, 100), 150) / 150)  # average recall
 
 
 @needs_fast

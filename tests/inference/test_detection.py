@@ -1,12 +1,14 @@
 """Detections end where their image ends, whatever the image processor."""
 
 import PIL.Image
+import pytest
 import torch
-from transformers import DeformableDetrImageProcessor
+from transformers import BaseImageProcessor, DeformableDetrImageProcessor
 from transformers.utils import ModelOutput
 
-from crosskd_hf.inference.detection import detect, detections
+from crosskd_hf.inference.detection import detect, detections, handing_on
 from crosskd_hf.models import DetectionImageProcessor
+from crosskd_hf.models.processors import image_processor
 from tests.tiny_dense import make_detector
 
 
@@ -31,3 +33,26 @@ def test_boxes_are_in_the_pixels_of_the_photo() -> None:
     assert len(small["boxes"]) > 3
     torch.testing.assert_close(found["boxes"], 2 * small["boxes"])
     torch.testing.assert_close(found["scores"], small["scores"])
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [DetectionImageProcessor(), image_processor("deformable_detr"), DeformableDetrImageProcessor()],
+    ids=["dense", "ours of Deformable DETR", "that of transformers"],
+)
+def test_as_many_detections_as_asked_for(processor: BaseImageProcessor) -> None:
+    """300 objects side by side: all processors hand on 100, and as many as `handing_on` says; they stay as they are."""
+    centres = torch.stack([torch.arange(300) % 20 * 0.05 + 0.02, torch.arange(300) // 20 * 0.05 + 0.02], 1)
+    boxes = torch.cat([centres, torch.full((300, 2), 0.02)], 1)[None]
+    outputs = ModelOutput(logits=torch.full((1, 300, 1), 3.0), pred_boxes=boxes, level_sizes=[300])
+    counts = []
+    for reader in (
+        processor,
+        handing_on(processor, 250),
+        handing_on(processor, 1000),
+        handing_on(processor, 7),
+        processor,
+    ):
+        (found,) = detections(reader, outputs, torch.tensor([[1000, 1000]]), 0.0)
+        counts.append(len(found["scores"]))
+    assert counts == [100, 250, 300, 7, 100]
