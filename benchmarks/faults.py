@@ -225,7 +225,7 @@ MODELS = (
         "models.two_towers:TwoTowerHead.finish",
         "reg_maps if self.centerness_on_reg else cls_maps",
         "cls_maps if self.centerness_on_reg else reg_maps",
-        DENSE,
+        ("models/test_centerness.py",),
     ),
     Fault("too few negatives", "models.sampling:sample", "count - chosen.sum(1)", "count - limit", FASTER_RCNN),
     Fault("proposals clipped to height x width", "models.rpn:RPN.propose", "sizes.flip(-1)", "sizes", FASTER_RCNN),

@@ -162,6 +162,18 @@ def test_padding_changes_no_assignment(kind: str) -> None:
             assert unpadded.sum() == whole.sum()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "tood"])
+def test_no_prior_of_the_padding_gets_a_box_that_reaches_into_it(kind: str) -> None:
+    head = make_head(kind)
+    priors = head.priors(SHAPES, torch.device("cpu"))
+    valid = priors.inside(torch.tensor([[64.0, 64.0]]))
+    boxes = torch.tensor([[[8.0, 8, 120, 120], [56, 56, 80, 80]]])
+    targets = Targets(boxes, torch.tensor([[2, 1]]), torch.tensor([[True, True]]))
+    got = head.assign(priors, valid, targets)
+    assert got.positive.any()
+    assert not got.positive[~valid].any()
+
+
 def test_targets_keep_each_images_boxes() -> None:
     targets, sizes = make_targets(3)
     assert targets.mask.sum(1).tolist() == [6, 3, 0, 9]

@@ -1,9 +1,13 @@
 """Centerness by its closed form (FCOS, eq. 3)."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from crosskd_hf.models.assigners import Assignment, Priors
 from crosskd_hf.models.centerness import centerness_loss, centerness_targets
+from tests.tiny_dense import make_detector
 
 
 def scene() -> tuple[Priors, Assignment]:
@@ -24,3 +28,19 @@ def test_loss_counts_positives_alone() -> None:
     _, assignment = scene()
     loss = centerness_loss(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[0.5, 1.0, 0.0]]), assignment)
     torch.testing.assert_close(loss, torch.tensor(2.0).log() * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "tower"),
+    [
+        ("fcos", {}, "cls_tower"),  # as in the paper
+        ("fcos", {"centerness_on_reg": True}, "reg_tower"),
+        ("atss", {}, "reg_tower"),
+    ],
+)
+def test_the_tower_that_predicts_it(kind: str, changes: dict[str, Any], tower: str) -> None:
+    head = make_detector(kind, **changes).head
+    features = [torch.randn(1, 16, 128 // stride, 128 // stride) for stride in head.config.strides]
+    head(features).centerness.sum().backward()
+    for name in ("cls_tower", "reg_tower"):
+        assert any(p.grad is not None for p in getattr(head, name).parameters()) == (name == tower)
