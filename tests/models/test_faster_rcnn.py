@@ -16,7 +16,7 @@ from crosskd_hf.models.assigners import Targets
 from crosskd_hf.models.boxes import image_sizes, to_absolute
 from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import class_logits, select_boxes
-from crosskd_hf.models.rpn import Proposals, count_rows
+from crosskd_hf.models.rpn import Proposals, RPNPredictions, count_rows
 from crosskd_hf.models.sampling import sample
 from tests.saved_models import check_remote_code, same_outputs, same_state
 from tests.tiny_dense import make_batch
@@ -136,6 +136,10 @@ class TestProposals:
         with torch.no_grad():
             features = model.pyramid(batch["pixel_values"])
             predictions, anchors = model.rpn(features), model.rpn.anchors(features)
+            # Scores as a trained model has them: the best are of several levels.
+            predictions = RPNPredictions(
+                torch.randn_like(predictions.logits), 0.3 * torch.randn_like(predictions.deltas)
+            )
             found = model.rpn.propose(predictions, anchors, sizes, 50, 30)
         assert found.mask.sum(1).max() == found.boxes.shape[1] <= 30
         for image in range(2):
@@ -159,6 +163,8 @@ class TestProposals:
                 kept_boxes.append(boxes[kept])
                 kept_scores.append(scores[kept])
             best = torch.cat(kept_scores).argsort(descending=True)[:30]
+            levels = torch.cat([torch.full((len(rows),), number) for number, rows in enumerate(kept_scores)])
+            assert len(levels[best].unique()) > 2
             torch.testing.assert_close(found.boxes[image][found.mask[image]], torch.cat(kept_boxes)[best])
 
     def test_anchors_of_a_location(self) -> None:
