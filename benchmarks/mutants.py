@@ -4,7 +4,7 @@
 
 The faults are those of `benchmarks/faults.py`; `--count` takes that many, spread evenly over the areas. Prints a line
 for each, then a table in Markdown. Exit status 1 if a fault without a reason survives, if a fault's text is no longer
-in the code, or if its tests fail without any fault. `--json` writes each verdict as it comes; faults that were caught
+in the code, or if a test that caught one fails without any. `--json` writes each verdict as it comes; faults that were caught
 before, by the same FILE, are not tried again. `--all` runs the whole default suite once more for each survivor.
 """
 
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 
     Args:
         result: "caught", "survived", "slow" (no answer within the limit), "broken" (tests could not be collected, or
-            they fail without any fault).
+            the one that failed fails without the fault too).
         by: The first test that failed.
         seconds: Of wall-clock time.
     """
@@ -158,7 +158,7 @@ class Notes:
         self.path, self.commit = path, _commit()
         content = json.loads(path.read_text()) if path and path.is_file() else {}
         self.rows: list[dict[str, Any]] = content.get("verdicts", [])
-        self.passed: list[list[str]] = content.get("passed", [])
+        self.passed: list[str] = content.get("passed", [])
 
     def caught(self, fault: Fault) -> Verdict | None:
         """What was noted of a fault that was caught before."""
@@ -240,14 +240,13 @@ def _preload(cache: str) -> None:
 
 
 def _verdict(copy: Copy, fault: Fault, notes: Notes) -> Verdict:
-    """What a fault's tests say of it; they have to pass without any fault."""
-    tests = [*fault.tests]
-    if tests not in notes.passed:
-        healthy = copy.run(tests, 10 * copy.limit)
-        if healthy.result != "survived":
-            return healthy._replace(result="broken")
-        notes.passed.append(tests)
-    return copy.judge(fault)
+    """What a fault's tests say of it. The test that fails has to pass without any fault."""
+    verdict = copy.judge(fault)
+    if verdict.result == "caught" and verdict.by not in notes.passed:
+        if copy.run([verdict.by.removeprefix("tests/")], copy.limit).result != "survived":
+            return verdict._replace(result="broken")
+        notes.passed.append(verdict.by)
+    return verdict
 
 
 def _whole_suite(folder: Path, fault: Fault) -> Verdict:

@@ -54,11 +54,11 @@ def test_every_area_has_its_share_of_the_faults_that_are_tried() -> None:
 def test_what_was_caught_is_not_tried_again(tmp_path: Path) -> None:
     caught, survivor = Verdict("caught", "test_a", 1.0), Verdict("survived", "", 2.0)
     notes = Notes(tmp_path / "notes.json")
-    notes.passed.append([*FAULTS[1].tests])
+    notes.passed.append("test_a")
     for fault, verdict in ((FAULTS[0], survivor), (FAULTS[1], caught), (FAULTS[0], survivor)):
         notes.add(fault, verdict)
     again = Notes(tmp_path / "notes.json")
-    assert (len(again.rows), again.passed) == (2, [[*FAULTS[1].tests]])
+    assert (len(again.rows), again.passed) == (2, ["test_a"])
     assert (again.caught(FAULTS[0]), again.caught(FAULTS[1]), again.caught(FAULTS[2])) == (None, caught, None)
 
 
