@@ -4,8 +4,8 @@
 
 The faults are those of `benchmarks/faults.py`; `--count` takes that many, spread evenly over the areas. Prints a line
 for each, then a table in Markdown. Exit status 1 if a fault without a reason survives, if a fault's text is no longer
-in the code, or if a test that caught one fails without any. `--json` writes each verdict as it comes; faults that were caught
-before, by the same FILE, are not tried again. `--all` runs the whole default suite once more for each survivor.
+in the code, or if a test that caught one fails without any. `--json` writes each verdict as it comes; faults that were
+caught before, by the same FILE, are not tried again. `--all` runs the whole default suite once more for each survivor.
 """
 
 from __future__ import annotations

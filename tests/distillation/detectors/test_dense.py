@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crosskd_hf.distillation import CrossKD, Distiller, MethodConfig
@@ -140,6 +141,15 @@ class TestMimic:
         assert got.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(got[key], expected[key])
+
+    def test_distributions_are_a_mean_by_the_teachers_confidence(self) -> None:
+        """KL of each side, mean over the four sides, rows weighted by the teacher's highest score (CrossKD, eq. 4)."""
+        pair = self.pair("gfl")
+        own, target = (p.regression.unflatten(-1, (4, -1)).log_softmax(-1) for p in pair[:2])
+        rows = F.kl_div(own, target, reduction="none", log_target=True).sum(-1).mean(-1)
+        confidence = pair.target.logits.sigmoid().amax(-1) * pair.weight
+        loss = divide(mimic([pair], {"reg": 1.0}))["reg"]
+        torch.testing.assert_close(loss, (rows * confidence).sum() / confidence.sum())
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_twice_the_positives_halve_the_loss(self, kind: str) -> None:
