@@ -181,10 +181,16 @@ class Backbone(nn.Module):
                 f"choose 0 to {len(names)}."
             )
         last = names[self.frozen_stages - 1]
-        prefixes = (last + ".", last.replace(".", "_") + ".")  # timm's feature lists flatten sequences of stages
+        stage = last.replace("block.", "stages.")  # what timm's wrapper of a whole net calls a stage
+        prefixes = (f"{last}.", f"{last.replace('.', '_')}.", f"model.{last}.", f"model.{stage}.")  # lists are flat
         parameters = list(self.net.named_parameters())  # in the order of the forward pass
-        end = max(index for index, (key, _) in enumerate(parameters) if key.startswith(prefixes))
-        for _, parameter in parameters[: end + 1]:
+        found = [index for index, (key, _) in enumerate(parameters) if key.startswith(prefixes)]
+        if not found:
+            raise ValueError(
+                f"frozen_stages={self.frozen_stages}, but timm doesn't tell which layers are the stages of "
+                f"{self.name}: choose frozen_stages=0."
+            )
+        for _, parameter in parameters[: found[-1] + 1]:
             parameter.requires_grad_(False)
 
 

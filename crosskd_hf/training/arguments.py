@@ -6,7 +6,7 @@ import inspect
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -52,6 +52,17 @@ def check_student(model: Any) -> Any:
     if bare.config.return_dict is False:
         raise TypeError("model returns tuples, where no loss is found by name: set model.config.return_dict=True.")
     return model
+
+
+def check_own_loss(compute_loss: Callable[..., Any]) -> None:
+    """Raise `TypeError` for a subclass's `compute_loss` that can't be called as `Trainer` calls it."""
+    parameters = inspect.signature(compute_loss).parameters
+    if "num_items_in_batch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    raise TypeError(
+        f"{compute_loss.__qualname__}({', '.join(parameters)}) takes no num_items_in_batch, which Trainer gives: write "
+        "def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None)."
+    )
 
 
 def check_teacher(teacher: object) -> Teacher:
@@ -119,11 +130,28 @@ def check_data(training: Any, evaluation: Any, args: CrossKDConfig) -> None:
             "group_by_aspect_ratio=True needs all images' sizes before the first: a datasets.Dataset with the "
             f"columns width and height, such as load_coco makes it; got {type(training).__name__}."
         )
+    _demand_batches(training, args)
+    if isinstance(evaluation, Mapping) and not evaluation:
+        raise ValueError("eval_dataset is an empty dict: give data sets by name, or leave it out.")
     for name, dataset in _named(evaluation).items():
         if dataset is not None:
             check_truth(dataset, name)
     if evaluation is not None and args.metric_for_best_model is not None:
         check_metric(args.metric_for_best_model, evaluation)
+
+
+def _demand_batches(training: Any, args: CrossKDConfig) -> None:
+    if not isinstance(training, Sized):
+        return
+    images = args.train_batch_size * args.world_size
+    if len(training) == 0:
+        raise ValueError("The training data has no images: nothing would be learned. Did a filter leave out all?")
+    if args.dataloader_drop_last and len(training) < images:
+        raise ValueError(
+            f"The training data has {len(training)} images, fewer than the {images} of a batch of all processes, and "
+            "dataloader_drop_last=True leaves such a batch out: nothing would be learned. Set it to False, or "
+            "per_device_train_batch_size lower."
+        )
 
 
 def check_metric(metric: str, evaluation: Any) -> None:
@@ -144,17 +172,22 @@ def _named(evaluation: Any) -> Mapping[Any, Any]:
 
 def check_truth(dataset: Any, name: object = None) -> None:
     """Raise `ValueError` unless `dataset` (called `name` among several) is in the schema of `load_coco`."""
+    called = "" if name is None else f" {name!r}"
     if isinstance(dataset, datasets.Dataset) and set(dataset.column_names) >= TRUTH_COLUMNS:
+        if len(dataset) == 0:
+            raise ValueError(f"The evaluation data{called} has no images: AP would be NaN. Did a filter leave out all?")
         return
     way_out = ""
     if isinstance(dataset, datasets.IterableDataset | torch.utils.data.IterableDataset):
         way_out = " AP needs the truth of all images at once: load this data without streaming."
     elif isinstance(dataset, Subset):
         way_out = " Of a datasets.Dataset take a part with dataset.select(indices)."
+    elif isinstance(dataset, list | tuple):
+        way_out = " Several data sets go by name: {'near': ..., 'far': ...}."
     elif isinstance(dataset, datasets.Dataset):
         way_out = f" Its columns are {dataset.column_names}."
     raise ValueError(
-        f"The evaluation data{'' if name is None else f' {name!r}'} must be a datasets.Dataset with the columns "
+        f"The evaluation data{called} must be a datasets.Dataset with the columns "
         f"{sorted(TRUTH_COLUMNS)}, as load_coco and load_objects make it; got {type(dataset).__name__}.{way_out}"
     )
 

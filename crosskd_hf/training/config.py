@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -293,6 +294,10 @@ class CrossKDConfig(TrainingArguments):
 
     def _check_rates(self) -> None:
         """What changes a schedule needs one; what changes the rate of the same parameters can't be given twice."""
+        for name in ("learning_rate", "backbone_lr", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: give a number of at least 0 that is finite.")
         defaults = {"bias_lr_factor": 1.0, "bias_weight_decay": None, "decay_epochs": None, "warmup_kind": None}
         changed = [name for name, default in defaults.items() if getattr(self, name) != default]
         if self.schedule is None and changed:

@@ -81,6 +81,7 @@ class CrossKDTrainer(CheckpointingTrainer):
     _update_sums: UpdateSums | None = None
     _micro_batches = 1
     _first_update = False
+    _told_of_own_loss = False
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         args = arguments.check_settings(args)
+        arguments.check_own_loss(type(self).compute_loss)
         student = arguments.check_student(self._first_model(model, model_init, args.seed))
         teacher = None if teacher_model is None else arguments.check_teacher(teacher_model)
         if teacher is not None:
@@ -348,11 +350,24 @@ class CrossKDTrainer(CheckpointingTrainer):
         """Forward and backward pass of one micro-batch; the adapters' gradients are averaged with the last one."""
         told = len(self._guard)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if len(self._guard) == told:  # a subclass's own `compute_loss`: the gradient's norm alone is judged
-            self._guard.watch({"loss": loss}, inputs, torch.zeros_like(loss))
+        if len(self._guard) == told:  # a subclass's own `compute_loss`
+            self._watch_own_loss(loss, inputs)
         if self.distiller is not None and self.accelerator.sync_gradients:
             adapters.average_gradients(self.distiller)
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _watch_own_loss(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        bad = self.accelerator.reduce((~loss.detach().isfinite()).float(), "sum")
+        self._guard.watch({"loss": loss}, inputs, bad)
+        if self._first_update and self.distiller is not None and not self._told_of_own_loss:
+            name = type(self).__name__
+            logger.warning(
+                "%s.compute_loss doesn't call CrossKDTrainer.compute_loss, so the teacher teaches nothing, unless %s "
+                "calls self.distiller(outputs, inputs) itself.",
+                name,
+                name,
+            )
+            self._told_of_own_loss = True
 
     def _adapters(self) -> list[nn.Parameter]:
         return [] if self.distiller is None else adapters.trainable(self.distiller)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -73,11 +74,7 @@ class TestWholeFiles:
         image = Image.merge("RGB", [image.getchannel(0).point(lambda v, k=k: v // k) for k in (1, 2, 3)])
         size = {"height": 64, "width": 64}
         ours = conversion.processor(images=[image], size=size, return_tensors="pt")["pixel_values"]
-        rgb = (
-            torch.tensor(list(image.get_flattened_data()), dtype=torch.float32)
-            .reshape(1, 64, 64, 3)
-            .permute(0, 3, 1, 2)
-        )
+        rgb = torch.from_numpy(np.array(image)).float().reshape(1, 64, 64, 3).permute(0, 3, 1, 2)
         theirs = rgb.flip(1) - torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
         conv = conversion.model.backbone.net.conv1
         expected = torch.nn.functional.conv2d(theirs, state["backbone.conv1.weight"], stride=2, padding=3)

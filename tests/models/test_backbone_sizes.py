@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from crosskd_hf.models.backbone import Backbone
+from crosskd_hf.models.backbone import Backbone, RandomBackboneWarning
 
 TINY = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
 
@@ -29,6 +29,16 @@ def test_any_size_is_taken(name: str, arguments: dict[str, Any]) -> None:
             for channels, stride in zip(backbone.channels, (8, 16, 32), strict=True)
         ]
         assert [tuple(feature.shape) for feature in features] == expected
+
+
+def test_stages_of_a_net_that_timm_wraps_whole() -> None:
+    with pytest.warns(RandomBackboneWarning, match="frozen_stages=1 keep it so"):
+        backbone = Backbone("mvitv2_tiny", (8, 16, 32), frozen_stages=1)
+    frozen = {name.split(".")[2] for name, p in backbone.net.named_parameters() if not p.requires_grad}
+    assert frozen == {"proj", "0"}  # of the patches' embedding and of the first stage
+    arguments = {"embed_dims": [8] * 4, "depths": [1] * 4, "num_heads": [1] * 4}
+    with pytest.raises(ValueError, match="doesn't tell which layers are the stages of twins_svt_small"):
+        Backbone("twins_svt_small", (8, 16, 32), arguments, frozen_stages=1)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ class Stream(IterableDataset):
         (lambda data: Stream(), "load this data without streaming"),
         (lambda data: Subset(data, [0]), "dataset.select(indices)"),
         (lambda data: data.remove_columns("objects"), "Its columns are"),
+        (lambda data: [data, data], "Several data sets go by name"),
         (lambda data: {"near": data, "far": Stream()}, "The evaluation data 'far' must be"),
     ],
 )
@@ -157,6 +158,19 @@ def test_evaluation_data_without_truth_are_refused(
     with pytest.raises(ValueError, match="must be a datasets.Dataset with the columns") as caught:
         build(folder, tmp_path, eval_dataset=change(load_data(folder)[1].dataset))
     assert words in str(caught.value)
+
+
+def test_data_without_images_are_refused(folder: Path, tmp_path: Path) -> None:
+    train, val = (split.dataset for split in load_data(folder))
+    for given, words in (
+        ({"train_dataset": train.select([])}, "The training data has no images"),
+        ({"eval_dataset": val.select([])}, "The evaluation data has no images"),
+        ({"eval_dataset": {"near": val, "far": val.select([])}}, "The evaluation data 'far' has no images"),
+        ({"eval_dataset": {}}, "eval_dataset is an empty dict"),
+        ({"args": {"dataloader_drop_last": True, "per_device_train_batch_size": 8}}, "7 images, fewer than the 8"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build(folder, tmp_path, **given)
 
 
 def test_the_best_of_several_evaluation_sets(folder: Path, tmp_path: Path) -> None:
@@ -251,13 +265,16 @@ class Half(CrossKDTrainer):
 
 
 @pytest.mark.parametrize("family", ["gfl", "deformable_detr"])
-def test_a_subclass_has_a_loss_of_its_own(folder: Path, tmp_path: Path, family: str) -> None:
+def test_a_subclass_has_a_loss_of_its_own(
+    folder: Path, tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
+) -> None:
     train, val = load_data(folder)
     student, teacher, images = make_pair(family)
     changes = {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     args = settings(tmp_path, **changes, methods=["crosskd"], schedule=None, learning_rate=1e-3)
     trainer = Half(student, args, train.dataset, val.dataset, images, teacher_model=teacher)
     trainer.train()
+    assert caplog.text.count("Half.compute_loss doesn't call CrossKDTrainer.compute_loss, so the teacher teaches") == 1
     assert [set(entry) for entry in losses(trainer)] == [{"loss", "grad_norm"}] * 2
     assert all(entry["loss"] > 0 and entry["grad_norm"] > 0 for entry in losses(trainer))
 
@@ -268,6 +285,29 @@ def test_a_loss_of_ones_own_that_is_not_finite_stops_the_run(folder: Path, tmp_p
     trainer.factor = float("nan")
     with pytest.raises(NonFiniteLossError, match=r"Update 1 is not finite: loss = nan for image ids \[\d+, "):
         trainer.train()
+
+
+class Constant(CrossKDTrainer):
+    """A loss that has lost its graph, and is no number."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.tensor(float("nan"), requires_grad=True)
+
+
+class Former(CrossKDTrainer):
+    """As it was written for earlier releases of transformers."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+def test_other_losses_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    train, _ = load_data(folder)
+    args = settings(tmp_path, max_steps=1)
+    with pytest.raises(NonFiniteLossError, match="loss = nan"):  # though its gradient is 0
+        Constant(make_detector(2), args, train.dataset, processing_class=processor()).train()
+    with pytest.raises(TypeError, match=r"Former.compute_loss\(self, model, .* takes no num_items_in_batch"):
+        Former(make_detector(2), args, train.dataset, processing_class=processor())
 
 
 def mean_score(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
