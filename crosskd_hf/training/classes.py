@@ -66,15 +66,15 @@ def check_head(model: PreTrainedModel, outputs: Any, processor: BaseImageProcess
         processor: Its image processor, which is judged here if the student is of no known family.
 
     Raises:
-        ValueError: `logits` are not as wide as `id2label` has names, or the processor never finds the last class.
+        ValueError: `logits` are not as wide as `id2label` has names, or the processor doesn't read them so.
     """
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not isinstance(logits, Tensor):
         return
     width = logits.shape[-1]
     _check_width(model, width)
-    if has_no_object(model) is None and processor is not None and width == len(class_names(model.config)):
-        check_processor(model, processor, no_object=False)
+    if has_no_object(model) is None and processor is not None:
+        check_processor(model, processor, no_object=width > len(class_names(model.config)))
 
 
 def _head_width(model: PreTrainedModel) -> int | None:

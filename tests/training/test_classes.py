@@ -267,6 +267,16 @@ def test_names_of_another_number_than_the_outputs_of_an_unknown_model(
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
 
 
+def test_one_output_more_than_names_needs_a_processor_that_knows_no_object(folder: Path, data: tuple[Any, Any]) -> None:
+    def run(images: Any) -> CrossKDTrainer:
+        model = Tiny(TinyConfig(id2label=dict(enumerate(NAMES)), outputs=5))
+        return trainer(folder, model, data[0], images=images, schedule=None)
+
+    with pytest.raises(ValueError, match="takes 'no object', the last output of the model, for a class"):
+        run(processor()).train()
+    run(DetrImageProcessor(size={"height": SIZE, "width": SIZE})).train()
+
+
 QUICK = ("gfl", "faster_rcnn", "detr", "deformable_detr", "rt_detr")
 
 
