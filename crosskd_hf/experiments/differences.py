@@ -50,6 +50,12 @@ REMAINING: dict[str, Difference] = {
         "Hugging Face's Trainer has one number for both",
         "none",
     ),
+    "checkpoints": Difference(
+        "saved every 1, 2, 10 or 12 epochs, all are kept; the last one is evaluated",
+        "saved after every epoch, the last one is kept, and evaluated",
+        "a run that was interrupted goes on from its last epoch",
+        "none",
+    ),
     "resize library": Difference(
         "OpenCV's bilinear resize in fixed point",
         "torchvision's without antialiasing, the same positions in floating point",

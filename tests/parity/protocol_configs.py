@@ -1,11 +1,15 @@
-"""A published configuration beside the preset that stands for it: model, data, optimiser, schedule, test, methods."""
+"""A published configuration beside the preset that stands for it: model, data, optimiser, schedule, test, methods.
+
+Ours is written down in the words of the file, and every value of the file is compared; one that has no counterpart
+here differs.
+"""
 
 from __future__ import annotations
 
-import inspect
+import copy
 import re
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace
@@ -15,399 +19,314 @@ from unittest import mock
 import torch
 from torch import nn
 
+from crosskd_hf.convert.deformable_detr import names_in_transformers
+from crosskd_hf.convert.mmdet import rename
 from crosskd_hf.create import build_detector
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.distillation import Distiller
 from crosskd_hf.experiments import deformable_detr
-from crosskd_hf.experiments.presets import PRESETS, Model, Preset
+from crosskd_hf.experiments.presets import Model, Preset
 from crosskd_hf.models import DetectionImageProcessor
-from crosskd_hf.models.assigners import assign_atss
 from crosskd_hf.models.backbone import Backbone
-from crosskd_hf.models.layers import FPN
 from crosskd_hf.models.pyramid import PyramidDetector
 from crosskd_hf.training.coco_trainer import CocoTrainer
 from crosskd_hf.training.config import CrossKDConfig
-from tests.parity.protocol_fields import Field
+from crosskd_hf.training.schedules import WARMUP_STARTS, WARMUP_UPDATES
+from tests.parity import protocol_words as words
+from tests.parity.protocol_fields import UNKNOWN, Field, beside
+from tests.parity.protocol_identity import find
+from tests.parity.protocol_transforms import Augmentation, read_steps
 
 Case = dict[str, Any]
-HEADS = {
-    "GFLHead": "gfl",
-    "ATSSHead": "atss",
-    "FCOSHead": "fcos",
-    "RetinaHead": "retinanet",
-    "DeformableDETRHead": "deformable_detr",
+WEIGHTS = {  # forms of the published tags, and timm's tag of the same weights
+    r"torchvision://resnet\d+": "tv_in1k",
+    r"open-mmlab://detectron2?/resnet\d+_caffe": "caffe",
+    r"https://github\.com/SwinTransformer/.*/swin_tiny_patch4_window7_224\.pth": "ms_in1k",
 }
-FOLDERS = {"gfl", "atss", "fcos", "retinanet", "faster_rcnn", "deformable_detr"}
-WEIGHTS = {  # beginnings of the published tags, and timm's tag of the same weights
-    "torchvision://resnet": "tv_in1k",
-    "open-mmlab://detectron": "caffe",
-    "https://github.com/SwinTransformer": "ms_in1k",
-}
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-JOINED = re.compile(r"(decoder\..*self_attn)\.[qkv]_proj")  # one tensor in MMDetection, three in transformers
 COCO = CategoryMap(tuple(range(80)), tuple(f"class {number}" for number in range(80)))
+# Which file it is, and what a comparison has no use for.
+ABOUT = {"name", "branch", "role", "config", "note"}
+COMPARED = {"protocol", "teacher", "schedule", "param_groups"}
+CLOSE = 1e-6
+SHARED = re.compile(r"^model\.decoder\.(?=(bbox|class)_embed)")  # heads that transformers' decoder holds, too
+REMAINS = {
+    "auto_scale_lr.enable": "rate of another batch",
+    "test_loader.workers": "evaluation workers",
+    "random_seed": "seed",
+    "checkpoint_hook.interval": "checkpoints",
+}
 
 
 def compare(case: Case) -> list[Field]:
     """The fields of a configuration beside those of its preset.
 
     Raises:
-        ValueError: No preset has these models, methods and epochs.
+        ValueError: No preset is this experiment.
     """
-    found = [entry for entry in PRESETS.values() if key_of(case) == key_of_preset(entry)]
-    if not found:
-        raise ValueError(f"no preset has {key_of(case)}")
-    compared = {entry.name: list(fields(case, entry)) for entry in found}
+    train, odd = read_steps("train_transforms", case["protocol"]["train_transforms"])
+    compared = {
+        entry.name: [*odd, *fields(case, entry, train)] for entry in find(case, train.shortest)
+    }  # several only where options of the methods differ
     best = min(compared, key=lambda name: (sum(not field.equal for field in compared[name]), len(name)))
     return [Field("preset", best, best), *compared[best]]
 
 
-# ---- Which preset it is ----
-
-
-def key_of(case: Case) -> dict[str, Any]:
-    """What tells a configuration from others: both models, methods, epochs, and where extra levels come from."""
-    protocol, teacher, distillation = case["protocol"], case.get("teacher"), case["protocol"].get("distillation")
-    methods = set()
-    if distillation:
-        methods |= {"crosskd"} if "loss_cls_kd" in distillation or "loss_reg_kd" in distillation else set()
-        methods |= {"pkd"} if "loss_feat_kd" in distillation else set()
-    head = protocol["head"]
-    return {
-        "student": f"{'faster_rcnn' if 'rpn' in head else HEADS[head['type']]}:{backbone_of(protocol['weights'])}",
-        "teacher": None if not teacher else f"{architecture_of(teacher['config'])}:{backbone_of(teacher['weights'])}",
-        "methods": methods,
-        "epochs": protocol["epochs"],
-        "extra": extra_of(protocol["neck"]),
-        "shortest": sorted(augmentation_of(protocol["train_transforms"])["shortest"]),
-    }
-
-
-def key_of_preset(entry: Preset) -> dict[str, Any]:
-    """The same of a preset."""
-    spec, teacher = entry.student, entry.teacher
-    extra = dict(spec.fields).get(
-        "fpn_extra", {"retinanet": "on_input", "faster_rcnn": None}.get(spec.architecture, "on_output")
-    )
-    return {
-        "student": f"{spec.architecture}:{spec.backbone}",
-        "teacher": None if teacher is None else f"{teacher.detector.architecture}:{teacher.detector.backbone}",
-        "methods": set() if entry.losses is None else {name.partition(":")[0] for name in entry.losses.methods},
-        "epochs": entry.training.resolved_schedule.epochs,
-        "extra": None if spec.architecture == "deformable_detr" else extra,
-        "shortest": sorted(entry.training.shortest_edges),
-    }
-
-
-def backbone_of(weights: Case) -> str:
-    """timm's name of a backbone."""
-    depth = weights.get("depth")
-    names = {
-        "ResNet": f"resnet{depth}",
-        "ResNeXt": f"resnext{depth}_32x4d",
-        "SwinTransformer": "swin_tiny_patch4_window7_224",
-        "MobileNetV2": "mobilenetv2_100",
-    }
-    return names[weights["type"]]
-
-
-def architecture_of(path: str) -> str:
-    """The detector of a configuration file."""
-    return next(part for part in path.split("/") if part in FOLDERS)
-
-
-def extra_of(neck: Case) -> str | None:
-    """Where the extra levels of a pyramid come from."""
-    return neck.get("add_extra_convs") or None
-
-
-def augmentation_of(steps: list[Case]) -> dict[str, Any]:
-    """Sizes, flip and crop of the training transforms."""
-    flat = [step for step in steps if step["type"] != "RandomChoice"]
-    found: dict[str, Any] = {"flip": 0.0, "crop": None}
-    for step in steps:
-        if step["type"] == "RandomFlip":
-            found["flip"] = step["prob"]
-        if step["type"] == "RandomChoice":  # of the whole image, and of a crop
-            whole, part = step["transforms"]
-            flat += whole
-            first, cut = part[0]["scales"], part[1]
-            found["crop"] = {
-                "shortest_edges": sorted(min(scale) for scale in first),
-                "longest_edge": max(first[0]),
-                "size": cut["crop_size"],
-            }
-    (resize,) = [step for step in flat if "Resize" in step["type"]]
-    scales = resize.get("scales") or resize["scale"]
-    scales = scales if isinstance(scales[0], list) else [scales]
-    if resize["type"] == "RandomResize":  # every length from one to the other
-        low, high = sorted(min(scale) for scale in scales)
-        return found | {"shortest": list(range(low, high + 1)), "longest": max(scales[0])}
-    return found | {"shortest": sorted(min(scale) for scale in scales), "longest": max(scales[0])}
-
-
-# ---- The fields ----
-
-
-def fields(case: Case, entry: Preset) -> Iterator[Field]:
-    """Every field of a configuration beside the preset's."""
+def fields(case: Case, entry: Preset, train: Augmentation) -> Iterator[Field]:
+    """Every value of a configuration beside the preset's."""
     protocol = case["protocol"]
     model, processor = built(entry.model)
-    yield from _weights("weights", protocol["weights"], entry.model, model)
-    yield from _pixels("pixels", protocol["pixels"], processor)
-    yield from _pyramid("neck", protocol["neck"], model)
-    yield from _data(protocol, entry)
-    yield from _training(case, entry, model)
-    yield from _test(protocol, entry, processor, model)
-    yield from _head(protocol, model)
-    if case.get("teacher"):
-        assert entry.teacher is not None
-        teacher, its_processor = built(entry.teacher.model)
-        yield from _weights("teacher.weights", case["teacher"]["weights"], entry.teacher.model, teacher)
-        yield from _pixels("teacher.pixels", case["teacher"]["pixels"], its_processor)
-        yield from _pyramid("teacher.neck", case["teacher"]["neck"], teacher)
-        yield from _post_processing("teacher.test_cfg", case["teacher"]["test_cfg"], its_processor, teacher)
-        yield from _distillation(protocol["distillation"], entry, model, teacher)
+    args = arguments_of(entry)
+    yield from _model("", protocol, entry.model, model, processor)
+    yield from beside("pixels", protocol["pixels"], words.pixels(processor), CLOSE)
+    yield from beside("head", protocol["head"], words.head(model), CLOSE)
+    yield from beside("train_cfg", protocol["train_cfg"], words.train_cfg(model), CLOSE)
+    yield from _augmentation(train, entry)
+    yield from _test_images(protocol["test_transforms"], processor)
+    settings = _settings(protocol, entry, args)
+    for name, ours in settings.items():
+        if name in protocol:
+            yield from beside(name, protocol[name], ours, 1e-9, REMAINS)
+    yield from _unknown("protocol", protocol, {*settings, *READ, "distillation"})
+    yield from _optimisation(case, entry, model, args)
+    yield from _unknown("", case, ABOUT | COMPARED)
+    if case.get("teacher") and entry.teacher is not None:
+        yield from _teacher(case["teacher"], entry)
+        yield from _distillation(protocol["distillation"], entry, model)
+
+
+# Sections of a protocol that have a comparison of their own.
+READ = {
+    *("weights", "neck", "pixels", "head", "train_cfg", "test_cfg", "train_transforms", "test_transforms"),
+    *("optimizer", "paramwise", "schedulers"),
+}
+
+
+def _unknown(name: str, part: Case, known: set[str]) -> Iterator[Field]:
+    for key in part.keys() - known:
+        yield Field(f"{name}.{key}".lstrip("."), part[key], UNKNOWN)
+
+
+# ---- Models ----
+
+
+_BUILT: dict[str, tuple[Any, DetectionImageProcessor]] = {}
 
 
 def built(described: Model) -> tuple[Any, DetectionImageProcessor]:
-    """A preset's model as it is built, without its weights' values, and its image processor."""
+    """A preset's model as it is built, without its weights' values, and its image processor; not to be changed."""
+    known = _BUILT.get(str(described))
+    if known is None:
+        _BUILT[str(described)] = known = _build(described), described.image_processor()
+    return known
+
+
+def _build(described: Model) -> Any:
     spec = described.spec
     with torch.device("meta"), mock.patch.object(Backbone, "load_weights"):
         if spec.architecture == "deformable_detr":
             freeze = lambda module, name: deformable_detr.freeze_stem(module)  # noqa: E731
             with mock.patch.object(deformable_detr, "_load_backbone", freeze):
-                model: Any = deformable_detr.new_deformable_detr(spec.backbone, COCO, spec.backbone_weights)
-        else:
-            model = build_detector(spec, COCO)
-    return model, described.image_processor()
+                return deformable_detr.new_deformable_detr(spec.backbone, COCO, spec.backbone_weights)
+        return build_detector(spec, COCO)
 
 
-def _weights(name: str, published: Case, described: Model, model: nn.Module) -> Iterator[Field]:
-    tag = next((ours for theirs, ours in WEIGHTS.items() if published["weights"].startswith(theirs)), None)
-    yield Field(f"{name}.weights", tag or published["weights"], described.spec.backbone_weights)
-    config = model.config.to_dict()
-    backbone = next(module for key, module in model.named_modules() if key.rpartition(".")[2] == "backbone")
-    trained = any(
-        parameter.requires_grad
-        for module in backbone.modules()
-        if isinstance(module, NORMS)
-        for parameter in module.parameters(recurse=False)
-    )
-    yield Field(f"{name}.norm_trained", published["norm_trained"], trained)
-    if "frozen_stages" in config:
-        yield Field(f"{name}.frozen_stages", max(published["frozen_stages"], 0), config["frozen_stages"])
-        drop = (config["backbone_arguments"] or {}).get("drop_path_rate")
-        yield Field(f"{name}.drop_path_rate", published["drop_path_rate"], drop)
-        yield Field(f"{name}.style", published["style"] == "caffe", config["caffe_stride"])
-    if published["norm_eval"] is not None:
-        yield Field(f"{name}.norm_eval", published["norm_eval"], config.get("norm_eval", True))
+def _model(
+    name: str, published: Case, described: Model, model: Any, processor: DetectionImageProcessor
+) -> Iterator[Field]:
+    """Backbone, pyramid and post-processing: what files tell of students and teachers alike."""
+    weights = {**published["weights"], "frozen_stages": max(published["weights"]["frozen_stages"], 0)}
+    tag = weights["weights"]
+    weights["weights"] = next((ours for theirs, ours in WEIGHTS.items() if re.fullmatch(theirs, tag)), tag)
+    stages = weights.pop("out_indices")
+    yield from beside(f"{name}weights", weights, words.weights(described, model))
+    neck = dict(published["neck"])
+    start = neck.pop("start_level", 0)
+    neck |= {"levels": stages[start:], "in_channels": neck["in_channels"][start:]}
+    neck["add_extra_convs"] = neck.get("add_extra_convs") or None
+    neck["relu_before_extra_convs"] = neck.get("relu_before_extra_convs", False)
+    ours = words.neck(model)
+    if neck["type"] != "FPN":
+        neck = {key: value for key, value in neck.items() if value or key not in _OF_FPN}
+    yield from beside(f"{name}neck", neck, ours)
+    yield from beside(f"{name}test_cfg", published["test_cfg"], words.test_cfg(processor, model), CLOSE)
 
 
-def _pixels(name: str, published: Case, processor: DetectionImageProcessor) -> Iterator[Field]:
-    mean, std = ([255 * value for value in values] for values in (processor.image_mean, processor.image_std))
-    yield Field(f"{name}.mean", published["mean"], mean, 1e-6)
-    yield Field(f"{name}.std", published["std"], std, 1e-6)
-    yield Field(f"{name}.order", published["order"].lower(), processor.channel_order)
-    if "pad_divisor" in published:
-        yield Field(f"{name}.pad_divisor", published["pad_divisor"], processor.size_divisor)
+_OF_FPN = {"add_extra_convs", "relu_before_extra_convs"}
 
 
-def _pyramid(name: str, published: Case, model: Any) -> Iterator[Field]:
-    config = model.config.to_dict()
-    if published["type"] != "FPN":
-        yield Field(f"{name}.num_outs", published["num_outs"], config["num_feature_levels"])
-        yield Field(f"{name}.out_channels", published["out_channels"], config["d_model"])
-        return
-    assert any(isinstance(module, FPN) for module in model.modules())
-    extra = {"max_pool": None}.get(config["fpn_extra"], config["fpn_extra"])
-    yield Field(f"{name}.add_extra_convs", extra_of(published), extra)
-    relu = published.get("relu_before_extra_convs", False)
-    yield Field(f"{name}.relu_before_extra_convs", relu, config["fpn_extra_relu"])
-    yield Field(f"{name}.num_outs", published["num_outs"], len(config["strides"]))
-    yield Field(f"{name}.out_channels", published["out_channels"], config["fpn_channels"])
+def _teacher(published: Case, entry: Preset) -> Iterator[Field]:
+    assert entry.teacher is not None
+    model, processor = built(entry.teacher.model)
+    yield from _model("teacher.", published, entry.teacher.model, model, processor)
+    yield from beside("teacher.pixels", published["pixels"], words.pixels(processor), CLOSE)
+    yield from _unknown("teacher", published, {"config", "checkpoint", "weights", "neck", "pixels", "test_cfg"})
 
 
-def _data(protocol: Case, entry: Preset) -> Iterator[Field]:
-    transform, loader = (
-        entry.training.transform(entry.training.multi_scale, entry.training.longest_edge),
-        protocol["train_loader"],
-    )
-    crop = transform.random_crop
-    ours = None if crop is None else vars(crop)
-    published = augmentation_of(protocol["train_transforms"])
-    edges = transform.shortest_edges or (entry.training.test_shortest_edge,)
-    yield Field("train_transforms.shortest", published["shortest"], sorted(edges))
-    yield Field("train_transforms.longest", published["longest"], transform.longest_edge)
-    yield Field("train_transforms.flip", published["flip"], transform.flip)
-    yield Field("train_transforms.crop", published["crop"], ours)
+def _distillation(published: Case, entry: Preset, student: Any) -> Iterator[Field]:
+    """Methods with the numbers that they resolve to for this pair, and none beside those of the file."""
+    assert entry.teacher is not None
+    teacher, _ = built(entry.teacher.model)
+    pair = copy.deepcopy(student), copy.deepcopy(teacher)  # the distiller freezes the teacher
+    distiller = Distiller(*pair, list(entry.training_arguments()["methods"]))
+    configs = {name: method.config for name, method in distiller.named_methods.items()}
+    distiller.close()
+    ours = words.distillation(configs, teacher)
+    yield Field("distillation.losses", sorted(published), sorted(ours))
+    yield from beside("distillation", published, ours, CLOSE)
+    if "crosskd" in configs:  # the authors' code knows no other
+        options = configs["crosskd"]
+        yield Field("distillation.strategy", "a", options.strategy or "a")
+        yield Field("distillation.region", "P+N", options.region or "P+N")
+
+
+# ---- Data ----
+
+
+def _augmentation(published: Augmentation, entry: Preset) -> Iterator[Field]:
+    training = entry.training
+    transform = training.transform(training.multi_scale, training.longest_edge)
+    crop = None if transform.random_crop is None else vars(transform.random_crop)
+    edges = transform.shortest_edges or (training.test_shortest_edge,)
+    yield Field("train_transforms.shortest", published.shortest, sorted(edges))
+    yield Field("train_transforms.longest", published.longest, transform.longest_edge)
+    yield Field("train_transforms.flip", published.flip, transform.flip)
+    yield Field("train_transforms.crop", published.crop, crop)
     yield Field("train_transforms.antialias", False, transform.antialias)
-    yield Field("filter.filter_empty_gt", protocol["filter"]["filter_empty_gt"], entry.training.drop_empty)
-    yield Field("filter.min_size", protocol["filter"]["min_size"], entry.training.min_side)
-    args = arguments_of(entry)
-    yield Field("train_loader.images_per_gpu", loader["images_per_gpu"], args.per_device_train_batch_size)
-    yield Field("train_loader.workers", loader["workers"], args.dataloader_num_workers)
-    yield Field("train_loader.shuffle", loader["sampler"]["shuffle"], args.train_sampling_strategy == "random")
-    grouped = (loader["batch_sampler"] or {}).get("type") == "AspectRatioBatchSampler"
-    yield Field("train_loader.batch_sampler", grouped, args.group_by_aspect_ratio)
-    yield Field("train_loader.drop_last", loader["drop_last"], args.dataloader_drop_last)
 
 
-def _training(case: Case, entry: Preset, model: nn.Module) -> Iterator[Field]:
-    protocol, args = case["protocol"], arguments_of(entry)
-    scale = protocol["auto_scale_lr"]
-    trainer = bare_trainer(entry, model, scale["base_batch_size"], case["schedule"]["epoch_length"])
+def _test_images(steps: list[Case], processor: DetectionImageProcessor) -> Iterator[Field]:
+    published, odd = read_steps("test_transforms", steps)
+    size = dict(processor.size)
+    yield from odd
+    yield Field("test_transforms.shortest", published.shortest, [size["shortest_edge"]])
+    yield Field("test_transforms.longest", published.longest, size["longest_edge"])
+    yield Field("test_transforms.flip", published.flip, 0.0)
+    yield Field("test_transforms.antialias", False, processor.antialias)
+
+
+def _settings(protocol: Case, entry: Preset, args: CrossKDConfig) -> Case:
+    """Sections of a protocol whose words are few: ours in the same words."""
+    unused = protocol.get("test_time_augmentation") in (None, "defined but not used by val or test")
+    sampler = {"type": "AspectRatioBatchSampler"} if args.group_by_aspect_ratio else None
+    settings = args.schedule_settings()
+    assert settings is not None
+    annotations = {"coco": "data/coco/annotations/instances_val2017.json"}.get(entry.training.data)
+    return {
+        "filter": {"filter_empty_gt": entry.training.drop_empty, "min_size": entry.training.min_side},
+        "train_loader": {
+            "images_per_gpu": args.per_device_train_batch_size,
+            "workers": args.dataloader_num_workers,
+            "sampler": {"type": "DefaultSampler", "shuffle": args.train_sampling_strategy == "random"},
+            "batch_sampler": sampler,
+            "drop_last": args.dataloader_drop_last,
+        },
+        "test_loader": {
+            "images_per_gpu": args.per_device_eval_batch_size,
+            "workers": args.dataloader_num_workers,
+            "batch_sampler": None,
+        },
+        "optimizer_wrapper": "AmpOptimWrapper" if args.fp16 or args.bf16 else "OptimWrapper",
+        "clip": {"max_norm": args.max_grad_norm, "norm_type": 2} if args.max_grad_norm else None,
+        "epochs": args.num_train_epochs,
+        "validate_every_epochs": 1,  # what the examples set
+        "auto_scale_lr": {"enable": args.scale_learning_rate, "base_batch_size": settings.images_per_update},
+        "checkpoint_hook": {"type": "CheckpointHook", "interval": 1},
+        "ema": args.ema_decay is not None,
+        "random_seed": args.seed,
+        "evaluator": {"type": "CocoMetric", "ann_file": annotations, "metric": "bbox", "format_only": False},
+        "test_time_augmentation": protocol.get("test_time_augmentation") if unused else "none",
+    }
+
+
+# ---- Optimisation ----
+
+
+def _optimisation(case: Case, entry: Preset, model: Any, args: CrossKDConfig) -> Iterator[Field]:
+    protocol, length = case["protocol"], case["schedule"]["epoch_length"]
+    trainer = bare_trainer(entry, model, protocol["auto_scale_lr"]["base_batch_size"], length)
     optimizer = trainer.create_optimizer()
-    settings, group = protocol["optimizer"], optimizer.param_groups[0]
-    rate = trainer._base_learning_rate()
-    yield Field("optimizer.type", settings["type"], type(optimizer).__name__)
-    yield Field("optimizer.lr", settings["lr"], rate, 1e-9)
-    yield Field("optimizer.weight_decay", settings["weight_decay"], args.weight_decay)
-    if "momentum" in settings:
-        yield Field("optimizer.momentum", settings["momentum"], group["momentum"])
-    yield Field("clip", (protocol["clip"] or {"max_norm": 0})["max_norm"], args.max_grad_norm)
-    yield Field("epochs", protocol["epochs"], args.num_train_epochs)
-    enabled = scale.get("enable", False)
-    yield Field("auto_scale_lr.enable", enabled, args.scale_learning_rate, remains="rate of another batch")
-    yield Field("auto_scale_lr.base_batch_size", scale["base_batch_size"], args.schedule_settings().images_per_update)
-    yield Field("ema", protocol["ema"], args.ema_decay is not None)
-    yield Field("optimizer_wrapper", protocol["optimizer_wrapper"] == "AmpOptimWrapper", args.fp16 or args.bf16)
-    yield Field("random_seed", protocol["random_seed"], args.seed, remains="seed")
-    yield Field("validate_every_epochs", protocol["validate_every_epochs"], {"epoch": 1}.get("epoch"))
+    rate, group = trainer._base_learning_rate(), optimizer.param_groups[0]
+    ours = {"type": type(optimizer).__name__, "lr": rate, "weight_decay": args.weight_decay}
+    momentum = {"momentum": group["momentum"]} if "momentum" in group else {}
+    yield from beside("optimizer", protocol["optimizer"], ours | momentum, 1e-9)
+    yield from beside("schedulers", protocol["schedulers"], _schedulers(entry, args), 1e-9)
+    yield from _paramwise(protocol["paramwise"], case["param_groups"], entry)
     yield from _groups(case["param_groups"], model, optimizer, rate, args.weight_decay)
-    updates = protocol["epochs"] * case["schedule"]["epoch_length"]
-    scheduler = trainer.create_scheduler(updates, optimizer)
-    first = next(i for i, g in enumerate(optimizer.param_groups) if g["initial_lr"] == max(_rates(case, rate)))
-    base, factor = optimizer.param_groups[first]["initial_lr"], scheduler.lr_lambdas[first]
-    pairs = [[update, base * factor(update)] for update, _ in case["schedule"]["lr"]]
-    yield Field("schedule.lr", case["schedule"]["lr"], pairs, 1e-9)
+    scheduler = trainer.create_scheduler(protocol["epochs"] * length, optimizer)
+    first = next(i for i, g in enumerate(optimizer.param_groups) if g["initial_lr"] == rate)
+    factor = scheduler.lr_lambdas[first]
+    yield from _unknown("schedule", case["schedule"], {"epoch_length", "rule", "lr"})
+    for update, published in case["schedule"]["lr"]:
+        yield Field(f"schedule.lr[{update}]", published, rate * factor(update), 1e-9)
 
 
-def _rates(case: Case, rate: float) -> list[float]:
-    """Learning rate of the first published group."""
-    return [rate * case["schedule"]["lr"][-1][1] / case["schedule"]["lr"][-1][1]]
+def _schedulers(entry: Preset, args: CrossKDConfig) -> list[Case]:
+    """Warm-up and decays."""
+    schedule = entry.training.resolved_schedule
+    start = WARMUP_STARTS[schedule.warmup_kind]
+    warmup = {
+        "linear": {"type": "LinearLR", "start_factor": start},
+        "constant": {"type": "ConstantLR", "factor": start},
+    }.get(schedule.warmup_kind)
+    decays = {"type": "MultiStepLR", "begin": 0, "end": args.num_train_epochs, "by_epoch": True, "gamma": 0.1}
+    first = [] if warmup is None else [warmup | {"by_epoch": False, "begin": 0, "end": WARMUP_UPDATES}]
+    return [*first, decays | {"milestones": list(args.decay_epochs or schedule.decay_epochs)}]
+
+
+def _paramwise(published: Case | None, groups: Case, entry: Preset) -> Iterator[Field]:
+    """Factors by name and of biases. One for a module that the model doesn't have changes nothing."""
+    names = [part for group in groups["groups"].values() for name in group["names"] for part in name.split(".")]
+    given = dict(published or {})
+    factors = {key: value for key, value in given.pop("custom_keys", {}).items() if key in names}
+    training = entry.training
+    ours: Case = {name: {"lr_mult": factor} for name, factor in training.lr_factors.items()}
+    yield Field("paramwise.custom_keys", factors, ours)
+    biases: Case = {} if training.bias_lr_factor == 1 else {"bias_lr_mult": training.bias_lr_factor}
+    if training.bias_weight_decay is not None:
+        biases["bias_decay_mult"] = training.bias_weight_decay / training.resolved_schedule.weight_decay
+    yield Field("paramwise", given, biases, CLOSE)
 
 
 def _groups(published: Case, model: nn.Module, optimizer: Any, rate: float, decay: float) -> Iterator[Field]:
-    """Trained and frozen tensors, and those of each pair of factors on learning rate and weight decay."""
-    named = {id(parameter): JOINED.sub(r"\1.in_proj", name) for name, parameter in model.named_parameters()}
-    tensors: Counter[str] = Counter()
-    elements: Counter[str] = Counter()
+    """Trained and frozen tensors, and those of each pair of factors on learning rate and weight decay, by name."""
+    named = {id(parameter): SHARED.sub("", name) for name, parameter in model.named_parameters()}
+    elements: dict[str, int] = defaultdict(int)
+    names: dict[str, set[str]] = defaultdict(set)
     for group in optimizer.param_groups:
-        name = f"lr x{group['lr'] / rate:g}, weight decay x{group['weight_decay'] / decay:g}"
-        tensors[name] += len({named[id(parameter)] for parameter in group["params"]})
-        elements[name] += sum(parameter.numel() for parameter in group["params"])
+        title = f"lr x{group['lr'] / rate:g}, weight decay x{group['weight_decay'] / decay:g}"
+        names[title] |= {named[id(parameter)] for parameter in group["params"]}
+        elements[title] += sum(parameter.numel() for parameter in group["params"])
     groups = published["groups"]
-    yield Field("param_groups.trained_tensors", published["trained_tensors"], sum(tensors.values()))
-    yield Field("param_groups.trained_elements", published["trained_elements"], elements.total())
+    counts = {title: group["elements"] for title, group in groups.items()}
+    yield Field("param_groups.elements", counts, dict(elements))
+    yield Field("param_groups.trained_elements", published["trained_elements"], sum(elements.values()))
+    yield Field("param_groups.trained_tensors", published["trained_tensors"], _tensors(groups))
+    for title, group in groups.items():
+        theirs, found = in_our_names(group["names"], model), names.get(title, set())
+        yield Field(f"param_groups[{title}].names", sorted(theirs - found), sorted(found - theirs))
+        factors = [float(number) for number in re.findall(r"x([\d.e-]+)", title)]
+        yield Field(f"param_groups[{title}].factors", [group["lr_mult"], group["decay_mult"]], factors, CLOSE)
+        yield Field(f"param_groups[{title}].tensors", group["tensors"], len(group["names"]))
+        yield from _unknown("param_groups", group, {"lr_mult", "decay_mult", "tensors", "elements", "names"})
     if isinstance(model, PyramidDetector):  # transformers keeps frozen norms as buffers
-        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
+        theirs = in_our_names(published["frozen_names"], model)
+        yield Field("param_groups.frozen_names", sorted(theirs - set(frozen)), sorted(set(frozen) - theirs))
         yield Field("param_groups.frozen_tensors", published["frozen_tensors"], len(frozen))
-        yield Field("param_groups.frozen_elements", published["frozen_elements"], sum(map(torch.numel, frozen)))
-    yield Field("param_groups.tensors", {name: group["tensors"] for name, group in groups.items()}, dict(tensors))
-    yield Field("param_groups.elements", {name: group["elements"] for name, group in groups.items()}, dict(elements))
+        yield Field("param_groups.frozen_elements", published["frozen_elements"], sum(frozen.values()))
+    known = {"groups", "trained_elements", "trained_tensors", "frozen_names", "frozen_tensors", "frozen_elements"}
+    yield from _unknown("param_groups", published, known | {"buffers", "sha256", "sha256_of"})
 
 
-def _test(protocol: Case, entry: Preset, processor: DetectionImageProcessor, model: Any) -> Iterator[Field]:
-    (resize,) = [step for step in protocol["test_transforms"] if step["type"] == "Resize"]
-    size = dict(processor.size)
-    yield Field("test.size", sorted(resize["scale"]), sorted([size["shortest_edge"], size["longest_edge"]]))
-    yield Field("test.antialias", False, processor.antialias)
-    args = arguments_of(entry)
-    loader = protocol["test_loader"]
-    yield Field("test_loader.images_per_gpu", loader["images_per_gpu"], args.per_device_eval_batch_size)
-    workers = args.dataloader_num_workers
-    yield Field("test_loader.workers", loader["workers"], workers, remains="evaluation workers")
-    yield from _post_processing("test_cfg", protocol["test_cfg"], processor, model)
-    yield Field("evaluator.metric", protocol["evaluator"]["metric"], "bbox")
-    yield Field("evaluator.threshold", 0, args.eval_threshold)
-    unused = protocol["test_time_augmentation"] in (None, "defined but not used by val or test")
-    yield Field("test_time_augmentation", unused, True)
+def _tensors(groups: Case) -> int:
+    return sum(len(group["names"]) for group in groups.values())
 
 
-def _post_processing(name: str, published: Case, processor: DetectionImageProcessor, model: Any) -> Iterator[Field]:
-    if "rpn" in published:
-        config, rpn = model.config, published["rpn"]
-        ours = {"nms_pre": config.test_proposals_per_level, "max_per_img": config.test_proposals}
-        nms = {"type": "nms", "iou_threshold": config.proposal_nms}
-        yield Field(f"{name}.rpn", rpn, ours | {"nms": nms, "min_bbox_size": int(config.min_proposal_size)})
-        published = published["rcnn"]
-    settings = {
-        "score_thr": processor.score_threshold,
-        "nms_pre": processor.candidates_per_level,
-        "nms": {"type": "nms", "iou_threshold": processor.nms_threshold},
-        "max_per_img": processor.max_detections,
-    }
-    for key, ours in settings.items():
-        if key in published:
-            yield Field(f"{name}.{key}", published[key], ours)
-
-
-def _head(protocol: Case, model: Any) -> Iterator[Field]:
-    head, config = protocol["head"], model.config.to_dict()
-    if "rpn" in head:
-        losses = {f"loss_rpn_{key}": head["rpn"][f"loss_{key}"]["loss_weight"] for key in ("cls", "bbox")}
-        losses |= {key: head["roi"]["bbox_head"][key]["loss_weight"] for key in ("loss_cls", "loss_bbox")}
-        yield Field("head.loss_weights", losses, config["loss_weights"])
-        rpn, roi = (protocol["train_cfg"][key] for key in ("rpn", "rcnn"))
-        thresholds = [rpn["assigner"][key] for key in ("pos_iou_thr", "neg_iou_thr", "min_pos_iou")]
-        yield Field(
-            "train_cfg.rpn", thresholds, [config[f"rpn_{key}_iou"] for key in ("positive", "negative", "forced")]
-        )
-        samples = [part["sampler"][key] for part in (rpn, roi) for key in ("num", "pos_fraction")]
-        ours = [config[f"{part}_{key}"] for part in ("rpn", "roi") for key in ("samples", "positive_fraction")]
-        yield Field("train_cfg.samplers", samples, ours)
-        proposals = protocol["train_cfg"]["rpn_proposal"]
-        limits = [proposals["nms_pre"], proposals["max_per_img"]]
-        yield Field("train_cfg.rpn_proposal", limits, [config["train_proposals_per_level"], config["train_proposals"]])
-        return
-    losses = {key: value["loss_weight"] for key, value in head.items() if key.startswith("loss_")}
-    if head["type"] == "DeformableDETRHead":
-        keys = {
-            "loss_cls": "cls_loss_coefficient",
-            "loss_bbox": "bbox_loss_coefficient",
-            "loss_iou": "giou_loss_coefficient",
-        }
-        yield Field("head.loss_weights", losses, {key: config.get(ours, 2.0) for key, ours in keys.items()})
-        costs = {cost["type"]: cost["weight"] for cost in protocol["train_cfg"]["assigner"]["match_costs"]}
-        ours = {
-            "FocalLossCost": config["class_cost"],
-            "BBoxL1Cost": config["bbox_cost"],
-            "IoUCost": config["giou_cost"],
-        }
-        yield Field("train_cfg.assigner", costs, ours)
-        return
-    yield Field("head.loss_weights", losses, config["loss_weights"])
-    yield Field("head.stacked_convs", head["stacked_convs"], config["num_convs"])
-    yield Field("head.feat_channels", head["feat_channels"], config["head_channels"])
-    assigner = (protocol["train_cfg"] or {}).get("assigner", {})
-    if "pos_iou_thr" in assigner:
-        thresholds = [assigner["pos_iou_thr"], assigner["neg_iou_thr"]]
-        yield Field("train_cfg.assigner", thresholds, [config["positive_iou"], config["negative_iou"]])
-    if "topk" in assigner:
-        default = inspect.signature(assign_atss).parameters["candidates_per_level"].default
-        yield Field("train_cfg.topk", assigner["topk"], default)
-
-
-def _distillation(published: Case, entry: Preset, student: Any, teacher: Any) -> Iterator[Field]:
-    """Methods with the numbers that they resolve to for this pair."""
-    assert entry.losses is not None
-    distiller = Distiller(student, teacher, list(entry.training_arguments()["methods"]))
-    configs = {name: method.config for name, method in distiller.named_methods.items()}
-    distiller.close()
-    names = {"loss_cls_kd": "cls", "loss_reg_kd": "reg", "loss_center_kd": "centerness", "loss_iou_kd": "iou"}
-    terms = {term: published[key]["loss_weight"] for key, term in names.items() if key in published}
-    crosskd = configs["crosskd"]
-    yield Field("distillation.terms", terms, {term: crosskd.terms.get(term, 0.0) for term in terms})
-    for key in ("loss_cls_kd", "loss_reg_kd"):
-        if "beta" in published[key]:
-            yield Field(f"distillation.{key}.beta", published[key]["beta"], crosskd.beta)
-        if "T" in published[key]:
-            yield Field(f"distillation.{key}.T", published[key]["T"], crosskd.temperature)
-    if "reused_teacher_head_idx" in published:
-        yield Field("distillation.cut", published["reused_teacher_head_idx"], crosskd.cut)
-    if "loss_feat_kd" in published:
-        yield Field("distillation.pkd", published["loss_feat_kd"]["loss_weight"], configs["pkd"].weight)
+def in_our_names(names: list[str], model: Any) -> set[str]:
+    """MMDetection's names of parameters in ours, by the rules of the converter."""
+    if isinstance(model, PyramidDetector):
+        return set(rename(names, model.config).values())
+    return {ours for name in names for ours in names_in_transformers(name)}
 
 
 # ---- The product's own configuration and trainer ----
@@ -446,8 +365,3 @@ def bare_trainer(entry: Preset, model: nn.Module, images: int, epoch_length: int
     vars(trainer).update(state)
     trainer._images_per_update = lambda: images  # type: ignore[method-assign]
     return trainer
-
-
-def describe(name: str) -> str:
-    """A field's name without what differs from file to file."""
-    return re.sub(r"\d+", "N", name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,41 @@ class Field:
         if published.shape != ours.shape:
             return float("inf")
         return float(np.abs(published - ours).max(initial=0.0))
+
+
+UNKNOWN = "a key that this comparison does not know"
+
+
+def beside(
+    name: str,
+    published: Any,
+    ours: Any,
+    atol: float = 0.0,
+    remains: Mapping[str, str] | None = None,
+) -> Iterator[Field]:
+    """A field for every value of a part of a file; one that ours has no word for differs.
+
+    Args:
+        name: Of the part.
+        published: Nested dicts, lists and values.
+        ours: The same in the same words. What the file leaves out is not compared.
+        atol: Numbers may differ by so much.
+        remains: Keys of `REMAINING` by the names of fields.
+    """
+    nested = isinstance(published, dict) and isinstance(ours, dict)
+    if nested or (is_list_of_parts(published) and is_list_of_parts(ours) and len(published) == len(ours)):
+        keys = published if nested else range(len(published))
+        for key in keys:
+            child = f"{name}.{key}" if nested else f"{name}[{key}]"
+            value = ours.get(key, UNKNOWN) if nested else ours[key]
+            yield from beside(child, published[key], value, atol, remains)
+        return
+    yield Field(name, published, ours, atol, (remains or {}).get(name))
+
+
+def is_list_of_parts(value: Any) -> bool:
+    """Whether a value is a list of dicts."""
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
 
 
 def same(published: Any, ours: Any, atol: float) -> bool:
