@@ -197,7 +197,7 @@ def picture(
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=150)
 
 
 def _truth(example: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,9 @@
 """Objects drawn on a picture."""
 
+import importlib.util
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 
 import PIL.Image
 from torch import Tensor
@@ -13,6 +16,9 @@ from ..text import one_line
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 MIN_SIDE = 480  # px
+_DARK = {"#0072B2"}  # white is read better on them than black
+_CAPTION = 1 / 30  # height of letters as a share of the longer side: they are read in a picture that is shown in small
+_LINE = 1 / 200  # width of boxes' lines, likewise
 _LONGEST_CAPTION = 40  # characters
 
 
@@ -38,8 +44,19 @@ def draw_objects(image: PIL.Image.Image, result: Mapping[str, Tensor], names: Ma
         result["boxes"] * scale,
         texts,
         colours,
-        width=max(1, min(image.size) // 150),
-        label_colors="black",
+        width=max(2, round(_LINE * max(image.size))),
+        font=_font(),
+        font_size=round(_CAPTION * max(image.size)),
+        label_colors=["white" if colour in _DARK else "black" for colour in colours],
         fill_labels=True,
     )
     return to_pil_image(drawn)
+
+
+@cache
+def _font() -> str:
+    """DejaVu Sans, which matplotlib brings along; found without importing matplotlib."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return str(Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
