@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import accuracy
 from benchmarks.accuracy import Grid, Results, Runner, difference, table
+from crosskd_hf.experiments.comparison_options import DenseOptions, DetrOptions
+from crosskd_hf.experiments.presets import preset
 
 GRIDS = sorted((accuracy.ROOT / "benchmarks" / "grids").glob("*.yaml"))
 COLUMNS = "date,commit,hardware,data,seed,run,model,teacher,methods,epochs,map,map_50,map_75,settings,teacher_sha256"
@@ -87,6 +89,16 @@ def test_a_grid_is_read(path: Path) -> None:
     assert found.seeds == [0, 1, 2]
     assert len(found.runs) >= 4
     assert len({tuple(methods) for methods in found.runs.values()}) == len(found.runs)
+
+
+def test_the_examples_of_the_grids_have_no_published_model_without_a_preset() -> None:
+    assert DenseOptions().published_model is None
+    assert DetrOptions().published_model is None
+    options = DetrOptions(
+        preset="crosskd-deformable-detr-r18-from-r50",
+        train_images="a", train_annotations="b", val_images="c", val_annotations="d", teacher="t",
+    )  # fmt: skip
+    assert options.published_model == preset("crosskd-deformable-detr-r18-from-r50").model
 
 
 def test_a_grid_needs_its_baseline(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ class ComparisonOptions(DataOptions):
         return [] if self.data else [name for name in PATHS if getattr(self, name) is None]
 
     @property
+    def published_model(self) -> Model | None:
+        """The student of the preset; None without a preset."""
+        return None if self.preset is None else preset(self.preset).model
+
+    @property
     def image_size(self) -> dict[str, int]:
         """The `size` of an image processor."""
         return {"shortest_edge": self.shortest_edge, "longest_edge": self.longest_edge}
