@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -49,6 +50,14 @@ def _few_objects_to_look_through() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are not forced to the disk, which takes longer than a tiny run; `test_interruption.py` forces them."""
+    checkpoints = sys.modules.get("crosskd_hf.training.checkpoints")
+    if checkpoints is not None:
+        monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
 
 
 @pytest.fixture(autouse=True)

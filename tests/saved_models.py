@@ -1,15 +1,13 @@
 """What a detector has to do after saving, whatever its kind: be the same, also where the package is not installed."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from crosskd_hf.models import DetectionImageProcessor
+from tests import fresh
 from tests.tiny_dense import make_batch
 
 REMOTE = """
@@ -47,9 +45,7 @@ def check_remote_code(model: PreTrainedModel, folder: Path) -> None:
     DetectionImageProcessor().save_pretrained(folder / "model")
     torch.save(pixels, folder / "pixels.pt")
     arguments = [str(folder / name) for name in ("model", "pixels.pt", "logits.pt")]
-    environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
-    command = [sys.executable, "-c", REMOTE, *arguments]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    done = fresh.run(REMOTE, *arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
     with torch.no_grad():
         assert torch.equal(torch.load(folder / "logits.pt"), model(pixels).logits)

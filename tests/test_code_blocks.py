@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from crosskd_hf import cli
+from tests import fresh
 from tests.page_runner import ROOT, SMALL, blocks, commands, elsewhere, run_page
 from tests.tiny_formats import MAKERS
 from tests.tiny_run import make_trainer
@@ -20,11 +19,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def execute(code: str, folder: Path) -> str:
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return process.stdout
+    done = fresh.run(code, folder=folder, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.timeout(400)

@@ -16,6 +16,7 @@ from transformers import DeformableDetrImageProcessor
 from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.models import DetectionImageProcessor
+from tests import fresh
 from tests.fake_hub import FakeHub
 from tests.tiny_run import make_deformable_detr
 
@@ -114,14 +115,12 @@ print("answered")
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_student_answers_in_a_pipeline_of_a_fresh_process(run: tuple[Path, str], hidden: bool) -> None:
+def test_student_answers_in_a_pipeline_of_a_fresh_process(run: tuple[Path, str], hidden: bool, tmp_path: Path) -> None:
     classes = ["circle", "square", "triangle", "star"]
     options = "trust_remote_code=True" if hidden else ""
     code = PIPELINE.format(hidden=hidden, folder=str(run[0] / "distilled"), options=options, classes=classes)
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
-    )
-    assert process.stdout.strip().endswith("answered"), process.stderr[-2000:]
+    done = fresh.run(code, folder=tmp_path)
+    assert done.stdout.strip().endswith("answered"), done.stderr[-2000:]
 
 
 def test_a_pushed_student_answers_by_its_id_without_the_package(
@@ -199,10 +198,11 @@ def test_a_preset_needs_the_data_it_was_published_on(monkeypatch: pytest.MonkeyP
 
 
 def test_a_pair_that_cannot_be_distilled_ends_with_one_line_before_training(tmp_path: Path) -> None:
-    process = example(*SMALL, "--output_dir", str(tmp_path), "--methods", "crosskd:cut=9")
-    assert process.returncode != 0
-    assert process.stderr.splitlines()[-1].startswith("error: crosskd: cut=9")
-    assert "Traceback" not in process.stderr
+    program = fresh.script(ROOT / "examples" / "distill_coco.py")
+    done = fresh.run(program, *SMALL, "--output_dir", str(tmp_path), "--methods", "crosskd:cut=9", folder=ROOT)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("error: crosskd: cut=9")
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "teacher").exists()
 
 

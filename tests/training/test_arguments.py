@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from crosskd_hf.data import DetectionCollator
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.models import FasterRCNNConfig, GFLConfig
-from crosskd_hf.training import arguments, checkpoints, predictions
+from crosskd_hf.training import arguments, predictions
 from crosskd_hf.training.arguments import check_metric, move_teacher
 from crosskd_hf.training.guard import NonFiniteLossError
 from crosskd_hf.training.predictions import KeptPredictions
@@ -33,11 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
     make_data(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
 
 
 def build(folder: Path, tmp_path: Path, **given: Any) -> CrossKDTrainer:

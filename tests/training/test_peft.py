@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, PreTrainedModel
 
-from crosskd_hf.training import checkpoints
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.tiny_run import load_data, losses, make_data, make_pair, settings
 
@@ -28,11 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
     make_data(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
 
 
 def adapted(model: PreTrainedModel, family: str, wrapped: bool, folder: Path) -> Any:

@@ -46,12 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forcing every file to a busy disk takes longer than all these runs; `test_interruption.py` does it."""
-    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda path: None)
-
-
 def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
