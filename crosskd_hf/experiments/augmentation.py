@@ -7,19 +7,20 @@ from typing import Any
 
 from torchvision.transforms import v2
 
+from ..create import ImageSize
 from ..data.transforms import Record, TrainTransform
 
 AUGMENTATIONS = ("colour", "scale", "crop")
 
 
 def training_transform(
-    shortest_edges: Sequence[int] = (), longest_edge: int | None = None, augment: Sequence[str] = ()
+    shortest_edges: Sequence[int] = (), image_size: ImageSize | None = None, augment: Sequence[str] = ()
 ) -> Callable[[Record], Record]:
     """A flip of every second image, and what `augment` names.
 
     Args:
         shortest_edges: Shorter sides in px to draw from; none: the image processor's size.
-        longest_edge: Limit of the longer side in px; None: 1333.
+        image_size: Of new detectors, for its limit of the longer side, in px; None: 1333.
         augment: "colour" changes brightness, contrast, saturation and hue of every second image; "scale" puts every
             second image onto a grey canvas of up to twice its size; "crop" cuts out a part that keeps objects (SSD).
 
@@ -29,7 +30,8 @@ def training_transform(
     unknown = [word for word in augment if word not in AUGMENTATIONS]
     if unknown:
         raise ValueError(f"augment: {', '.join(unknown)} is unknown, choose of {', '.join(AUGMENTATIONS)}.")
-    last = TrainTransform(shortest_edges=shortest_edges, longest_edge=longest_edge or max([1333, *shortest_edges]))
+    limit = max([1333, *shortest_edges]) if image_size is None else image_size.longest_edge
+    last = TrainTransform(shortest_edges=shortest_edges, longest_edge=limit)
     parts: list[Any] = []
     if "colour" in augment:
         parts.append(v2.RandomPhotometricDistort(p=0.5))

@@ -42,7 +42,7 @@ class Words:
         """Read a file of settings, if one comes first."""
         settings: dict[str, Any] = {}
         if words and Path(words[0]).suffix in (".yaml", ".yml", ".json") and not words[0].startswith("-"):
-            settings = read_run_file(words[0], [action.dest for action in parser._actions])
+            settings = read_run_file(words[0], [action.dest for action in parser._actions], parser.prog.split()[-1])
             words = words[1:]
         options = {option: action.dest for action in parser._actions for option in action.option_strings}
         spelt = [word.split("=")[0] for word in words if word.startswith("--")]

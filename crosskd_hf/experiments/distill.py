@@ -6,11 +6,12 @@ print(result.verdict)
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,23 @@ from ..create import Detector, ImageSize, create_detector, is_new
 from ..data.dataset import DetectionCollator, DetectionData
 from ..inference.evaluation import HEAD, ap_row
 from ..inference.loading import load_detector
+from ..sources import near
 from ..text import strict_json
 from ..training.config import CrossKDConfig, option
 from .augmentation import training_transform
 from .command_line import Words, make_parser, parse
 from .comparison import Comparison
-from .recipe import Recipe, in_words, start_of
+from .recipe import Recipe, start_of
 from .report import first_batch, write_report
 from .run_file import NAME, write_run_file
-from .train import RunArguments
+from .train import RunArguments, opening
 
 ONE_SEED = 2.0
 """Standard deviation, in AP points, of the difference of two runs that differ in their seed alone: the median over the
 three-seed rows of docs/results.md is 1.4 for one run, and a difference of two has the square root of two times that."""
 
 BASELINE, DISTILLED, TEACHER = "baseline", "distilled", "teacher"
+_OF_THE_START = ("learning_rate", "backbone_lr", "num_train_epochs", "max_grad_norm")  # what they depend on
 LARGER = "resnet50"  # backbone of a teacher that nobody named
 
 
@@ -75,8 +78,9 @@ class Plan:
         student, teacher: As of `create_detector`; teacher None is a larger one of the student's kind.
         seeds: So many pairs of runs.
         train_teacher: Train a given teacher on the data first: one of other classes gets a head for these.
-        backbone_weights, width, image_size, longest_edge, multi_scale, augment: As of `create_detector` and
-            `training_transform`.
+        backbone_weights, width, image_size, pixel_range, multi_scale, augment: As of `create_detector`, the image
+            processor and `training_transform`.
+        teacher_settings: Settings of the teacher's own training that differ from the students'.
     """
 
     student: str = "gfl:resnet18"
@@ -86,10 +90,18 @@ class Plan:
     backbone_weights: str = "auto"
     width: int = 256
     image_size: ImageSize | None = None
+    pixel_range: Sequence[float] | None = None
     multi_scale: Sequence[int] = ()
     augment: Sequence[str] = ()
+    teacher_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.teacher_settings if name not in CrossKDConfig.__dataclass_fields__]
+        if unknown:
+            hint = near(unknown[0], CrossKDConfig.__dataclass_fields__) or "."
+            raise ValueError(f"teacher_settings has an unknown option {unknown[0]!r}{hint}")
+        if self.teacher_settings and not self.trains_teacher:
+            raise ValueError("teacher_settings has no effect: the teacher is trained already (train_teacher=True).")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds}: at least one run with and without a teacher is needed.")
         if self.teacher is None and not is_new(self.student):
@@ -108,15 +120,25 @@ class Plan:
         """Whether the teacher has to learn first."""
         return self.train_teacher or is_new(self.teacher_source)
 
+    def new_teacher(self, data: DetectionData, seed: int) -> Detector | None:
+        """The teacher as it is before it learns on `data`; None if it is trained already."""
+        if not self.trains_teacher:
+            return None
+        set_seed(seed)
+        return self.detector(self.teacher_source, data)
+
     def detector(self, source: str, data: DetectionData) -> Detector:
         """A model that is to be trained on `data`."""
-        return create_detector(
+        made = create_detector(
             source,
             data,
             backbone_weights=self.backbone_weights,
             width=self.width,
             image_size=self.image_size,
         )
+        if self.pixel_range is not None:
+            made.processor.pixel_range = list(self.pixel_range)
+        return made
 
 
 def distill(
@@ -130,7 +152,9 @@ def distill(
     backbone_weights: str = "auto",
     width: int = 256,
     image_size: ImageSize | None = None,
+    pixel_range: Sequence[float] | None = None,
     augment: Sequence[str] = (),
+    teacher_settings: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Distillation:
     """Train a student with and without a teacher, alike in everything else, and say whether the teacher helped.
@@ -139,21 +163,27 @@ def distill(
     was trained here), `out/baseline` and `out/distilled`; `out/results.json` has the table and the verdict.
 
     Args:
-        data: What `load_detection_dataset` reads or returns, or (training, validation) of `load_coco`.
+        data: What `load_detection_dataset` reads, a path or several, or returns; or (training, validation) of
+            `load_coco`.
         student, teacher: New ones as "gfl:resnet18", folders, or ids of the Hub. A new teacher is trained first;
             without one, that is the student's architecture on a ResNet-50.
         out: Folder to write.
         seeds: Pairs of runs; from two on the verdict has an interval.
         train_teacher: Train a given teacher on the data first; one of other classes gets a head for these.
         backbone_weights, width, image_size: Of new ones, as of `create_detector`.
+        pixel_range: Lowest and highest value of 16-bit or float pixels, which `check-data` tells.
         augment: Of "colour", "scale" and "crop".
+        teacher_settings: Of the teacher's own training, where they differ: `{"num_train_epochs": 50}`.
         settings: Of `CrossKDConfig`; what is not given fits the data (`docs/defaults.md`).
 
     Raises:
         DataError: The data is faulty. ValueError: The pair can't be distilled, or the teacher finds nothing.
     """
     train, val = _splits(data)
-    plan = Plan(student, teacher, seeds, train_teacher, backbone_weights, width, image_size, (), augment)
+    plan = Plan(
+        student, teacher, seeds, train_teacher, backbone_weights, width, image_size, pixel_range,
+        augment=augment, teacher_settings=teacher_settings or {},
+    )  # fmt: skip
     return run_plan(plan, train, val, {"output_dir": os.fspath(out)} | settings)
 
 
@@ -167,10 +197,7 @@ def distill_from_words(words: Sequence[str]) -> Distillation:
         raise ValueError("distill compares on validation data: give --val_annotations and --val_images, or --data.")
     settings = {name: getattr(config, name) for name in given.names if hasattr(config, name)}
     settings = {"output_dir": "run", "report_to": "none"} | settings
-    result = run_plan(options.plan(), train, val, settings)
-    if config.process_index == 0:
-        write_run_file(result.folder, options, settings, "distill")
-    return result
+    return run_plan(options.plan(), train, val, settings, options)
 
 
 @dataclass
@@ -180,6 +207,9 @@ class DistillArguments(RunArguments):
     seeds: int = option(1, "Pairs of runs, with and without a teacher; from two on the verdict has an interval.")
     train_teacher: bool = option(
         False, "Train a given teacher on the data first; one of other classes gets a head for these."
+    )
+    teacher_settings: list[str] = option(
+        [], "Settings of the teacher's own training that differ from the students', as NAME=VALUE."
     )
 
     def plan(self) -> Plan:
@@ -192,13 +222,15 @@ class DistillArguments(RunArguments):
             self.backbone_weights,
             self.width,
             self.image_size,
+            self.pixel_range,
             self.multi_scale,
             self.augment,
+            dict(map(_setting, self.teacher_settings)),
         )
 
 
 def _splits(data: Any) -> tuple[DetectionData, DetectionData]:
-    if isinstance(data, str | os.PathLike):
+    if isinstance(data, str | os.PathLike) or all(isinstance(part, str | os.PathLike) for part in data):
         from ..data.loading import load_detection_dataset
 
         data = load_detection_dataset(data)
@@ -206,20 +238,32 @@ def _splits(data: Any) -> tuple[DetectionData, DetectionData]:
     return train, val
 
 
-def run_plan(plan: Plan, train: DetectionData, val: DetectionData, given: Mapping[str, Any]) -> Distillation:
-    """As of :func:`distill`, with settings in a dict."""
+def run_plan(
+    plan: Plan,
+    train: DetectionData,
+    val: DetectionData,
+    given: Mapping[str, Any],
+    options: DistillArguments | None = None,
+) -> Distillation:
+    """As of :func:`distill`, with settings in a dict; `options` go into `run.yaml`."""
     set_seed(int(given.get("seed", 42)))
     student = plan.detector(plan.student, train)
     train, val = train.for_model(student.model.config), val.for_model(student.model.config)
     args = _settings(plan.student, student.model, len(train.dataset), given)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    transform = training_transform(plan.multi_scale, None, plan.augment)
+    transform = training_transform(plan.multi_scale, plan.image_size, plan.augment)
     comparison = Comparison(train, val, student.processor, args, transform)
     if args.process_index == 0:
         first_batch(folder / "first_batch.png", DetectionCollator(student.processor, transform), train)
-        tqdm.write(in_words(args, len(train.dataset), student.processor.size, start_of(plan.student, student.model)))
-    teacher, processor = _teacher(plan, comparison, given, student)
+        for line in opening(train, val, args, student.processor.size, start_of(plan.student, student.model)):
+            tqdm.write(line)
+    new = plan.new_teacher(train, args.seed)
+    changes = {} if new is None else _changes(plan, new.model, len(train.dataset), given)
+    if options is not None and args.process_index == 0:
+        own = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
+        write_run_file(folder, replace(options, teacher_settings=own), args, "distill")
+    teacher, processor = _teacher(plan, comparison, student, new, changes)
     gains, models = [], {TEACHER: Detector(teacher, processor)}
     for number in range(plan.seeds):
         suffix = f"-{args.seed + number}" if plan.seeds > 1 else ""
@@ -241,15 +285,13 @@ def _settings(source: str, model: PreTrainedModel, images: int, given: Mapping[s
 
 
 def _teacher(
-    plan: Plan, comparison: Comparison, given: Mapping[str, Any], student: Detector
+    plan: Plan, comparison: Comparison, student: Detector, new: Detector | None, changes: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """The teacher, trained here if it has to be; its AP is in the results."""
-    if plan.trains_teacher:
-        set_seed(comparison.args.seed)
-        model, processor = plan.detector(plan.teacher_source, comparison.train)
+    if new is not None:
+        model, processor = new
         comparison.check(student.model, model, student.processor, processor)
-        own = _changes(plan.teacher_source, model, len(comparison.train.dataset), given)
-        model = comparison.run(TEACHER, model, processor=processor, **own)
+        model = comparison.run(TEACHER, model, processor=processor, **changes)
     else:
         model, processor = load_detector(plan.teacher_source)
         comparison.check(student.model, model, student.processor, processor)
@@ -264,11 +306,22 @@ def _teacher(
     return model, processor
 
 
-def _changes(source: str, model: PreTrainedModel, images: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(plan: Plan, model: PreTrainedModel, images: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a teacher's run that differ from the student's: it may start from other weights."""
-    recipe = Recipe(images, start_of(source, model), model.config)
-    names = ("learning_rate", "backbone_lr", "num_train_epochs", "max_grad_norm")
-    return {name: value for name, value in recipe.settings(set(given), **given).items() if name in names}
+    recipe = Recipe(images, start_of(plan.teacher_source, model), model.config)
+    chosen = {"backbone_lr": None} | recipe.settings(set(given), **given)
+    own = {name: chosen[name] for name in _OF_THE_START if name in chosen and name not in given}
+    return own | dict(plan.teacher_settings)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A setting from the command line, as of YAML, which takes 1e-4 for a text."""
+    name, _, value = text.partition("=")
+    read = yaml.safe_load(value)
+    try:
+        return name, float(read) if isinstance(read, str) else read
+    except ValueError:
+        return name, read
 
 
 def _ap_of_teacher(comparison: Comparison) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from .presets import CAFFE, Preset, preset
+from .run_file import commit_of
 
 IOUS = (50, 60, 70, 80, 90)  # percent, of `Preset.ap_by_iou`
 
@@ -101,7 +101,7 @@ def record(path: Path, experiment: Preset, metrics: Mapping[str, float], args: T
     """
     row: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(path.parent),
+        "commit": commit_of(path.parent),
         "hardware": f"{args.world_size} x {_hardware()}",
         "data": experiment.training.data,
         "seed": args.seed,
@@ -122,14 +122,6 @@ def record(path: Path, experiment: Preset, metrics: Mapping[str, float], args: T
         if new:
             writer.writeheader()
         writer.writerow(row)
-
-
-def _commit(folder: Path) -> str:
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _hardware() -> str:

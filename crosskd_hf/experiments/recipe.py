@@ -49,6 +49,12 @@ _TRANSFORMER = {
     Start.DETECTOR: _Numbers(1e-4, 0.1, 600, (12, 50)),
 }
 
+CHOSEN = (
+    "per_device_train_batch_size", "num_train_epochs", "learning_rate", "backbone_lr", "lr_scheduler_type",
+    "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay", "logging_steps", "save_strategy", "save_total_limit",
+    "report_to", "eval_strategy", "load_best_model_at_end",
+)  # fmt: skip
+"""Settings that the recipe may choose."""
 OF_THE_OPTIMISER = (
     "learning_rate", "backbone_lr", "optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
 )  # fmt: skip

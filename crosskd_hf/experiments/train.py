@@ -128,7 +128,7 @@ def train(run: RunArguments, args: CrossKDConfig, prepared: Prepared | None = No
         eval_dataset=val,
         processing_class=prepared.processor,
         teacher_model=run.teacher,
-        train_transform=training_transform(run.multi_scale, run.longest_edge, run.augment),
+        train_transform=training_transform(run.multi_scale, run.image_size, run.augment),
     )
     tell_readably(trainer)
     if args.should_save:
@@ -163,7 +163,8 @@ def train_from_words(words: Sequence[str]) -> tuple[dict[str, float], CrossKDCon
     parser.set_defaults(**{name: value for name, value in defaults.items() if name not in given.names})
     run, config = parse(parser, given)
     if config.process_index == 0:
-        for line in opening(prepared, config):
+        told = prepared.data, prepared.val, config, prepared.processor.size, prepared.start
+        for line in opening(*told):
             tqdm.write(line)
     metrics = train(run, config, prepared)
     if prepared.val is not None and config.process_index == 0:
@@ -172,10 +173,16 @@ def train_from_words(words: Sequence[str]) -> tuple[dict[str, float], CrossKDCon
     return metrics, config
 
 
-def opening(prepared: Prepared, config: CrossKDConfig) -> list[str]:
-    """What a run tells before its first update: what is wrong with the data, and the settings in one line."""
-    reports = [prepared.data.report, *([] if prepared.val is None else [prepared.val.report])]
+def opening(
+    data: DetectionData, val: DetectionData | None, config: CrossKDConfig, size: Any, start: Start
+) -> list[str]:
+    """What a run tells before its first update: what is wrong with the data, and the settings in one line.
+
+    Args:
+        data, val: What is trained on and evaluated.
+        config, size, start: As of `in_words`.
+    """
+    reports = [data.report, *([] if val is None else [val.report])]
     found = [finding for report in reports for finding in report.findings if finding.severity == "warning"]
     told = [f"warning: {one_line(finding.describe(1), 300)}" for finding in found]
-    size = prepared.processor.size
-    return [*told, in_words(config, len(prepared.data.dataset), size, prepared.start)]
+    return [*told, in_words(config, len(data.dataset), size, start)]
