@@ -123,9 +123,13 @@ class JudgedBoxes:
 
         Read as sides, corners often leave the image. Where they don't, as of small objects in the upper left, areas
         that fit corners tell, or that a box is the wider the farther it lies to the right, and the higher the lower it
-        lies. Of sides it is the other way round: big objects begin near the edge.
+        lies. Of sides it is the other way round: big objects begin near the edge. Boxes that begin in the corner of
+        their image, as those of whole images do, are the same in both ways.
         """
-        boxes, limits = self.table.boxes[self.keep], self.limits[self.keep]
+        keep = self.keep[self.table.boxes[self.keep, :2].any(1)]
+        boxes, limits = self.table.boxes[keep], self.limits[keep]
+        if not len(boxes):
+            return None
         beyond = np.asarray((boxes[:, :2] + boxes[:, 2:] > limits + 1).any(1))
         like_corners = np.asarray((boxes[:, 2:] >= boxes[:, :2]).all(1))
         if len(boxes) < _MANY:
@@ -134,7 +138,7 @@ class JudgedBoxes:
             return "error"
         if like_corners.mean() < _NEARLY_ALL:
             return None
-        areas = self.table.areas[self.keep]
+        areas = self.table.areas[keep]
         if _share_near(areas, (boxes[:, 2:] - boxes[:, :2]).prod(1)) > 0.5:
             return "error"
         least = min(_correlation(*(boxes[:, [axis, axis + 2]] / limits[:, [axis]]).T) for axis in (0, 1))

@@ -515,6 +515,10 @@ class TestShares:
         assert self.kinds([*corners, *others])["corner-boxes"] == "error"
         assert "corner-boxes" not in self.kinds([*sides_of(corners), *others])
 
+    def test_boxes_of_whole_images_are_no_corners(self):
+        """As of data sets that once were for classification; both ways of writing them are the same."""
+        assert "corner-boxes" not in self.kinds([[0, 0, 590, 400]] * 50)
+
     @pytest.mark.parametrize(("most", "reach"), [(100, (100, 100)), (60, (150, 120)), (20, (300, 220))])
     def test_corners_in_the_upper_left_leave_no_image(self, most, reach):
         corners = scattered(95, 10, most, reach)

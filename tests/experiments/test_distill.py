@@ -127,7 +127,7 @@ def test_the_teacher_is_evaluated_before_a_student_learns(
 def test_a_comparison_again_from_its_file(
     taught: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From another folder, as JSON: the same AP, the same weights. A setting that is the Trainer's default stays too."""
+    """From another folder, as JSON: the same AP, the same weights. Given defaults stay too."""
     teacher, data = taught
     monkeypatch.chdir(data.parent)
     words = ["--data", data.name, "--student", "gfl:test_efficientnet_gn", "--teacher", teacher.name, "--width", "16"]
