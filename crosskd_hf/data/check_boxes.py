@@ -126,7 +126,7 @@ class JudgedBoxes:
         lies. Of sides it is the other way round: big objects begin near the edge. Boxes that begin in the corner of
         their image, as those of whole images do, are the same in both ways.
         """
-        keep = self.keep[self.table.boxes[self.keep, :2].any(1)]
+        keep = self.keep & self.table.boxes[:, :2].any(1)
         boxes, limits = self.table.boxes[keep], self.limits[keep]
         if not len(boxes):
             return None
