@@ -20,8 +20,8 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     if pixel_mask is None:
         height, width = pixel_values.shape[-2:]
         return row_of((height, width), pixel_values.new_empty((), dtype=torch.float32)).expand(len(pixel_values), -1)
-    mask = pixel_mask.float()
-    return torch.stack([mask.amax(2).sum(1), mask.amax(1).sum(1)], -1)
+    edges = pixel_mask[:, :, 0], pixel_mask[:, 0, :]  # every image begins in the corner
+    return torch.stack([edge.sum(1, dtype=torch.float32) for edge in edges], -1)
 
 
 def row_of(numbers: Sequence[float], like: Tensor) -> Tensor:
@@ -58,11 +58,23 @@ def aligned_iou(boxes: Tensor, targets: Tensor, generalized: bool = False, eps: 
     Returns:
         (...) in [0, 1], or in [-1, 1] if `generalized`.
     """
+    iou, union = _iou_and_union(boxes, targets, eps)
+    return _generalized(iou, union, boxes, targets, eps) if generalized else iou
+
+
+def both_ious(boxes: Tensor, targets: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """IoU and generalized IoU of each box with its own target, as of :func:`aligned_iou`, for little more than one."""
+    iou, union = _iou_and_union(boxes, targets, eps)
+    return iou, _generalized(iou, union, boxes, targets, eps)
+
+
+def _iou_and_union(boxes: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     overlap = area_of_intersection(boxes, targets)
     union = (area(boxes) + area(targets) - overlap).clamp(min=eps)
-    iou = overlap / union
-    if not generalized:
-        return iou
+    return overlap / union, union
+
+
+def _generalized(iou: Tensor, union: Tensor, boxes: Tensor, targets: Tensor, eps: float) -> Tensor:
     corner = torch.minimum(boxes[..., :2], targets[..., :2])
     extent = (torch.maximum(boxes[..., 2:], targets[..., 2:]) - corner).clamp(min=0)
     enclosing = (extent[..., 0] * extent[..., 1]).clamp(min=eps)

@@ -240,8 +240,9 @@ class DenseDetectorOutput(DetectorOutput):
         centerness: (B, N) logits, where the detector has them.
         level_lengths: (B, L) number of rows of each level.
         taps: Features of the head at the cut, on request.
-        predictions, boxes, priors, targets, assignment: With the taps, raw rows, their boxes (B, N, 4) in xyxy pixels,
-            and what they were trained on.
+        predictions, boxes, priors: With the taps, raw rows, their boxes (B, N, 4) in xyxy pixels, if they were needed,
+            and their priors.
+        targets, valid, assignment: With taps and labels, what the rows were trained on.
     """
 
     centerness: Tensor | None = None
@@ -251,6 +252,7 @@ class DenseDetectorOutput(DetectorOutput):
     boxes: Tensor | None = None
     priors: Priors | None = None
     targets: Targets | None = None
+    valid: Tensor | None = None
     assignment: Assignment | None = None
 
 
@@ -284,6 +286,8 @@ class DenseDetector(PyramidDetector):
         labels: list[dict[str, Tensor]] | None = None,
         cut: int | None = None,
         output_features: bool = False,
+        output_boxes: bool = True,
+        output_loss: bool = True,
     ) -> DenseDetectorOutput:
         """Detect objects.
 
@@ -293,6 +297,9 @@ class DenseDetector(PyramidDetector):
             labels: Per image `class_labels` (n,) and `boxes` (n, 4), cxcywh relative to the unpadded image.
             cut: Also return the head's features at this cut and everything that belongs to them.
             output_features: Also return the pyramid.
+            output_boxes: Return `pred_boxes`. False saves what only detections need.
+            output_loss: With labels, return `loss` and `loss_dict`. False, for a caller that divides `loss_parts`
+                itself, saves the division and, of several processes, an all-reduce.
 
         Raises:
             ValueError: `cut` out of range, or class labels outside the model's classes.
@@ -301,21 +308,22 @@ class DenseDetector(PyramidDetector):
         taps = self.head.tap(features, cut or 0)
         predictions = self.head.finish(taps, cut or 0)
         priors = self.head.priors([(f.shape[-2], f.shape[-1]) for f in features], pixel_values.device)
-        boxes = self.head.decode(predictions.regression, priors)
         sizes = image_sizes(pixel_values, pixel_mask)
+        needed = output_boxes or labels is not None
+        boxes = self.head.decode(predictions.regression, priors) if needed else None
         output = DenseDetectorOutput(
             logits=predictions.logits,
-            pred_boxes=to_relative(boxes, sizes),
+            pred_boxes=to_relative(boxes, sizes) if output_boxes and boxes is not None else None,
             centerness=predictions.centerness,
-            level_lengths=None if priors.lengths is None else priors.lengths.expand(len(boxes), -1),
+            level_lengths=None if priors.lengths is None else priors.lengths.expand(len(sizes), -1),
             features=features if output_features else None,
         )
-        if labels is not None:
-            targets = Targets.from_labels(labels, sizes)
-            assignment = self.head.assign(priors, valid_priors(self.config, priors, sizes), targets, predictions, boxes)
-            output.set_loss(self.head.loss(predictions, boxes, priors, assignment))
+        if labels is not None and boxes is not None:
+            targets, valid = Targets.from_labels(labels, sizes), valid_priors(self.config, priors, sizes)
+            assignment = self.head.assign(priors, valid, targets, predictions, boxes)
+            output.set_loss(self.head.loss(predictions, boxes, priors, assignment), output_loss)
         if cut is not None:
             output["taps"], output["predictions"], output["boxes"], output["priors"] = taps, predictions, boxes, priors
             if labels is not None:
-                output["targets"], output["assignment"] = targets, assignment
+                output["targets"], output["valid"], output["assignment"] = targets, valid, assignment
         return output

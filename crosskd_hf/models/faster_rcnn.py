@@ -141,6 +141,7 @@ class FasterRCNNForObjectDetection(PyramidDetector):
         pixel_mask: Tensor | None = None,
         labels: list[dict[str, Tensor]] | None = None,
         output_features: bool = False,
+        output_loss: bool = True,
     ) -> FasterRCNNOutput:
         """Detect objects.
 
@@ -149,6 +150,8 @@ class FasterRCNNForObjectDetection(PyramidDetector):
             pixel_mask: (B, H, W), 1 inside each image, 0 in its padding. Default: no padding.
             labels: Per image `class_labels` (n,) and `boxes` (n, 4), cxcywh relative to the unpadded image.
             output_features: Also return the pyramid and, with labels, the sampled regions and their predictions.
+            output_loss: With labels, return `loss` and `loss_dict`; False leaves the division of `loss_parts` to the
+                caller.
         """
         sizes = image_sizes(pixel_values, pixel_mask)
         features = self.pyramid(pixel_values)
@@ -159,7 +162,7 @@ class FasterRCNNForObjectDetection(PyramidDetector):
             rois = self.sample(proposed, anchors, sizes, targets)
             predictions = self.roi_head(features, rois.boxes)
             parts = self.rpn.loss(proposed, anchors, valid_priors(self.config, anchors, sizes), targets)
-            output.set_loss(parts | self.roi_head.loss(predictions, rois))
+            output.set_loss(parts | self.roi_head.loss(predictions, rois), output_loss)
             if output_features:
                 output["rois"], output["predictions"] = rois, predictions
         if labels is None or not self.training:

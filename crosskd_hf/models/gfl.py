@@ -1,13 +1,12 @@
 """Generalized Focal Loss detector (GFL, NeurIPS 2020)."""
 
-from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
 from .assigners import Assignment, Priors
 from .box_coders import DistributionCoder
-from .boxes import aligned_iou, complete_iou
+from .boxes import both_ious, complete_iou
 from .dense import DenseDetector, Predictions
 from .losses import LossPart, distribution_focal, quality_focal
 from .square_anchors import SquareAnchorConfig, SquareAnchorHead
@@ -49,20 +48,22 @@ class GFLHead(SquareAnchorHead):
         """Quality focal, GIoU (or CIoU) and distribution focal loss (GFL, eq. 5 and 6); see :meth:`DenseHead.loss`."""
         weights, beta = self.weights, self.config.quality_focal_beta
         positive = assignment.positive.float()
-        quality = aligned_iou(boxes.detach(), assignment.boxes) * positive
+        iou, giou = both_ious(boxes, assignment.boxes)
+        quality = iou.detach() * positive
         target = assignment.class_scores(quality, self.num_labels)
         cls = (quality_focal(predictions.logits, target, beta).sum(-1) * assignment.weight).sum()
 
         # Each positive counts by how sure the classifier is of it (GFL's official code; not in the paper).
         confidence = predictions.logits.detach().sigmoid().amax(-1) * positive
-        overlap = complete_iou if self.config.box_loss == "ciou" else partial(aligned_iou, generalized=True)
-        distance = (1 - overlap(boxes, assignment.boxes)) * confidence
+        overlap = complete_iou(boxes, assignment.boxes) if self.config.box_loss == "ciou" else giou
+        distance = (1 - overlap) * confidence
         distances = self.coder.encode(assignment.boxes, priors)
         dfl = distribution_focal(self.coder.sides(predictions.regression), distances).mean(-1) * confidence
+        total = confidence.sum()
         return {
             "loss_cls": LossPart(weights["loss_cls"] * cls, assignment.count_positives()),
-            "loss_bbox": LossPart(weights["loss_bbox"] * distance.sum(), confidence.sum()),
-            "loss_dfl": LossPart(weights["loss_dfl"] * dfl.sum(), confidence.sum()),
+            "loss_bbox": LossPart(weights["loss_bbox"] * distance.sum(), total),
+            "loss_dfl": LossPart(weights["loss_dfl"] * dfl.sum(), total),
         }
 
 

@@ -136,9 +136,12 @@ class DetectorOutput(ModelOutput):
     features: list[Tensor] | None = None
     loss_parts: dict[str, LossPart] | None = None
 
-    def set_loss(self, parts: dict[str, LossPart]) -> None:
-        """Fill in `loss_parts`, `loss_dict` and `loss`; see :class:`LossPart`."""
-        self["loss_parts"], self["loss_dict"] = parts, divide(parts)
+    def set_loss(self, parts: dict[str, LossPart], divided: bool) -> None:
+        """Fill in `loss_parts` and, if they shall be `divided`, `loss_dict` and `loss`; see :class:`LossPart`."""
+        self["loss_parts"] = parts
+        if not divided:
+            return
+        self["loss_dict"] = divide(parts)
         self["loss"] = torch.stack(list(self["loss_dict"].values())).sum()
         for name in ("loss_dict", "loss"):  # in the order of the fields, as code that counts outputs expects
             self.move_to_end(name, last=False)

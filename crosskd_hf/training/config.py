@@ -243,6 +243,7 @@ class CrossKDConfig(TrainingArguments):
         given: TrainingArguments = self
         chosen = Speed(given.bf16, fast=True).on(torch.device("cpu" if given.use_cpu else device), given.fp16)
         self.bf16, self.channels_last = chosen.bf16, chosen.channels_last
+        self.use_cpu = given.use_cpu or device == "cpu"  # without it `TrainingArguments` refuses bf16 where no GPU is
 
     def _is_none(self, name: str) -> bool:
         return getattr(self, name) is None

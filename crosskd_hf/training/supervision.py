@@ -51,14 +51,14 @@ def supervised_parts(model: PreTrainedModel, outputs: ModelOutput, inputs: Mappi
     Raises:
         TypeError: There is no loss in the outputs.
     """
+    parts = outputs.get("loss_parts") if isinstance(outputs, Mapping) else None
+    if parts is not None:
+        return dict(parts)
     if not isinstance(outputs, Mapping) or "loss" not in outputs:
         raise TypeError(
             f"{type(model).__name__} returned {'no loss' if isinstance(outputs, Mapping) else 'a tuple'}: its forward "
             "must return a ModelOutput with loss, logits and pred_boxes when it is given labels."
         )
-    parts = outputs.get("loss_parts")
-    if parts is not None:
-        return dict(parts)
     if detr_loss.is_taken_over(model):
         return outputs["loss_dict"] | detr_loss.proposal_parts(model, outputs, inputs["labels"])
     loss = outputs["loss"]

@@ -297,7 +297,10 @@ class CrossKDTrainer(CheckpointingTrainer):
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[Any, dict[str, LossPart], dict[str, LossPart]]:
         """Outputs of the student, the parts of its own loss, and those of the distillation."""
-        outputs = model(**inputs, **({} if self.distiller is None else self.distiller.student_request))
+        request = {} if self.distiller is None else self.distiller.student_request
+        if self._loss_func is None and arguments.takes(self.student, "output_loss"):
+            request = request | {"output_loss": False}  # the parts are divided once, in `compute_loss`
+        outputs = model(**inputs, **request)
         if not self._head_checked:
             check_head(self.student, outputs, self.processing_class)
             self._head_checked = True

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.step_kernels import KernelCount, count_step, main
+from benchmarks.step_kernels import KernelCount, build, count_step, main
 from crosskd_hf.distillation import METHODS, Distiller
 from crosskd_hf.models.assigners import SizeCache
 from tests.tiny_dense import KINDS, make_batch, make_detector
@@ -30,6 +30,12 @@ def test_a_dense_step_neither_asks_for_a_value_nor_copies_from_the_host(kind: st
     counts = count_step(make_detector(kind), make_detector(kind, 1), fitting(kind), "cuda", 64, 96)
     assert counts["distillation"].kernels
     assert {name: count.copies for name, count in counts.items() if count.copies} == {}
+
+
+def test_a_gfl_step_launches_few_kernels() -> None:
+    """1,659 of a ResNet-18 that learns from a ResNet-50; nothing of it depends on the size of the images."""
+    counts = count_step(build("gfl:resnet18"), build("gfl:resnet50"), ["crosskd"], "cpu", 128, 128)
+    assert sum(sum(count.kernels.values()) for count in counts.values()) <= 1700
 
 
 def test_a_backward_pass_asks_for_no_value() -> None:

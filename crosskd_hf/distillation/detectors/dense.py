@@ -1,6 +1,7 @@
 """Dense detectors on a pyramid: GFL, RetinaNet, FCOS, ATSS and every other child of `DenseDetector`."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,6 +81,8 @@ class DenseView(SplitHead, ComparableHead):
         arguments: dict[str, Any] = {"output_features": features}
         if needs - {"features"}:
             arguments["cut"] = cuts[0].index if cuts else 0
+        if self.role == "teacher":  # whose boxes are nobody's detections
+            arguments["output_boxes"] = False
         return arguments
 
     def read(self, outputs: DenseDetectorOutput, batch: Batch) -> Pass:
@@ -96,7 +99,7 @@ class DenseView(SplitHead, ComparableHead):
         found.predictions = [Prediction(*outputs.predictions)]
         found.decode = lambda regression: head.decode(regression, priors)
         found.priors, found.head = priors, self._taps(outputs)
-        found.valid = valid_priors(self.model.config, priors, batch.sizes)
+        found.valid = self._valid(outputs, priors, batch)
         found.rows = rows_of_levels(self.all_strides, priors)
         if self.cuts or "assignment" in self.needs:
             found.assignment = self._assignment(outputs, priors, found.valid, batch)
@@ -110,6 +113,13 @@ class DenseView(SplitHead, ComparableHead):
             taps[cut] = outputs.taps if taken else self.head.tap(outputs.features or [], cut.index, cut.hold == "post")
         return taps  # type: ignore[return-value]
 
+    def _valid(self, outputs: DenseDetectorOutput, priors: Priors, batch: Batch) -> Tensor:
+        """Priors that are trained on: those of the student's loss, or the same again where cells lie alike."""
+        known = outputs.valid
+        make = (lambda: valid_priors(self.model.config, priors, batch.sizes)) if known is None else (lambda: known)
+        key = "valid", self.head.grid, self.head.priors_per_location, self.model.config.size_divisor
+        return batch.once(key, make)
+
     def _assignment(self, outputs: DenseDetectorOutput, priors: Priors, valid: Tensor, batch: Batch) -> Assignment:
         """What the priors are trained on: that of the student's loss, or the same again where both assign alike."""
         head, rule = self.head, (self.head.assignment_rule, self.model.config.size_divisor)
@@ -117,10 +127,10 @@ class DenseView(SplitHead, ComparableHead):
             return batch.once(rule, lambda: outputs.assignment)  # type: ignore[return-value]
         if not batch.labels:
             raise ValueError("The batch has no labels, which the distillation of predictions needs.")
-        rows, boxes = outputs.predictions, outputs.boxes
+        rows = outputs.predictions
         assert rows is not None
-        assert boxes is not None
-        return batch.once(rule, lambda: head.assign(priors, valid, batch.targets, rows, boxes))
+        boxes = partial(head.decode, rows.regression, priors)
+        return batch.once(rule, lambda: head.assign(priors, valid, batch.targets, rows, boxes()))
 
     # ---- The head in two halves ----
 
