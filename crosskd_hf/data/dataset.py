@@ -26,6 +26,7 @@ from ..models.pixels import PixelRange
 from .categories import CategoryMap, match_categories
 from .check_images import check_files
 from .class_names import are_reordered, class_names, demand_same, match_names
+from .compact import CompactPixels, is_compactable, stacked
 from .framed_image import FramedImage
 from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
@@ -231,6 +232,9 @@ class DetectionCollator:
             `finish_record` tells what it may return. The processor resizes what leaves it, unless a `TrainTransform`
             with `shortest_edges` or a `KeepSize` in it says that the size is final.
         num_classes: K of the model that learns from the labels; None: they are not checked.
+        compact: batches of uint8 pixels and a bool mask, a fifth of the bytes and less than half of the time. A
+            `Normalizer` makes of them, on the device, what the processor would have made; a processor of which that
+            isn't true goes on making floats.
     """
 
     def __init__(
@@ -238,6 +242,7 @@ class DetectionCollator:
         image_processor: BaseImageProcessor,
         transform: Callable[[Record], Record] | None = None,
         num_classes: int | None = None,
+        compact: bool = False,
     ):
         undone = undone_resizes(transform)
         if undone and getattr(image_processor, "do_resize", True):
@@ -250,9 +255,10 @@ class DetectionCollator:
         self.image_processor = image_processor
         self.transform = transform
         self.num_classes = num_classes
+        self.pixels = CompactPixels(image_processor) if compact and is_compactable(image_processor) else None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) int64 with 1 for image, and `labels`.
+        """Return `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) int64 or bool with 1 for image, and `labels`.
 
         `labels[i]`: `class_labels` (n,) int64, `boxes` (n, 4) cxcywh in [0, 1] of the unpadded image, `area` (n,) px of
         the resized image, `iscrowd` (n,) zeros, `image_id` (1,), `orig_size` (2,) height and width of the example.
@@ -262,20 +268,30 @@ class DetectionCollator:
             ValueError: a label is none of `num_classes`; the message names its image.
         """
         records = [self._record(example) for example in examples]
-        sizes = [record["image"].shape[-2:] for record in records]
-        options = {"do_resize": False} if _are_resized(records) else {}
         images = [record["image"].as_subclass(Tensor) for record in records]
+        options = {"do_resize": False} if _are_resized(records) else {}
+        batch = (
+            self._normalised(images, options) if self.pixels is None else self._compact(self.pixels, images, options)
+        )
+        areas = batch.pop("areas")
+        labels = [_labels(*row) for row in zip(records, examples, areas, strict=True)]
+        if self.num_classes is not None:
+            demand_classes(labels, self.num_classes)
+        for label, canvas in zip(labels, batch.pop("canvases", ()), strict=False):
+            label["canvas"] = torch.tensor(canvas)
+        return {**batch, "labels": labels}
+
+    def _normalised(self, images: list[Tensor], options: dict[str, bool]) -> dict[str, Any]:
         batch = self.image_processor(images=images, return_tensors="pt", **options)
         mask = batch.get("pixel_mask")
         if mask is None:  # processors that stretch every image to one size
             mask = torch.ones_like(batch["pixel_values"][:, 0], dtype=torch.int64)
-        labels = [
-            _labels(record, example, int(valid.sum()) / (height * width))
-            for record, example, valid, (height, width) in zip(records, examples, mask, sizes, strict=True)
-        ]
-        if self.num_classes is not None:
-            demand_classes(labels, self.num_classes)
-        return {"pixel_values": batch["pixel_values"], "pixel_mask": mask, "labels": labels}
+        return {"pixel_values": batch["pixel_values"], "pixel_mask": mask, "areas": mask.sum((1, 2)).tolist()}
+
+    def _compact(self, pixels: CompactPixels, images: list[Tensor], options: dict[str, bool]) -> dict[str, Any]:
+        images = pixels.resized(images, **options)
+        values, mask = stacked(images, pixels.canvas(images))
+        return {"pixel_values": values, "pixel_mask": mask, "areas": [image[0].numel() for image in images]}
 
     def _record(self, example: Mapping[str, Any]) -> Record:
         record = make_record(example, getattr(self.image_processor, "pixel_range", None))
@@ -292,6 +308,8 @@ class EvaluationCollator(DetectionCollator):
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """As of `DetectionCollator`, with `canvas` in every label."""
+        if self.pixels is not None:
+            return super().__call__(examples)
         alone = [super(EvaluationCollator, self).__call__([example]) for example in examples]
         canvases = [batch["pixel_values"].shape[-2:] for batch in alone]
         whole = [max(edges) for edges in zip(*canvases, strict=True)]
@@ -303,6 +321,14 @@ class EvaluationCollator(DetectionCollator):
             mask[row, :height, :width] = batch["pixel_mask"][0]
             batch["labels"][0]["canvas"] = torch.tensor([height, width])
         return {"pixel_values": values, "pixel_mask": mask, "labels": [batch["labels"][0] for batch in alone]}
+
+    def _compact(self, pixels: CompactPixels, images: list[Tensor], options: dict[str, bool]) -> dict[str, Any]:
+        images = pixels.resized(images, **options)
+        canvases = [pixels.canvas([image]) for image in images]
+        height, width = (max(edges) for edges in zip(*canvases, strict=True))
+        values, mask = stacked(images, (height, width))
+        areas = [image[0].numel() for image in images]
+        return {"pixel_values": values, "pixel_mask": mask, "areas": areas, "canvases": canvases}
 
 
 def _are_resized(records: Sequence[Record]) -> bool:
@@ -344,14 +370,14 @@ def make_record(example: Mapping[str, Any], pixel_range: PixelRange = None) -> R
     )
 
 
-def _labels(record: Record, example: Mapping[str, Any], scale: float) -> dict[str, Tensor]:
-    """A record's objects as labels; `scale` is the processor's change of area."""
+def _labels(record: Record, example: Mapping[str, Any], pixels: int) -> dict[str, Tensor]:
+    """A record's objects as labels; `pixels` has the image that the model sees."""
     height, width = record["image"].shape[-2:]
     boxes = box_convert(record["boxes"].as_subclass(Tensor), "xyxy", "cxcywh")
     return {
         "class_labels": record["labels"],
         "boxes": boxes / torch.tensor([width, height, width, height], dtype=torch.float32),
-        "area": record["area"] * scale,
+        "area": record["area"] * (pixels / (height * width)),
         "iscrowd": record["iscrowd"],
         "image_id": torch.tensor([example["image_id"]], dtype=torch.int64),
         "orig_size": torch.tensor([example["height"], example["width"]], dtype=torch.int64),

@@ -75,6 +75,8 @@ def open_image(
         OSError: the file is missing, not an image or broken.
         ValueError: `size` fits neither the upright nor the stored pixels. Every message names the image.
     """
+    if type(source) is PIL.Image.Image and source.mode == "RGB" and not source.info and size in (None, source.size):
+        return source  # as this function leaves an image
     image = open_upright(source, size)
     return to_rgb(image, pixel_range) if is_deep(image) else image
 

@@ -1,27 +1,11 @@
 """The teacher sees the student's pixels, normalised its own way."""
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
+from ..models.normalization import PixelFormat
 
-class PixelFormat(NamedTuple):
-    """How an image processor makes pixel values of 0..255 RGB: (rgb * rescale - mean) / std, maybe reversed to BGR."""
-
-    rescale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    bgr: bool
-
-    @classmethod
-    def of(cls, processor: Any) -> "PixelFormat":
-        """Read from an image processor; without normalisation mean is 0 and std 1. `mean` is in channel order."""
-        rescale = processor.rescale_factor if processor.do_rescale else 1.0
-        normalise = processor.do_normalize
-        mean = tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
-        std = tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0)
-        return cls(float(rescale), mean, std, processor.to_dict().get("channel_order", "rgb") == "bgr")
+__all__ = ["PixelAdapter", "PixelFormat"]
 
 
 class PixelAdapter:

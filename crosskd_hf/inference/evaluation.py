@@ -19,6 +19,7 @@ from ..data.class_names import class_names, match_names
 from ..data.coco_json import read_coco
 from ..data.dataset import DetectionData, EvaluationCollator, load_coco
 from ..data.sampling import ByShape
+from ..models.normalization import Normalizer
 from ..text import one_line
 from .coco_evaluator import BY_IOU, SUMMARY, CocoEvaluator
 from .coco_library import COUNTED
@@ -152,14 +153,15 @@ def detect_dataset(
         batch_size,
         sampler=ByShape(dataset["width"], dataset["height"]),
         num_workers=workers,
-        collate_fn=EvaluationCollator(processor),
+        collate_fn=EvaluationCollator(processor, compact=True),
         pin_memory=model.device.type == "cuda",
     )
+    normalize = Normalizer(processor)
     model.eval()
     with running(model, speed.on(model.device)):
         for batch in tqdm(loader, desc="evaluation", disable=None):
             labels: Sequence[Mapping[str, Any]] = batch.pop("labels")
-            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            inputs = normalize({name: value.to(model.device) for name, value in batch.items()})
             if adapt is not None:
                 inputs["pixel_values"] = adapt(inputs["pixel_values"], inputs["pixel_mask"])
             for part, its_labels in parts_of_one_canvas(inputs, labels):

@@ -7,10 +7,11 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
@@ -25,6 +26,7 @@ from ..inference.detection import detections, forward, parts_of_one_canvas
 from ..inference.precision import widened
 from ..inference.speed import to_channels_last
 from ..models.dense import DenseDetector
+from ..models.normalization import Normalizer
 from . import arguments, ineffective, upstream
 from .arguments import WithoutMask
 from .classes import CheckedLabels, check_classes
@@ -199,6 +201,14 @@ class CocoTrainer(Trainer):
         model = bare_model(self.model)
         if isinstance(model, DenseDetector) and isinstance(self.train_dataset, Sized):
             model.set_epoch(epoch)
+
+    @cached_property
+    def _normalize(self) -> Normalizer:
+        return Normalizer(self.processing_class)
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """The batch on the device, uint8 pixels normalised there."""
+        return self._normalize(super()._prepare_inputs(inputs))
 
     # ---- Moments of a run ----
 
@@ -394,7 +404,7 @@ class CocoTrainer(Trainer):
         assert self._detections is not None
         if self.processing_class is None:
             raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
-        inputs = send_to_device(inputs, self.args.device)
+        inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"] if self._kept is not None else inputs.pop("labels")
         if self._kept is not None:
             self._kept.begin_batch()
@@ -470,9 +480,10 @@ def _collators(
     """Collators of training and of evaluation."""
     if given is not None:
         return given, given
+    evaluation = EvaluationCollator(processor, compact=True)
     if transform is None:
-        return DetectionCollator(processor, num_classes=num_classes), EvaluationCollator(processor)
-    return ReproducibleCollator(processor, transform, seed, num_classes), EvaluationCollator(processor)
+        return DetectionCollator(processor, num_classes=num_classes, compact=True), evaluation
+    return ReproducibleCollator(processor, transform, seed, num_classes, compact=True), evaluation
 
 
 def _undecayed(model: nn.Module, decayed: Sequence[str]) -> set[str]:

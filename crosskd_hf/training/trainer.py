@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedModel, TrainerCallback, set_seed
 
@@ -286,7 +285,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         parts = []
         with normalizer_pass(self.model):
             for number, batch in enumerate(batches, start=1):
-                _, own, kd = self._forward(self.model, send_to_device(batch, self.args.device))
+                _, own, kd = self._forward(self.model, self._prepare_inputs(batch))
                 parts.append(weighted(own | kd, self._weight(number == len(batches))))
         return add_up(parts)
 

@@ -56,6 +56,7 @@ OVERRIDDEN = (
     Hook("create_scheduler", "num_training_steps optimizer", "the step schedule"),
     Hook("train", "resume_from_checkpoint trial ignore_keys_for_eval", "the choice of a whole checkpoint"),
     Hook("get_batch_samples", "epoch_iterator num_batches device", "normalizers over micro-batches"),
+    Hook("_prepare_inputs", "inputs", "pixels as the model wants them"),
     Hook("training_step", "model inputs num_items_in_batch", "gradients of adapters over processes"),
     Hook("compute_loss", "model inputs return_outputs num_items_in_batch", "the losses"),
     Hook("floating_point_ops", "inputs", "a count of operations that means nothing here"),
