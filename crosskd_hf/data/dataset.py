@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import logging
 import os
@@ -256,6 +257,12 @@ class DetectionCollator:
         self.transform = transform
         self.num_classes = num_classes
         self.pixels = CompactPixels(image_processor) if compact and is_compactable(image_processor) else None
+
+    def compacted(self) -> DetectionCollator:
+        """The same collator with `compact`; both draw the same augmentation."""
+        twin = copy.copy(self)
+        twin.pixels = CompactPixels(self.image_processor) if is_compactable(self.image_processor) else None
+        return twin
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) int64 or bool with 1 for image, and `labels`.

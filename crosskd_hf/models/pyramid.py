@@ -215,6 +215,11 @@ class PyramidDetector(PreTrainedModel):
 
     def pyramid(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to one (B, C, H / stride, W / stride) map per level."""
+        if pixel_values.dtype == torch.uint8:
+            raise ValueError(
+                "pixel_values are uint8, as a data loader carries them: the model wants "
+                "crosskd_hf.models.normalization.Normalizer(image_processor)(batch)."
+            )
         return self.neck(self.backbone(pixel_values))
 
     @torch.no_grad()

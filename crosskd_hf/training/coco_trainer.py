@@ -150,8 +150,8 @@ class CocoTrainer(Trainer):
                 arguments.check_batch(batch, bare_model(self.model), evaluated)
 
     def get_train_dataloader(self) -> Any:
-        """As of `Trainer`; labels that are none of the student's classes stop it at their batch."""
-        collator = self.data_collator
+        """As of `Trainer`, uint8 pixels; labels that are none of the student's classes stop it at their batch."""
+        collator = self.data_collator if self._own_collator else self.data_collator.compacted()
         if not isinstance(collator, DetectionCollator) or collator.num_classes is None:
             collator = CheckedLabels(collator, len(class_names(self.model.config)))
         with self._collating(collator):
@@ -482,8 +482,8 @@ def _collators(
         return given, given
     evaluation = EvaluationCollator(processor, compact=True)
     if transform is None:
-        return DetectionCollator(processor, num_classes=num_classes, compact=True), evaluation
-    return ReproducibleCollator(processor, transform, seed, num_classes, compact=True), evaluation
+        return DetectionCollator(processor, num_classes=num_classes), evaluation
+    return ReproducibleCollator(processor, transform, seed, num_classes), evaluation
 
 
 def _undecayed(model: nn.Module, decayed: Sequence[str]) -> set[str]:

@@ -45,7 +45,7 @@ class ReproducibleCollator(DetectionCollator):
         image_processor: As of `DetectionCollator`.
         transform: Draws from torch's global generator.
         seed: Of the run.
-        num_classes, compact: As of `DetectionCollator`.
+        num_classes: As of `DetectionCollator`.
     """
 
     def __init__(
@@ -54,9 +54,8 @@ class ReproducibleCollator(DetectionCollator):
         transform: Callable[[Record], Record],
         seed: int,
         num_classes: int | None = None,
-        compact: bool = False,
     ) -> None:
-        super().__init__(image_processor, transform, num_classes, compact)
+        super().__init__(image_processor, transform, num_classes)
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 

@@ -326,6 +326,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum of all loss parts, each divided by its normalizer over micro-batches and processes."""
+        inputs = self._normalize(inputs)
         outputs, own, kd = self._forward(model, inputs)
         parts = weighted(own | kd, self._weight(self.accelerator.sync_gradients))
         sums = add_up([parts]) if self._update_sums is None else self._update_sums

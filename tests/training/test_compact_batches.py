@@ -77,3 +77,12 @@ def test_a_users_own_collator_of_floats_trains_alike(folder: Path, tmp_path: Pat
         trainer = make_trainer(folder, tmp_path / name, args={"max_steps": 2}, **options)
         losses.append(trainer.train().training_loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_raw_batch_is_refused_by_the_model_and_taken_by_compute_loss(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path)
+    raw = next(iter(trainer.get_train_dataloader()))
+    with pytest.raises(ValueError, match="pixel_values are uint8"):
+        trainer.model(raw["pixel_values"], raw["pixel_mask"])
+    loss = trainer.compute_loss(trainer.model, raw)
+    assert torch.equal(loss, trainer.compute_loss(trainer.model, trainer._prepare_inputs(raw)))
