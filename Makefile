@@ -7,7 +7,7 @@ STAMP := $(VENV)/.crosskd_hf_dev
 LOWEST ?= .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.crosskd_hf_lowest
 
-.PHONY: demo test test-lowest lint types imports unit parity presets slow format clean
+.PHONY: demo test test-lowest lint types imports unit parity presets slow crucial format clean
 
 demo: $(STAMP)  ## train a teacher, a student and a distilled student on synthetic data, and compare them
 	$(BIN)/python examples/distill_coco.py
@@ -43,6 +43,12 @@ presets: $(STAMP)  ## every published experiment in small: two updates and one e
 
 slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes together
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow
+
+# Those of the slow tests that runs of days depend on: kills, signals, a full disk, several processes.
+CRUCIAL := interruption termination distributed
+
+crucial: $(STAMP)  ## the slow tests that a pull request has to pass too, about five minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(CRUCIAL:%=tests/training/test_%.py)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

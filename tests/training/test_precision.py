@@ -17,7 +17,7 @@ from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data import DetectionData, load_coco
 from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.data.transforms import TrainTransform
-from crosskd_hf.distillation import Distiller
+from crosskd_hf.distillation import METHODS, Distiller
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.layers import FPN
 from crosskd_hf.models.losses import divide
@@ -153,10 +153,29 @@ def test_mimicking_predictions_is_finite_too(family: str, name: str, precision: 
     assert_finite(family, PYRAMID_INPUTS[name], ("kd",), precision)
 
 
+def tiny_images(pair: Pair) -> Batch:
+    """A row of pixels, and one pixel."""
+    return make_batch(sizes=((1, 64), (1, 1)), counts=(2, 1))
+
+
+def boxes_of_odd_sizes(pair: Pair) -> Batch:
+    """Without any area, of width 0, and five times the whole image."""
+    whole = [[0.5, 0.5, 1.0, 1.0]] * 5
+    return with_boxes(torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.3], *whole]))
+
+
+@precisions
+@pytest.mark.parametrize("make", [tiny_images, no_object, boxes_of_odd_sizes])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_finite(method: str, make: Callable[[Pair], Batch], precision: str) -> None:
+    assert_finite("gfl", make, (method,), precision)
+
+
 def assert_finite(family: str, make: Callable[[Pair], Batch], methods: tuple[str, ...], precision: str) -> None:
     student, teacher = make_pair(family)
     batch = make((student, teacher))
     distiller = Distiller(student.train(), teacher, methods)
+    distiller.prepare_student()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         parts = distil(student, distiller, batch)
     total = torch.stack(list(parts.values())).sum()
