@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..text import one_line
+from ..text import lines, one_line
 
 Severity = Literal["error", "warning", "note"]
 
@@ -41,11 +41,11 @@ class Finding:
         """Message, count, the first `most` places (None: all of them) and the fix, over several lines."""
         count = f" ({len(self.places):,}x)" if len(self.places) > 1 else ""
         shown = self.places if most is None else self.places[:most]
-        lines = [f"{self.severity}: {self.kind}{count}: {one_line(self.message, None)}"]
-        lines += [f"    {place}" for place in shown]
+        said = [f"{self.severity}: {self.kind}{count}: {lines(self.message)}"]
+        said += [f"    {place}" for place in shown]
         if len(shown) < len(self.places):
-            lines.append(f"    and {len(self.places) - len(shown):,} more")
-        return "\n".join([*lines, f"    fix: {one_line(self.fix, None)}"] if self.fix else lines)
+            said.append(f"    and {len(self.places) - len(shown):,} more")
+        return "\n".join([*said, f"    fix: {one_line(self.fix, None)}"] if self.fix else said)
 
 
 class DataError(ValueError):

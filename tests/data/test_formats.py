@@ -150,6 +150,15 @@ class TestRecognising:
             load_detection_dataset(tmp_path)
         assert all(known.layout in str(caught.value) for known in FORMATS.values())
 
+    def test_the_description_has_several_lines(self, tmp_path):
+        """And a name of a file none of its own."""
+        picture(tmp_path / "two\nlines" / "a.jpg")
+        with pytest.raises(DataError) as caught:
+            load_detection_dataset(tmp_path / "two\nlines")
+        text = str(caught.value).splitlines()
+        assert "two\\nlines is no detection data set of a known format." in text[0]
+        assert text[1] == "  seen: 1 images"
+
     def test_annotations_without_images(self, tmp_path):
         write(tmp_path / "labels/a.xml", "<nothing/>")
         with pytest.raises(DataError, match="annotations but no images"):
@@ -365,6 +374,22 @@ class TestVoc:
             str(row) for part in EXPECTED.values() for row in part
         )
 
+    @pytest.mark.parametrize(("encoding", "name"), [("utf-16", "Käse"), ("gb2312", "猫"), ("shift_jis", "犬"),
+                                                    ("iso-8859-1", "Käse"), ("big5", "貓"), ("utf-8-sig", "猫")])  # fmt: skip
+    def test_encodings(self, tmp_path, encoding, name):
+        for number in range(2):
+            picture(tmp_path / f"{number}.jpg")
+            head = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>\n'
+            text = head + xml(f"{number}.jpg", [(name, 4, 2, 8, 6)])
+            (tmp_path / f"{number}.xml").write_bytes(text.encode(encoding))
+        assert load_detection_dataset(tmp_path).categories.names == (name,)
+
+    def test_an_encoding_that_the_text_is_not_in(self, tmp_path):
+        make_voc(tmp_path)
+        (tmp_path / "Annotations/a.xml").write_bytes(b'<?xml version="1.0" encoding="big5"?><annotation>\xff\xff')
+        with pytest.raises(DataError, match=r"a\.xml: 'big5' codec can't decode"):
+            load_detection_dataset(tmp_path)
+
     def test_floats_parts_and_order_of_tags(self, tmp_path):
         root = make_voc(tmp_path)
         part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
@@ -428,6 +453,7 @@ class TestYolo:
             "train: [images/train]\nval: ./val.txt\nnames: [cat, dog]\n",
             "names: [cat, dog]\n",
             "train: images/train\nval: images/val\nnc: 2\nnames: 'cat, dog'\n",
+            "train: /content/pets/images/train\nval: C:\\me\\pets\\images\\val\nnames: [cat, dog]\n",
         ],
     )
     def test_forms_of_the_yaml(self, tmp_path, yaml):
@@ -435,6 +461,11 @@ class TestYolo:
         write(root / "val.txt", "./images/val/d.jpg\n")
         assert contents(load_detection_dataset(root)) == EXPECTED
         assert contents(load_detection_dataset(root / "data.yaml")) == EXPECTED
+
+    def test_a_path_of_another_machine_is_noted(self, tmp_path):
+        root = make_yolo(tmp_path, "train: /content/pets/images/train\nval: images/val\nnames: [cat, dog]\n")
+        found = kinds(load_detection_dataset(root))["yolo-elsewhere"]
+        assert found == ["data.yaml:1: train: /content/pets/images/train, read images/train"]
 
     def test_an_absolute_path(self, tmp_path):
         root = make_yolo(tmp_path / "data", None)
@@ -547,6 +578,8 @@ class TestCsv:
             ("\ufeffimage_id,width,height,bbox,source,category", 'a,40,20,"[4, 2, 8, 6]",x,cat'),
             ("filename,left,top,right,bottom,Class Name", "a.jpg,4.0,2.0,12.0,8.0,cat"),
             ("image,label,xmin,ymin,width,height", "a.jpg,cat,4,2,8,6"),
+            ("filename,x_center,y_center,width,height,label", "a.jpg,8,5,8,6,cat"),
+            ("path,label,cx,cy,w,h", "images/a.jpg,cat,0.2,0.25,0.2,0.3"),
             ("", "images/a.jpg,4,2,12,8,cat"),
         ],
     )

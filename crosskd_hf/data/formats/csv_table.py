@@ -41,6 +41,11 @@ _SIDES = (
     ("bboxx", "bboxy", "bboxw", "bboxh"), ("left", "top", "width", "height"), ("xmin", "ymin", "width", "height"),
     ("xmin", "ymin", "w", "h"),
 )  # fmt: skip
+_CENTRES = (
+    ("xcenter", "ycenter", "width", "height"), ("xcentre", "ycentre", "width", "height"), ("cx", "cy", "w", "h"),
+    ("xcenter", "ycenter", "w", "h"), ("centerx", "centery", "width", "height"), ("xc", "yc", "w", "h"),
+    ("cx", "cy", "width", "height"), ("bboxxcenter", "bboxycenter", "bboxwidth", "bboxheight"),
+)  # fmt: skip
 _BOXES = ("bbox", "box", "boundingbox")
 _SPLIT = ("split", "set", "subset", "usage", "partition")
 _FIXES = {
@@ -62,6 +67,7 @@ class _Columns:
     size: tuple[int, int] | None = None
     split: int | None = None
     via: bool = False
+    centre: bool = False
 
 
 class Csv:
@@ -157,12 +163,12 @@ def _named_columns(names: Sequence[str]) -> _Columns | None:
     if label is None:
         return None
     split, size = _first(names, _SPLIT), _pair(names, (("imagewidth", "imageheight"), ("imgwidth", "imgheight")))
-    for kinds, corners in ((_CORNERS, True), (_SIDES, False)):
+    for kinds in (_CORNERS, _SIDES, _CENTRES):
         for kind in kinds:
             if set(kind) <= set(names):
                 box = tuple(names.index(part) for part in kind)
                 own = size or (_pair(names, (("width", "height"),)) if "width" not in kind else None)
-                return _Columns(image, label, box, corners, own, split)
+                return _Columns(image, label, box, kinds is _CORNERS, own, split, centre=kinds is _CENTRES)
     one = _first(names, _BOXES)
     size = size or _pair(names, (("width", "height"),))
     return None if one is None else _Columns(image, label, (one,), corners=False, size=size, split=split)
@@ -239,6 +245,8 @@ def _box(given: Sequence[str], columns: _Columns, options: ReadOptions) -> Box:
     if len(values) != 4:
         return (math.nan,) * 4
     a, b, c, d = values
+    if columns.centre:
+        return a - c / 2, b - d / 2, c, d
     corners = columns.corners or (len(given) == 1 and options.bbox_format == "xyxy")
     return (a, b, c - a, d - b) if corners else (a, b, c, d)
 

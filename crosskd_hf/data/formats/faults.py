@@ -77,6 +77,11 @@ READER_FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "add data.yaml with `names`, or classes.txt with a name a line",
     ),
     "yolo-split": ("warning", "data.yaml names a test split that is not there", "remove the line, or add the images"),
+    "yolo-elsewhere": (
+        "note",
+        "data.yaml names a path of another machine; its end is read below data.yaml's folder",
+        "",
+    ),
     "duplicate-file": (
         "warning",
         "several annotation files belong to one image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +15,7 @@ from .folder import Folder, split_of
 from .raw import Box, Reading, ReadOptions, SplitBuilder, as_place, build_named, builders_by_split, number, whole
 
 _PASCAL = re.compile(r"(the )?(pascal )?voc ?20\d\d( database)?", re.IGNORECASE)
+_ENCODING = re.compile(rb"\s*<\?xml[^>]*encoding\s*=\s*[\"']([\w.:-]+)")
 _SETS = ("train", "val", "test", "trainval", "valid", "validation")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FIXES = {
@@ -49,7 +51,7 @@ class Voc:
         """An xml of an image."""
         for name in folder.files(".xml")[:20]:
             with folder.path(name).open("rb") as file:
-                if b"<annotation" in file.read(4096):
+                if b"<annotation" in file.read(4096).replace(b"\0", b""):  # of UTF-16
                     return f"{len(folder.files('.xml')):,} xml files, such as {name}"
         return ""
 
@@ -241,11 +243,23 @@ def _parse(path: Path) -> _Element:
 
     parser.StartElementHandler, parser.EndElementHandler = start, builder.end
     parser.CharacterDataHandler, parser.EntityDeclHandler = builder.data, refuse
-    parser.Parse(path.read_bytes(), True)
+    parser.Parse(_decoded(path.read_bytes()), True)
     root = builder.close()
     if root.tag != "annotation":
         raise ValueError(f"its root is <{root.tag}>, not <annotation>")
     return root  # type: ignore[return-value]
+
+
+def _decoded(content: bytes) -> bytes | str:
+    """The text of an xml that declares an encoding which expat doesn't know, such as gb2312; others stay bytes."""
+    declared = _ENCODING.match(content)
+    if declared is None:
+        return content
+    try:
+        name = codecs.lookup(declared[1].decode("ascii")).name
+    except LookupError:
+        return content
+    return content if name.startswith("utf") else content.decode("gb18030" if name.startswith("gb") else name)
 
 
 def _line(element: ElementTree.Element) -> int:

@@ -214,16 +214,31 @@ def _images(folder: Folder, settings: _Yaml, faults: Faults) -> Iterator[tuple[s
             place = as_place(_relative(settings.file, folder.root), _line(settings.file, split), detail)
             faults.add("yolo-split" if split == "test" else "yolo-path", place)
         else:
+            if _is_absolute(entry) and not Path(entry).exists():
+                detail = f"{split}: {entry}, read {_relative(found, folder.root)}"
+                place = as_place(_relative(settings.file, folder.root), _line(settings.file, split), detail)
+                faults.add("yolo-elsewhere", place)
             yield from _of_entry(split, found, folder, bases)
 
 
 def _existing(entry: str, bases: list[Path]) -> Path | None:
-    """A split's folder or list, below one of some folders; Roboflow writes `../train/images` for `train/images`."""
+    """A split's folder or list, below one of some folders; Roboflow writes `../train/images` for `train/images`.
+
+    Of an absolute path that isn't there, written on another machine, the end is looked for: the longest first.
+    """
     inner = re.sub(r"^(\.\.?/)+", "", entry.replace("\\", "/"))
     candidates = [Path(entry), *(base / name for base in bases for name in (entry.replace("\\", "/"), inner))]
     if not Path(entry).is_absolute():
         candidates = candidates[1:]
+    if _is_absolute(entry):
+        parts = PurePosixPath(inner).parts
+        candidates += [base / PurePosixPath(*parts[start:]) for start in range(1, len(parts)) for base in bases]
     return next((path for path in candidates if path.exists()), None)
+
+
+def _is_absolute(entry: str) -> bool:
+    """Whether a path begins at a root, of Windows too."""
+    return re.match(r"/|[A-Za-z]:/", entry.replace("\\", "/")) is not None
 
 
 def _of_entry(split: str, path: Path, folder: Folder, bases: list[Path]) -> Iterator[tuple[str, Path | None, Any]]:
