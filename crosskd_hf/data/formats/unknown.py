@@ -25,7 +25,8 @@ def describe_unknown(folder: Folder, formats: Mapping[str, Format]) -> str:
     layouts = [f"    {name}: {known.layout}" for name, known in formats.items()]
     advice = "\n".join(f"  {one_line(line, None)}" for line in _near_misses(folder))
     return (
-        f"{one_line(str(folder.given), None)} is no detection data set of a known format.\n  seen: {one_line(seen, None)}\n{advice}\n"
+        f"{one_line(str(folder.given), None)} is no detection data set of a known format.\n"
+        f"  seen: {one_line(seen, None)}\n{advice}\n"
         "  expected one of:\n" + "\n".join(layouts)
     )
 
