@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from crosskd_hf import cli
 from tests import fresh
-from tests.page_runner import ROOT, SMALL, blocks, commands, elsewhere, run_page
+from tests.page_runner import ROOT, blocks, commands, elsewhere, run_command, run_page
 from tests.tiny_formats import MAKERS
 from tests.tiny_run import make_trainer
 
@@ -76,9 +74,7 @@ def test_commands_of_the_page_on_data(data_folder: Path) -> None:
     lines = [line for block in blocks(DATA_PAGE, "bash") for line in commands(block)]
     assert len(lines) == 4
     for line in lines:
-        words = shlex.split(line.replace("gfl:resnet18", "gfl:test_resnet"))
-        words += SMALL.get(words[1], "").split()
-        assert cli.main(words[1:]) == 0, line
+        run_command(line, data_folder)
 
 
 TITLES = {"coco": "COCO", "roboflow": "Roboflow", "voc": "PASCAL VOC", "yolo": "YOLO", "csv": "csv"}

@@ -14,7 +14,7 @@ from ..create import Detector, ImageSize, create_detector
 from ..data.dataset import DetectionData
 from ..inference.evaluation import ap_metrics
 from ..models.pixels import check_pixel_range
-from ..text import one_line
+from ..text import lines
 from ..training.config import AUTHORS, CrossKDConfig, option
 from ..training.progress import tell_readably
 from ..training.trainer import CrossKDTrainer
@@ -184,5 +184,5 @@ def opening(
     """
     reports = [data.report, *([] if val is None else [val.report])]
     found = [finding for report in reports for finding in report.findings if finding.severity == "warning"]
-    told = [f"warning: {one_line(finding.describe(1), 300)}" for finding in found]
+    told = [lines(finding.describe(1)) for finding in found]
     return [*told, in_words(config, len(data.dataset), size, start)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from crosskd_hf.data.report import Finding, Place
 from crosskd_hf.experiments.augmentation import training_transform
 from crosskd_hf.experiments.distill import Plan, verdict
 from crosskd_hf.experiments.recipe import Recipe, Start, in_words
+from crosskd_hf.experiments.train import opening
 from crosskd_hf.models import GFLConfig
 from crosskd_hf.training.config import CrossKDConfig
 
@@ -20,6 +24,18 @@ def test_the_line_of_160_images() -> None:
     assert line.startswith("160 images, batch 8, 600 updates (30 epochs), lr 0.002, weight average ")
     assert args.load_best_model_at_end
     assert args.metric_for_best_model == "eval_map"
+
+
+def test_faults_of_the_data_are_told_before_the_settings() -> None:
+    found = Finding("warning", "twice", "an image occurs twice", "remove one", (Place("a\x1b.jpg"),))
+    note = Finding("note", "ids", "ids have gaps", "")
+    data = SimpleNamespace(report=SimpleNamespace(findings=[found, note]), dataset=range(3))
+    args = CrossKDConfig("out", use_cpu=True, report_to="none")
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    told = opening(data, None, args, size, Start.RANDOM)
+    assert told[0] == "warning: twice: an image occurs twice\n    a\\x1b.jpg\n    fix: remove one"
+    assert told[1].startswith("3 images, ")
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(
