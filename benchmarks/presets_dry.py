@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BaseImageProcessor, DeformableDetrImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from crosskd_hf import CrossKDConfig
@@ -33,7 +33,7 @@ from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.deformable_detr import freeze_stem, new_deformable_detr
 from crosskd_hf.experiments.presets import PRESETS, Model, Preset
-from crosskd_hf.models import DETECTORS, DetectionImageProcessor
+from crosskd_hf.models import DETECTORS
 from crosskd_hf.models.backbone import NORMS, weights_follow
 
 NEAR = Path(__file__).parents[2] / "shared" / "data" / "coco_tiny"
@@ -107,10 +107,8 @@ def build(model: Model, classes: CategoryMap) -> PreTrainedModel:
 
 
 def processor_of(model: Model) -> BaseImageProcessor:
-    """Small images in the pixels of the model."""
-    if model.spec.architecture == "deformable_detr":
-        return DeformableDetrImageProcessor(size=SIZE)
-    return DetectionImageProcessor(size=SIZE, **model.pixels.processor_arguments())
+    """The published one, for small images."""
+    return model.image_processor(size=SIZE)
 
 
 def dry_run(entry: Preset, data: tuple[DetectionData, DetectionData], folder: Path) -> str:

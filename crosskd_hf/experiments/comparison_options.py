@@ -141,7 +141,7 @@ class DenseOptions(ComparisonOptions):
 
     @property
     def published_model(self) -> Model | None:
-        """The student of the preset, with the weights that it can start from; None without a preset."""
+        """As of :class:`ComparisonOptions`; a given file counts as weights."""
         return None if self.preset is None else preset(self.preset).model.starting_from(self.backbone_checkpoint)
 
 
