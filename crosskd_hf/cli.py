@@ -13,6 +13,7 @@ from .text import escape_on_output, lines, one_line, strict_json
 
 if TYPE_CHECKING:
     from .convert import Conversion
+    from .data.dataset import DetectionData
 
 DESCRIPTION = (
     "Train small object detectors with large ones as their teachers (CrossKD), with Hugging Face models and data."
@@ -130,12 +131,15 @@ def _add_checks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "check-pair",
         _check_pair,
         "Say whether a teacher can teach a student, how, and at what cost. Exit status 1 if it can't.",
-        "example: crosskd-hf check-pair student-folder teacher-folder",
+        "examples: crosskd-hf check-pair student-folder teacher-folder\n"
+        "          crosskd-hf check-pair gfl:resnet18 teacher-folder --data photos/",
     )
-    pair.add_argument("student", help="folder or Hub id")
+    pair.add_argument("student", help="folder or Hub id, or a new one such as gfl:resnet18")
     pair.add_argument("teacher", help="folder or Hub id")
     pair.add_argument("--methods", nargs="+", default=["crosskd"], help="what is distilled (default: crosskd)")
-    pair.add_argument("--annotations", type=Path, help="COCO-format json: the teacher is evaluated on it")
+    pair.add_argument("--data", nargs="+", help="data set in any known format: the teacher is evaluated on it")
+    _add_format(pair)
+    pair.add_argument("--annotations", type=Path, help="COCO-format json, instead of --data")
     pair.add_argument("--images", type=Path, help="folder of its images")
     pair.add_argument("--number", type=int, default=100, help="so many of them (default: 100)")
     data = _command(
@@ -332,18 +336,36 @@ def _labels(text: str | None) -> list[str] | None:
 
 
 def _check_pair(arguments: argparse.Namespace) -> int:
-    from .data.dataset import load_coco
+    from .create import create_detector, is_new
+    from .data.class_names import class_names
     from .experiments.check_pair import check_pair
     from .inference.loading import load_detector
 
-    if (arguments.annotations is None) != (arguments.images is None):
-        raise ValueError("Give both of --annotations and --images, or neither.")
-    data = None if arguments.annotations is None else load_coco(arguments.annotations, arguments.images)
-    (student, processor), (teacher, teacher_processor) = map(load_detector, (arguments.student, arguments.teacher))
+    data = _pair_data(arguments)
+    teacher, teacher_processor = load_detector(arguments.teacher)
+    classes = class_names(teacher.config) if data is None and is_new(arguments.student) else data
+    student, processor = create_detector(arguments.student, classes, backbone_weights=None)
     chosen = arguments.methods
     report = check_pair(student, teacher, chosen, processor, teacher_processor, data, arguments.number)
     print(report)
     return 0 if report.ok else 1
+
+
+def _pair_data(arguments: argparse.Namespace) -> "DetectionData | None":
+    """What a teacher is evaluated on; None if nothing was given."""
+    from .data.dataset import load_coco
+    from .data.loading import load_detection_dataset
+
+    if (arguments.annotations is None) != (arguments.images is None):
+        raise ValueError("Give both of --annotations and --images, or neither.")
+    if arguments.data and arguments.annotations:
+        raise ValueError("Give --data or --annotations, not both.")
+    if arguments.data:
+        splits = load_detection_dataset(
+            arguments.data, arguments.data_format, one_based=arguments.one_based, val_fraction=arguments.val_fraction
+        )
+        return splits["val"] if "val" in splits else next(iter(splits.values()))
+    return None if arguments.annotations is None else load_coco(arguments.annotations, arguments.images)
 
 
 def _methods(arguments: argparse.Namespace) -> int:

@@ -27,9 +27,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
     BaseImageProcessor,
     DeformableDetrForObjectDetection,
     DeformableDetrImageProcessor,
@@ -38,14 +35,13 @@ from transformers import (
 )
 
 from crosskd_hf import CrossKDConfig
+from crosskd_hf.create import Detector, create_detector
 from crosskd_hf.data.categories import CategoryMap
-from crosskd_hf.data.class_names import are_reordered, class_names
 from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.comparison_options import DetrOptions
 from crosskd_hf.experiments.deformable_detr import new_deformable_detr
 from crosskd_hf.experiments.presets import preset
 from crosskd_hf.experiments.published import announce, conclude
-from crosskd_hf.inference.downloads import check_download
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.text import escape_on_output
 from crosskd_hf.training.moved import refuse_words
@@ -125,17 +121,15 @@ def new_model(arguments: DetrOptions, backbone: str, categories: CategoryMap) ->
     return new_deformable_detr(backbone, categories, arguments.backbone_weights, **sizes)
 
 
-def given_model(source: str, categories: CategoryMap) -> PreTrainedModel:
-    """A trained student to go on with; a head of another number of classes starts anew.
+def given_student(source: str, categories: CategoryMap) -> Detector:
+    """A trained student to go on with; one of other classes gets a head for these, as `create_detector` says.
 
     Every layer gets a loss, except where that would make transformers' model compute something else than it learnt.
     """
-    config = AutoConfig.from_pretrained(source, id2label=categories.id2label, label2id=categories.label2id)
-    if config.model_type not in ("detr", "conditional_detr"):
-        config.auxiliary_loss = True
-    model = AutoModelForObjectDetection.from_pretrained(source, config=config, ignore_mismatched_sizes=True)
-    model.config.category_ids = list(categories.raw_ids)
-    return model
+    model, processor = create_detector(source, categories)
+    if model.config.model_type not in ("detr", "conditional_detr"):
+        model.config.auxiliary_loss = True
+    return Detector(model, processor)
 
 
 def prepare(arguments: DetrOptions, config: CrossKDConfig) -> Comparison:
@@ -147,11 +141,8 @@ def prepare(arguments: DetrOptions, config: CrossKDConfig) -> Comparison:
         new = DeformableDetrImageProcessor if published is None else published.image_processor
         processor: BaseImageProcessor = new(size=size)
     else:
-        check_download(arguments.student)
-        processor = AutoImageProcessor.from_pretrained(arguments.student)
-        known = AutoConfig.from_pretrained(arguments.student)
-        if are_reordered(train.categories.names, class_names(known)):  # so that its head goes on too
-            train, val = train.for_model(known), val.for_model(known)
+        student, processor = given_student(arguments.student, train.categories)
+        train, val = train.for_model(student.config), val.for_model(student.config)
     return Comparison(train, val, processor, config, arguments.transform)
 
 
@@ -170,7 +161,7 @@ def run(arguments: DetrOptions, comparison: Comparison, models: dict[str, Traine
         if step in arguments.steps:
             torch.manual_seed(comparison.args.seed)
             if arguments.student is not None:
-                student = given_model(arguments.student, categories)
+                student, _ = given_student(arguments.student, categories)
             else:
                 student = new_model(arguments, arguments.student_backbone, categories)
             pair = models["teacher"] if step == "distilled" else (None, None)

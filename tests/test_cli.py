@@ -392,7 +392,7 @@ def test_data_of_a_training_is_said_in_one_way(
     assert message in capsys.readouterr().err
 
 
-def test_check_pair(tmp_path: Path, detector: Path, capsys: Output) -> None:
+def test_check_pair(tmp_path: Path, detector: Path, folder_of_data: Path, capsys: Output) -> None:
     assert run("check-pair", detector, detector) == 0
     assert capsys.readouterr().out.startswith("ok: GFL")
     categories = CategoryMap((1,), ("zeppelin",))
@@ -400,6 +400,12 @@ def test_check_pair(tmp_path: Path, detector: Path, capsys: Output) -> None:
     DetectionImageProcessor().save_pretrained(tmp_path)
     assert run("check-pair", detector, tmp_path) == 1
     assert "share no class name" in capsys.readouterr().out
+    assert run("check-pair", "gfl:test_efficientnet_gn", detector, "--data", folder_of_data, "--number", 2) == 0
+    assert "on 1 images" in capsys.readouterr().out
+    assert run("check-pair", "gfl:test_efficientnet_gn", detector) == 0
+    both = "--data", folder_of_data, "--annotations", tmp_path, "--images", tmp_path
+    assert run("check-pair", detector, detector, *both) == 1
+    assert "Give --data or --annotations, not both" in capsys.readouterr().err
     assert run("check-pair", detector, detector, "--images", tmp_path) == 1
     assert "both of --annotations and --images" in capsys.readouterr().err
 

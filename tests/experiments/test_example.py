@@ -269,9 +269,23 @@ class TestGivenStudent:
         arguments, config = module.parse([*SMALL, *options])
         comparison = module.prepare(arguments, config)
         assert comparison.train.categories.names == self.NAMES
-        model = module.given_model(arguments.student, comparison.train.categories)
+        model, _ = module.given_student(arguments.student, comparison.train.categories)
         assert model.config.id2label == dict(enumerate(self.NAMES))
         assert torch.equal(model.class_embed[0].weight, student.class_embed[0].weight)
+
+    def test_of_detr_with_other_classes_keeps_the_rows_of_those_it_shares(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        module = importlib.import_module("distill_deformable_detr")
+        student = make_deformable_detr(0)
+        student.config.id2label = dict(enumerate(("star", "moon", "square", "sun")))
+        student.save_pretrained(tmp_path / "student")
+        DeformableDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "student")
+        categories = CategoryMap((1, 2, 3), ("circle", "square", "star"))
+        model, _ = module.given_student(str(tmp_path / "student"), categories)
+        assert list(model.config.id2label.values()) == ["circle", "square", "star"]
+        assert torch.equal(model.class_embed[0].weight[1:], student.class_embed[0].weight[[2, 0]])
 
 
 def test_a_teacher_with_other_classes_is_evaluated_by_name(
