@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ..models.assigners import Priors, Targets, mean_plus_std, nearest_priors
 from ..models.boxes import aligned_iou, area, pairwise_iou, square_around_origin
-from .passes import FeatureMap, Pass, rows_of_levels
+from .passes import Batch, FeatureMap, Pass, rows_of_levels
+
+PADDED_TO = 32  # px
 
 
 def centers(feature: FeatureMap, own: Pass) -> Tensor:
@@ -51,6 +53,14 @@ def anchors(own: Pass) -> tuple[Priors, dict[int, slice]]:
     around = [(square_around_origin(8.0 * stride) + stride / 2).to(device) for stride in strides]
     priors = Priors.on_grid(shapes, strides, [(stride, stride) for stride in strides], around)
     return priors, rows_of_levels(strides, priors)
+
+
+def in_images(priors: Priors, batch: Batch) -> Tensor:
+    """(B, N) bool: priors that do not lie in padding that other images bring.
+
+    An image ends at its size rounded up to a multiple of 32 px, as in MMDetection, on which LD's code rests.
+    """
+    return priors.inside((batch.sizes / PADDED_TO).ceil() * PADDED_TO)
 
 
 def by_locations(rows: Tensor, features: Sequence[FeatureMap], of_stride: dict[int, slice]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from ...models.losses import LossPart
 from ..adapters import Mixer
 from ..method import Paper, option
 from ..passes import Batch, DetectorView, Needs, Pair, Pass
-from ..regions import anchors, by_locations, levels_of_boxes
+from ..regions import anchors, by_locations, in_images, levels_of_boxes
 from .imitation import LD_CODE, Imitation, ImitationConfig, on_positive_levels, quotients
 
 AUTHORS = "twangnh/Distilling-Object-Detectors"
@@ -79,7 +79,7 @@ class FineGrainedMethod(Imitation):
         outer = row_of((0, 0, 1, 1), priors.boxes) * config.inclusive
         overlap = pairwise_iou(targets.boxes + outer, priors.boxes + outer)  # (B, G, N)
         if config.mask_padding:
-            overlap *= priors.inside(batch.sizes)[:, None]
+            overlap *= in_images(priors, batch)[:, None]
         if config.one_level:
             level = torch.full_like(priors.strides, -1)
             for index, feature in enumerate(student.features):
@@ -114,7 +114,7 @@ class FineGrained(ImitationConfig):
         normalizer: Sums of squares are divided by the "locations" of the region, or by their "elements", channels too.
         one_level: Each box has anchors on one level alone, by its size.
         inclusive: Boxes include the pixels of their right and bottom ends.
-        mask_padding: Whether anchors in the padding of an image stay out.
+        mask_padding: Whether anchors stay out of padding that other images of the batch bring.
         positive_levels: Whether levels without any positive of the student stay out, as in LD's code. Where a batch is
             split, such levels may differ from part to part.
 

@@ -14,7 +14,7 @@ from ...models.losses import LossPart
 from ..adapters import adapter
 from ..method import Method, MethodConfig, Paper, option
 from ..passes import Batch, ComparableHead, DetectorView, Needs, Pair, Pass, same_size, shared_classes
-from ..regions import anchors, positives
+from ..regions import anchors, in_images, positives
 from ..statistics import Statistics
 from .imitation import LD_CODE, Form
 
@@ -148,7 +148,7 @@ class GIDMethod(Method):
         scores, boxes = self._differences(student, teacher)
         priors = student.priors
         assert priors is not None
-        valid = priors.inside(batch.sizes)
+        valid = in_images(priors, batch)
         if self.config.mask_padding:
             scores = torch.where(valid, scores, -1.0)
         else:  # the released code leaves the anchors of the padding at the origin

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...models.losses import LossPart, distribution_kl
 from ..method import Method, MethodConfig, option
 from ..passes import Batch, ComparableHead, DetectorView, Needs, Pair, Pass, shared_classes
-from ..regions import inside_boxes, valuable
+from ..regions import in_images, inside_boxes, valuable
 from .imitation import LD as PAPER
 from .imitation import LD_CODE
 
@@ -92,7 +92,7 @@ class LDMethod(Method):
         assert priors is not None
         if config.region == "inside":
             return (inside_boxes(priors.centers, batch.targets) & ~assignment.positive).float()
-        value = valuable(priors, priors.inside(batch.sizes), batch.targets, config.iou != "released")
+        value = valuable(priors, in_images(priors, batch), batch.targets, config.iou != "released")
         value = value if config.weights == "iou" else (value > 0).float()
         return value * ~assignment.positive if config.without_positives else value
 

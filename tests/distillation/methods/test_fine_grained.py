@@ -11,6 +11,7 @@ from crosskd_hf.models.losses import divide
 from tests.distillation.stubs import MapsView, build_method, maps_pass
 from tests.parity.drawn import DrawnView, build, drawn_pass
 
+ANCHORS = torch.tensor([[-4.0, -4, 4, 4], [-16, -16, 16, 16]])
 ONE = MapsView(2, strides=(8,)), MapsView(2, "teacher", strides=(8,))
 
 
@@ -26,8 +27,7 @@ def batch_of(*boxes: list[float], update: int = 0) -> Batch:
 
 def two_anchors() -> Pass:
     """An 8x8 map whose cells have a small and a large anchor."""
-    anchors = torch.tensor([[-4.0, -4, 4, 4], [-16, -16, 16, 16]])
-    return drawn_pass(batch_of(), [torch.zeros(1, 2, 8, 8)], strides=(8,), anchors=[anchors])
+    return drawn_pass(batch_of(), [torch.zeros(1, 2, 8, 8)], strides=(8,), anchors=[ANCHORS])
 
 
 def mask(boxes: list[list[float]], **options: float) -> Tensor:
@@ -46,6 +46,19 @@ class TestRegion:
     def test_the_share_of_the_best_decides(self) -> None:
         assert mask([[8.0, 0, 40, 32]], threshold=0.9).nonzero().tolist() == [[2, 3]]
         assert mask([[8.0, 0, 40, 32]], threshold=0.3).sum() > 5
+
+    def test_an_image_ends_at_its_size_rounded_up(self) -> None:
+        """40 px count as 64, as in MMDetection: its own padding is searched, that of other images is not."""
+        method = build(FineGrained(preset="ld"), DrawnView(2, strides=(8,)), DrawnView(2, "teacher", strides=(8,)))
+        columns = []
+        for width in (40, 64, 128):
+            batch = batch_of([44.0, 20, 76, 52])
+            batch.pixel_values, batch.pixel_mask = torch.zeros(1, 3, 64, 128), torch.zeros(1, 64, 128)
+            batch.pixel_mask[:, :, :width] = 1
+            wide = drawn_pass(batch, [torch.zeros(1, 2, 8, 16)], strides=(8,), anchors=[ANCHORS])
+            found = method.regions(wide, wide, batch)[0][0]  # type: ignore[operator]
+            columns.append(found.any(0).nonzero()[:, 0].tolist())
+        assert columns == [[6, 7], [6, 7], [6, 7, 8, 9]]  # the box lies in the middle between cells 7 and 8
 
     def test_padded_rows_are_no_objects(self) -> None:
         assert not mask([]).any()
