@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import PIL.Image
 
+from . import cache
 from . import images as image_files
 from .coco_json import Ints
 from .images import ImageHeader, ImageSource, probe_image
@@ -82,9 +84,32 @@ def check_files(
 ) -> tuple[Ints, list[Finding]]:
     """Look into image files (None: not there) and compare them with the sizes that the annotations say.
 
+    Files that were decoded once and found sound aren't decoded again until they change.
+
     Returns:
         sizes (I, 2) with the zeros filled in from the files, and the findings.
     """
+    paths = [source for source in sources if isinstance(source, str | Path)] if isinstance(sources, list) else []
+    if not paths or len(paths) < len(names):
+        return _looked_into(names, sizes, sources, decode)
+    try:
+        name = cache.digest(list(names), list(map(str, paths)), sizes.tobytes(), cache.stamps(paths))
+    except OSError:
+        return _looked_into(names, sizes, paths, decode)
+    with cache.alone(name):
+        known = cache.read_json(name)
+        if known is not None:
+            return np.array(known["sizes"], dtype=np.int64), list(cache.findings_of(known["findings"]))
+        sizes, findings = _looked_into(names, sizes, paths, decode)
+        if decode and not any(finding.severity == "error" for finding in findings):
+            with contextlib.suppress(OSError):
+                cache.write_json(name, {"sizes": sizes.tolist(), "findings": cache.plain_findings(findings)})
+    return sizes, findings
+
+
+def _looked_into(
+    names: Sequence[str], sizes: Ints, sources: Iterable[ImageSource | None], decode: bool
+) -> tuple[Ints, list[Finding]]:
     sizes = sizes.copy()
     absurd = (sizes < 0).any(1) | (sizes.astype(np.float64).prod(1) > image_files.MAX_PIXELS)
     places: dict[str, list[Place]] = {kind: [] for kind in _FILE_FINDINGS}

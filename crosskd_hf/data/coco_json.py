@@ -208,13 +208,19 @@ def _read_json(path: Path) -> Any:
     gc.disable()  # millions of small dicts that are no garbage: a third of the time
     try:
         with path.open("rb") as file:
-            return json.load(file)
+            return json.load(file, object_hook=_without_outlines)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, a nest of brackets
         fix = "give a COCO-format json in UTF-8; is it cut short?"
         _stop(str(path), f"the annotation file is not json: {error}", fix)
     finally:
         if collecting:
             gc.enable()
+
+
+def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
+    """Most of a COCO json: thousands of numbers that nobody reads here, and more memory than all else."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _sound_entries(content: Mapping[str, Any], part: str, name: str, findings: list[Finding]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor, PreTrainedConfig
 
 from ..models.pixels import PixelRange
+from . import cache
 from .categories import CategoryMap, match_categories
 from .check_images import check_files
 from .class_names import are_reordered, class_names, demand_same, match_names
@@ -142,12 +143,61 @@ def load_coco(
             size takes 1.4 ms of a core); False, for data known to be good: only headers, ends of JPEGs and checksums
             of PNGs are looked at (`probe_image`, 0.1 ms).
 
+    What was read and checked is kept below the cache of `datasets` until the json's content, or the size or time of
+    change of an image, is another one. Of several processes one checks, and all map one Arrow file.
+
     Raises:
         DataError: everything that would make training stop or go wrong, all of it at once (see `check_data`).
     """
-    inspection = inspect_coco(annotations, images, categories, decode)
-    inspection.demand_ok()
-    return data_of_files([Path(images) / name for name in inspection.table.file_names], inspection)
+    named = categories and [categories.raw_ids, categories.names]
+    name = cache.digest([os.path.abspath(annotations), os.path.abspath(images), named])
+    with cache.alone(name):
+        known = _known(name, annotations, decode)
+        if known is None:
+            inspection = inspect_coco(annotations, images, categories, decode)
+            inspection.demand_ok()
+            data = data_of_files([Path(images) / name for name in inspection.table.file_names], inspection)
+            return _kept(name, annotations, decode, data)
+    _tell(known.report)
+    return known
+
+
+def _known(name: str, annotations: str | os.PathLike[str], decode: bool) -> DetectionData | None:
+    """What the cache holds of a data set, if nothing has changed since; with `decode` what was decoded."""
+    entry = cache.read_json(name)
+    try:
+        if entry is None or (decode and not entry["decoded"]) or entry["json"] != cache.content_hash(annotations):
+            return None
+        dataset = cache.read_table(entry["table"])
+        if entry["stamps"] != cache.digest(cache.stamps(_paths(dataset))):
+            return None
+        report, categories = cache.report_of(entry)
+    except (OSError, KeyError, TypeError, ValueError):  # files are gone, or the entry is damaged
+        return None
+    return DetectionData(dataset, categories, report)
+
+
+def _kept(name: str, annotations: str | os.PathLike[str], decode: bool, data: DetectionData) -> DetectionData:
+    """The same data set, mapped from the cache, if it can be written there."""
+    before = (cache.read_json(name) or {}).get("table")
+    try:
+        table = cache.write_table(name, data.dataset)
+        stamps = cache.digest(cache.stamps(_paths(data.dataset)))
+        entry = {"json": cache.content_hash(annotations), "stamps": stamps, "table": table, "decoded": decode}
+        cache.write_json(name, entry | cache.plain_report(data.report, data.categories))
+        mapped = cache.read_table(table)
+    except OSError as error:
+        logger.warning("The checked data set can't be kept for the next start: %s", error)
+        return data
+    cache.forget(before)
+    return replace(data, dataset=mapped)
+
+
+def _paths(dataset: datasets.Dataset) -> list[str]:
+    """The image files of a data set that `data_of_files` made."""
+    column = dataset.with_format("arrow").select_columns("image")[:]["image"]
+    paths: list[str] = pc.struct_field(column, "path").to_pylist()
+    return paths
 
 
 def data_of_files(paths: Sequence[Path], inspection: Inspection) -> DetectionData:
@@ -417,7 +467,11 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
     annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories, bool(table.ignored)))
     dataset = datasets.concatenate_datasets([images, annotations], axis=1)
     report = inspection.report()
+    _tell(report)
+    return DetectionData(dataset, inspection.categories, report)
+
+
+def _tell(report: DataReport) -> None:
     for finding in report.findings:
         if finding.severity == "warning":
             logger.warning("In the data set: %s", finding.describe(3))
-    return DetectionData(dataset, inspection.categories, report)

@@ -34,6 +34,9 @@ class DataOptions:
     train_annotations: str | None = option(None, "COCO-format json of the training images.")
     val_images: str | None = option(None, "Folder of the validation images.")
     val_annotations: str | None = option(None, "COCO-format json of the validation images.")
+    decode_images: bool = option(
+        True, "Decode every image before training, once until it changes; without, only headers and ends are looked at."
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in PATHS if getattr(self, name) is not None]
@@ -55,7 +58,7 @@ class DataOptions:
             DataError: The data set is faulty. ValueError: No training data are given.
         """
         with config.main_process_first(desc="checking the images"):
-            return self._read(config.local_process_index == 0)
+            return self._read(self.decode_images and config.local_process_index == 0)
 
     def _read(self, decode: bool) -> tuple[DetectionData, DetectionData | None]:
         if self.data:

@@ -1,0 +1,169 @@
+"""What was checked once is not checked again until something changes."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from crosskd_hf.data import DataError, cache, check_images, dataset, load_coco, load_detection_dataset
+from crosskd_hf.data.shapes import ShapesPaths, make_shapes
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ShapesPaths:
+    return make_shapes(tmp_path / "shapes", num_train=6, num_val=2, size=48)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every image that is looked into from now on."""
+    seen: list[str] = []
+    probe = check_images.probe_image
+
+    def noting(source: Any, *options: Any) -> Any:
+        seen.append(str(source))
+        return probe(source, *options)
+
+    monkeypatch.setattr(check_images, "probe_image", noting)
+    return seen
+
+
+def load(files: ShapesPaths, **options: Any) -> Any:
+    return load_coco(files.train_annotations, files.train_images, **options)
+
+
+def test_the_second_start_reads_nothing_and_finds_the_same(
+    files: ShapesPaths, looks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(files)
+    assert len(looks) == 6
+    monkeypatch.setattr(dataset, "inspect_coco", None)  # can't be called
+    second = load(files)
+    assert len(looks) == 6
+    assert second.report == first.report
+    assert second.categories == first.categories
+    assert second.dataset.features == first.dataset.features
+    for ours, theirs in zip(second.dataset, first.dataset, strict=True):
+        assert ours["image"].tobytes() == theirs["image"].tobytes()
+        assert {**ours, "image": None} == {**theirs, "image": None}
+    assert second.dataset.cache_files
+    load(files, decode=False)  # what was decoded is good for this, too
+    assert len(looks) == 6
+
+
+def touch(files: ShapesPaths) -> None:
+    os.utime(files.train_images / "00002.png", ns=(1, 1))
+
+
+def redraw(files: ShapesPaths) -> None:
+    PIL.Image.open(files.train_images / "00001.png").rotate(180).save(files.train_images / "00001.png")
+
+
+def edit(files: ShapesPaths) -> None:
+    content = json.loads(files.train_annotations.read_text())
+    content["annotations"].pop()
+    files.train_annotations.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("change", "again"), [(touch, 6), (redraw, 6), (edit, 0)])
+def test_a_change_is_seen(files: ShapesPaths, looks: list[str], change: Any, again: int) -> None:
+    before = load(files)
+    looks.clear()
+    change(files)
+    after = load(files)
+    assert len(looks) == again  # an edited json leaves the images as they were checked
+    assert after.report.objects == before.report.objects - (change is edit)
+    looks.clear()
+    assert load(files).report == after.report
+    assert looks == []
+
+
+def test_a_removed_and_a_broken_image_are_found(files: ShapesPaths) -> None:
+    load(files)
+    image = files.train_images / "00003.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    with pytest.raises(DataError, match="broken-image"):
+        load(files)
+    image.unlink()
+    with pytest.raises(DataError, match="missing-image"):
+        load(files)
+    image.write_bytes(whole)
+    assert load(files).report.images == 6
+
+
+def test_what_was_not_decoded_is_decoded_when_that_is_wanted(files: ShapesPaths, looks: list[str]) -> None:
+    load(files, decode=False)
+    load(files, decode=False)
+    assert len(looks) == 6
+    load(files)
+    assert len(looks) == 12
+
+
+def test_classes_of_another_split_are_another_entry(files: ShapesPaths) -> None:
+    train = load(files)
+    turned = dataset.CategoryMap(train.categories.raw_ids[::-1], train.categories.names[::-1])
+    assert load(files, categories=turned).categories == turned
+    assert load(files).categories == train.categories
+
+
+def test_a_damaged_entry_is_made_anew(files: ShapesPaths) -> None:
+    first = load(files)
+    for path in cache.cache_folder().glob("*.arrow"):
+        path.write_bytes(b"nothing")
+    for path in cache.cache_folder().glob("*.json"):
+        path.write_text("{")
+    assert load(files).report == first.report
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    files: ShapesPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "cache_folder", lambda: files.train_annotations / "no folder")
+    assert load(files).report.images == 6
+    assert any("can't be kept for the next start" in message for message in caplog.messages)
+
+
+def test_a_moved_data_set_is_another_one(files: ShapesPaths, tmp_path: Path) -> None:
+    load(files)
+    shutil.move(tmp_path / "shapes", tmp_path / "moved")
+    moved = ShapesPaths.below(tmp_path / "moved")
+    assert (
+        str(tmp_path / "moved")
+        in load(moved).dataset.cast_column("image", dataset.FramedImage(decode=False))[0]["image"]["path"]
+    )
+
+
+def test_images_of_any_format_are_decoded_once(files: ShapesPaths, looks: list[str], tmp_path: Path) -> None:
+    first = load_detection_dataset(tmp_path / "shapes")
+    assert len(looks) == 8
+    second = load_detection_dataset(tmp_path / "shapes")
+    assert len(looks) == 8
+    assert second.train.report == first.train.report
+
+
+def _looked(files: ShapesPaths, results: Any) -> None:
+    seen: list[str] = []
+    probe = check_images.probe_image
+    check_images.probe_image = lambda source, *options: (seen.append(str(source)), probe(source, *options))[1]  # type: ignore[assignment]
+    report = load(files).report
+    results.put((len(seen), report.objects))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_of_two_processes_one_checks(files: ShapesPaths) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_looked, args=(files, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = sorted(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    assert [looked for looked, _ in found] == [0, 6]
+    assert found[0][1] == found[1][1]
