@@ -24,7 +24,7 @@ from . import checkpoints, layout, provenance, resumption, run_folder, saving, t
 from .attempts import StartingPoint
 from .coco_trainer import CocoTrainer
 from .ema import WeightAverage
-from .loading import bare_model, load_student
+from .loading import bare_model, has_adapters, load_student
 from .model_card import CardContent, model_card
 from .saving import AVERAGED_WEIGHTS, TRAINING_WEIGHTS
 
@@ -45,6 +45,7 @@ class CheckpointingTrainer(CocoTrainer):
     _start: StartingPoint | None = None
     _written: Sequence[Path] = ()  # checkpoints of the present attempt
     _run: Mapping[str, Any] = MappingProxyType({})
+    _pushed = False
     _group_settings: Sequence[Mapping[str, Any]] = ()
 
     # ---- Run ----
@@ -177,12 +178,19 @@ class CheckpointingTrainer(CocoTrainer):
 
     # ---- Saving and loading ----
 
+    @property
+    def _public(self) -> bool:
+        """Whether others will see what is saved: adapters in a folder of this machine name the one of their base."""
+        return self._pushed or bool(self.args.push_to_hub)
+
     def _save_student(self, folder: Path) -> None:
         """Write the student and what lies beside it. Only the process that saves does anything."""
         if not self.args.should_save:
             return
         with as_stored(self.model, self._stored_types):
             self.model.save_pretrained(folder)
+        if self._public and has_adapters(self.model):
+            provenance.hide_base(folder, bare_model(self.model))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
@@ -295,6 +303,7 @@ class CheckpointingTrainer(CocoTrainer):
         if self.hub_model_id is None:
             self.args.hub_private_repo = self.args.hub_private_repo if private is None else private
             self.init_hf_repo(token=token)
+        self._pushed = True
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

@@ -64,6 +64,14 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def hide_base(folder: Path, student: PreTrainedModel) -> None:
+    """Take the folder of the student that peft adapts out of what peft wrote into `folder`; a Hub id stays."""
+    (folder / "README.md").unlink(missing_ok=True)  # peft's own card
+    for path in folder.rglob("adapter_config.json"):
+        content = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": _public_name(student)}
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def check_same_teacher(folder: Path, teacher_hash: str | None) -> None:
     """Refuse to resume a distillation with another teacher than the one it began with.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, PreTrainedModel
 
@@ -100,6 +103,22 @@ def test_the_best_adapters_are_kept_and_averaged(folder: Path, tmp_path: Path) -
     assert set(saved) == set(expected)
     assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
     assert "GFLForObjectDetection" in (tmp_path / "run/README.md").read_text()
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_pushed_adapters_do_not_name_the_folder_of_their_base(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="org/student"))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda *_, **__: None)
+    pushed = trainer(folder, tmp_path, "gfl", wrapped, max_steps=1, push_to_hub=True, hub_model_id="org/student")
+    pushed.train()
+    pushed.push_to_hub()
+    for saved in (tmp_path / "run", tmp_path / "run/checkpoint-1"):
+        assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    texts = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(texts) > 10
+    assert not [text for text in texts if str(tmp_path).encode() in text]
 
 
 def test_a_teacher_with_adapters_teaches_with_them(folder: Path, tmp_path: Path) -> None:
