@@ -11,6 +11,7 @@ from torchvision.ops import deform_conv2d
 
 
 def stride_on_first_conv(name: str, net: nn.Module) -> None:
+    """Let bottlenecks of a ResNet stride in their first convolution, as Caffe's do, or raise `ValueError`."""
     bottlenecks = [m for m in net.modules() if isinstance(m, timm.models.resnet.Bottleneck)]
     if not bottlenecks:
         raise ValueError(f"caffe_stride is for ResNets of bottleneck blocks (resnet50 and deeper), not for {name}.")
@@ -48,6 +49,7 @@ class DeformableConv(nn.Conv2d):
 
 
 def deform(name: str, net: nn.Module, strides: Sequence[int]) -> None:
+    """Put a `DeformableConv` for the 3 x 3 convolutions of the stages of these strides, or raise `ValueError`."""
     info: Any = net.feature_info
     stages = dict(zip(info.reduction(), info.module_name(), strict=True))
     for stride in strides:
@@ -72,6 +74,7 @@ class PadFirstSwinBlock(SwinTransformerBlock):
 
 
 def pad_before_shift(name: str, net: nn.Module) -> None:
+    """Make the shifted blocks of a Swin a `PadFirstSwinBlock`, or raise `ValueError`."""
     blocks = [module for module in net.modules() if isinstance(module, SwinTransformerBlock)]
     if not blocks:
         raise ValueError(f"pad_windows is for Swin transformers, not for {name}.")
