@@ -44,6 +44,7 @@ def plain_net(name: str, arguments: dict[str, Any] | None) -> tuple[str, dict[st
 def select_features(
     name: str, reductions: list[int], strides: Sequence[int], out_indices: Sequence[int] | None
 ) -> list[int]:
+    """Indices of the features of these strides, or of those that were asked for; `ValueError` if there are none."""
     if out_indices is not None:
         selected = [index % len(reductions) for index in out_indices if -len(reductions) <= index < len(reductions)]
         if len(selected) != len(out_indices) or [reductions[index] for index in selected] != list(strides):
