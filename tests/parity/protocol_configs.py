@@ -33,7 +33,7 @@ from crosskd_hf.training.coco_trainer import CocoTrainer
 from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.schedules import WARMUP_STARTS, WARMUP_UPDATES
 from tests.parity import protocol_words as words
-from tests.parity.protocol_fields import UNKNOWN, Field, beside
+from tests.parity.protocol_fields import Field, beside, unknown
 from tests.parity.protocol_identity import find
 from tests.parity.protocol_transforms import Augmentation, read_steps
 
@@ -86,9 +86,9 @@ def fields(case: Case, entry: Preset, train: Augmentation) -> Iterator[Field]:
     for name, ours in settings.items():
         if name in protocol:
             yield from beside(name, protocol[name], ours, 1e-9, REMAINS)
-    yield from _unknown("protocol", protocol, {*settings, *READ, "distillation"})
+    yield from unknown("protocol", protocol, {*settings, *READ, "distillation"})
     yield from _optimisation(case, entry, model, args)
-    yield from _unknown("", case, ABOUT | COMPARED)
+    yield from unknown("", case, ABOUT | COMPARED)
     if case.get("teacher") and entry.teacher is not None:
         yield from _teacher(case["teacher"], entry)
         yield from _distillation(protocol["distillation"], entry, model)
@@ -99,11 +99,6 @@ READ = {
     *("weights", "neck", "pixels", "head", "train_cfg", "test_cfg", "train_transforms", "test_transforms"),
     *("optimizer", "paramwise", "schedulers"),
 }
-
-
-def _unknown(name: str, part: Case, known: set[str]) -> Iterator[Field]:
-    for key in part.keys() - known:
-        yield Field(f"{name}.{key}".lstrip("."), part[key], UNKNOWN)
 
 
 # ---- Models ----
@@ -159,7 +154,7 @@ def _teacher(published: Case, entry: Preset) -> Iterator[Field]:
     model, processor = built(entry.teacher.model)
     yield from _model("teacher.", published, entry.teacher.model, model, processor)
     yield from beside("teacher.pixels", published["pixels"], words.pixels(processor), CLOSE)
-    yield from _unknown("teacher", published, {"config", "checkpoint", "weights", "neck", "pixels", "test_cfg"})
+    yield from unknown("teacher", published, {"config", "checkpoint", "weights", "neck", "pixels", "test_cfg"})
 
 
 def _distillation(published: Case, entry: Preset, student: Any) -> Iterator[Field]:
@@ -255,7 +250,7 @@ def _optimisation(case: Case, entry: Preset, model: Any, args: CrossKDConfig) ->
     scheduler = trainer.create_scheduler(protocol["epochs"] * length, optimizer)
     first = next(i for i, g in enumerate(optimizer.param_groups) if g["initial_lr"] == rate)
     factor = scheduler.lr_lambdas[first]
-    yield from _unknown("schedule", case["schedule"], {"epoch_length", "rule", "lr"})
+    yield from unknown("schedule", case["schedule"], {"epoch_length", "rule", "lr"})
     for update, published in case["schedule"]["lr"]:
         yield Field(f"schedule.lr[{update}]", published, rate * factor(update), 1e-9)
 
@@ -307,7 +302,7 @@ def _groups(published: Case, model: nn.Module, optimizer: Any, rate: float, deca
         factors = [float(number) for number in re.findall(r"x([\d.e-]+)", title)]
         yield Field(f"param_groups[{title}].factors", [group["lr_mult"], group["decay_mult"]], factors, CLOSE)
         yield Field(f"param_groups[{title}].tensors", group["tensors"], len(group["names"]))
-        yield from _unknown("param_groups", group, {"lr_mult", "decay_mult", "tensors", "elements", "names"})
+        yield from unknown("param_groups", group, {"lr_mult", "decay_mult", "tensors", "elements", "names"})
     if isinstance(model, PyramidDetector):  # transformers keeps frozen norms as buffers
         frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
         theirs = in_our_names(published["frozen_names"], model)
@@ -315,7 +310,7 @@ def _groups(published: Case, model: nn.Module, optimizer: Any, rate: float, deca
         yield Field("param_groups.frozen_tensors", published["frozen_tensors"], len(frozen))
         yield Field("param_groups.frozen_elements", published["frozen_elements"], sum(frozen.values()))
     known = {"groups", "trained_elements", "trained_tensors", "frozen_names", "frozen_tensors", "frozen_elements"}
-    yield from _unknown("param_groups", published, known | {"buffers", "sha256", "sha256_of"})
+    yield from unknown("param_groups", published, known | {"buffers", "sha256", "sha256_of"})
 
 
 def _tensors(groups: Case) -> int:

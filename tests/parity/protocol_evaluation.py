@@ -10,8 +10,21 @@ import torch
 from crosskd_hf.data import load_coco
 from crosskd_hf.data.dataset import DetectionData
 from crosskd_hf.inference.coco_evaluator import SUMMARY, CocoEvaluator
-from tests.parity.protocol_fields import Field
+from tests.parity.protocol_fields import Field, unknown
 
+COLUMNS = ["image_id", "category_id", "score", "x1", "y1", "x2", "y2"]
+KNOWN = {
+    "case",
+    "dataset",
+    "detections_columns",
+    "names",
+    "mmdet",
+    "pycocotools",
+    "differ",
+    "count",
+    "detections",
+    "note",
+}
 PRINTED = 1e-6  # of stats, which have six decimals
 REPORTED = 6e-4  # of what is published, which has three
 
@@ -39,14 +52,15 @@ def compare(case: dict[str, Any], coco: Path) -> list[Field]:
         columns = torch.tensor(found, dtype=torch.float64).reshape(-1, 6)
         labels = torch.tensor([data.categories.to_contiguous(int(raw)) for raw in columns[:, 0]], dtype=torch.int64)
         evaluator.update([image_id], [{"labels": labels, "scores": columns[:, 1], "boxes": columns[:, 2:]}])
-    metrics = evaluator.compute()
-    fields = [Field("count", case["count"], sum(len(found) for found in evaluator.rows.values()))]
+    evaluator.compute()
+    fields = [*unknown("", case, KNOWN), Field("detections_columns", case["detections_columns"], COLUMNS)]
+    fields.append(Field("count", case["count"], sum(len(found) for found in evaluator.rows.values())))
     pairs = zip(case["names"], case["pycocotools"]["stats"], evaluator.stats, strict=True)
     fields += [Field(f"pycocotools.{name}", published, ours, PRINTED) for name, published, ours in pairs]
     # With more than 100 detections of one class in an image MMDetection counts up to 1000 of them, COCO's rule is 100.
     equal = [name not in case["differ"] for name in case["names"][: len(SUMMARY)]]
     for index, (name, published) in enumerate(case["mmdet"]["reported"].items()):
         if equal[index]:
-            fields.append(Field(f"mmdet.{name}", published, metrics[SUMMARY[index]], REPORTED))
-            fields.append(Field(f"mmdet.stats.{name}", case["mmdet"]["stats"][index], metrics[SUMMARY[index]], PRINTED))
+            fields.append(Field(f"mmdet.{name}", published, evaluator.stats[index], REPORTED))
+            fields.append(Field(f"mmdet.stats.{name}", case["mmdet"]["stats"][index], evaluator.stats[index], PRINTED))
     return fields

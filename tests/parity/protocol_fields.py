@@ -73,6 +73,12 @@ def beside(
     yield Field(name, published, ours, atol, (remains or {}).get(name))
 
 
+def unknown(name: str, part: Mapping[str, Any], known: Iterable[str]) -> Iterator[Field]:
+    """A field for every key of a part of a file that the comparison does not know."""
+    for key in sorted(part.keys() - set(known)):
+        yield Field(f"{name}.{key}".lstrip("."), part[key], UNKNOWN)
+
+
 def is_list_of_parts(value: Any) -> bool:
     """Whether a value is a list of dicts."""
     return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)

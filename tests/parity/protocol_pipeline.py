@@ -26,14 +26,17 @@ from crosskd_hf.data.transforms import RandomCrop, clean_objects, crop, resize, 
 from crosskd_hf.models import DetectionImageProcessor, image_processor
 from crosskd_hf.models.pyramid import valid_priors
 from tests.parity.protocol_evaluation import split_of
-from tests.parity.protocol_fields import Field, numbers
+from tests.parity.protocol_fields import Field, numbers, unknown
 from tests.parity.protocol_postprocess import tiny
+from tests.parity.protocol_transforms import read_steps
 
 Case = dict[str, Any]
 BOXES = 1e-3  # px
 # Of single samples and of means and deviations: two levels of grey, as two libraries round differently.
 TOLERANCES = {"imagenet": (0.035, 0.01), "caffe": (2.0, 0.5)}
 CAFFE = (("caffe_stride", True),)
+IMAGE = {"id", "ori_shape", "img_shape", "scale_factor", "flip", "objects", "crowds"}
+KNOWN = {"name", "split", "transforms", "note", "images", "batches"}
 LISTED = 6  # boxes of an image that a file spells out
 
 
@@ -42,16 +45,16 @@ def compare(case: Case, coco: Path) -> list[Field]:
     if "made" in case:
         return [*_filters(case, coco), *_made(case["made"]), *_batches(case["batches"], coco)]
     data = split_of(coco, case["split"]).dataset
+    odd = list(unknown("", case, KNOWN))
     if case["name"] == "crop":
-        return list(_crops(case["images"], data))
-    steps = {step["type"]: step for step in case["transforms"]}
-    edges = steps["Resize"]["scale"]
-    flip = steps.get("RandomFlip", {}).get("prob")
+        return [*odd, *_crops(case["images"], data)]
+    steps, others = read_steps("transforms", case["transforms"])
+    (shortest,), longest = steps.shortest, steps.longest  # without chance: one size
     transform = None
-    if flip is not None:
-        transform = TrainTransform(flip, (min(edges),), max(edges), antialias=False)
-    found = _images(case["images"], data, transform, {"shortest_edge": min(edges), "longest_edge": max(edges)})
-    return [*found, *_pixels(case["batches"], data, transform, edges)]
+    if any(step["type"] == "RandomFlip" for step in case["transforms"]):
+        transform = TrainTransform(steps.flip, (shortest,), longest, antialias=False)
+    found = _images(case["images"], data, transform, {"shortest_edge": shortest, "longest_edge": longest})
+    return [*odd, *others, *found, *_pixels(case.get("batches", []), data, transform, (shortest, longest))]
 
 
 def processor_of(kind: str, edges: Sequence[int]) -> DetectionImageProcessor:
@@ -84,6 +87,7 @@ def _images(
         (label,) = batch["labels"]
         height, width = shape = sizes_of(batch["pixel_mask"])[0]
         name = f"images[{image['id']}]"
+        yield from unknown(name, image, IMAGE)
         ratios = [width / example["width"], height / example["height"]]
         yield Field(f"{name}.ori_shape", image["ori_shape"], label["orig_size"].tolist())
         yield Field(f"{name}.img_shape", image["img_shape"], shape)

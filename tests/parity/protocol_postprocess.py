@@ -18,12 +18,17 @@ from crosskd_hf.models.layers import maps_to_rows
 from crosskd_hf.models.roi_head import RoIPredictions
 from crosskd_hf.models.rpn import Proposals, RPNPredictions
 from tests.golden.protocol import draw
-from tests.parity.protocol_fields import Field, numbers
+from tests.parity.protocol_fields import Field, beside, numbers, unknown
 
 Case = dict[str, Any]
 HEADS = {"GFLHead": "gfl", "ATSSHead": "atss", "FCOSHead": "fcos", "RetinaHead": "retinanet"}
 PIXELS, SCORE = 0.02, 1e-4
 CLASSES = 80
+KNOWN = {
+    *("case", "head", "config", "note", "frame", "regression", "seed", "images", "maps", "proposals", "cls", "reg"),
+    *("box", "test_cfg", "train_proposal_cfg", "proposals_in_training", "detections"),
+    "detections_in_the_resized_image",
+}
 
 
 def compare(case: Case) -> list[Field]:
@@ -36,7 +41,8 @@ def compare(case: Case) -> list[Field]:
     head = case["head"]
     if head not in runs and head not in HEADS:
         raise ValueError(f"head {head!r} is none of {sorted({**runs, **HEADS})}")
-    return runs.get(head, _dense)(case)
+    kept = {key: value for key, value in case.items() if not key.startswith("other_nms_")}
+    return [*unknown("", kept, KNOWN), *runs.get(head, _dense)(case)]
 
 
 def evaluate(expression: str, case: Case, **names: Any) -> Tensor:
@@ -144,12 +150,9 @@ def _detections(case: Case, architecture: str, outputs: ModelOutput) -> list[Fie
         "score_thr": processor.score_threshold,
         "nms": _nms(processor.nms_threshold),
         "max_per_img": processor.max_detections,
+        "min_bbox_size": 0,
     }
-    fields = [
-        Field(f"test_cfg.{key}", case["test_cfg"][key], ours)
-        for key, ours in settings.items()
-        if key in case["test_cfg"]
-    ]
+    fields = list(beside("test_cfg", case["test_cfg"], settings))
     for name, frame in (("detections", "ori_shape"), ("detections_in_the_resized_image", "img_shape")):
         if name in case:
             sizes = torch.tensor([image[frame] for image in case["images"]])
