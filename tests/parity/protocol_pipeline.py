@@ -26,7 +26,7 @@ from crosskd_hf.data.transforms import RandomCrop, clean_objects, crop, resize, 
 from crosskd_hf.models import DetectionImageProcessor, image_processor
 from crosskd_hf.models.pyramid import valid_priors
 from tests.parity.protocol_evaluation import split_of
-from tests.parity.protocol_fields import Field, numbers, unknown
+from tests.parity.protocol_fields import UNKNOWN, Field, numbers, unknown
 from tests.parity.protocol_postprocess import tiny
 from tests.parity.protocol_transforms import read_steps
 
@@ -219,7 +219,10 @@ def filtered(data: DetectionData, settings: Case) -> list[int]:
 
 def _filters(case: Case, coco: Path) -> Iterator[Field]:
     for name, published in case.items():
-        if "filter_cfg" not in published or name == "made":
+        if name in ("made", "batches", "note"):
+            continue
+        if "filter_cfg" not in published:
+            yield Field(name, published, UNKNOWN)
             continue
         data = split_of(coco, name.partition(":")[0])
         ids = list(data.dataset["image_id"])

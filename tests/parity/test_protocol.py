@@ -32,6 +32,14 @@ def test_a_wrong_figure_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "test_cfg.max_per_img: 99 published, 100 here" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["postprocess/deformable_detr", pytest.param(WITH_IMAGES[0], marks=with_images)])
+def test_an_unknown_key_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(json.loads((GOLDEN / f"{name}.json").read_text()) | {"soft_nms": 0.5}))
+    assert not protocol.run(changed)
+    assert "soft_nms: 0.5 published, a key that this comparison does not know here" in capsys.readouterr().out
+
+
 def test_a_file_of_no_known_kind_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.json").write_text('{"thing": 1}')
     assert not protocol.run(tmp_path / "other.json")
