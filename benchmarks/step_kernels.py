@@ -102,22 +102,31 @@ def batch(device: str, height: int, width: int, images: int = 2, boxes: int = 7)
 
 
 def count_step(
-    student: nn.Module, teacher: nn.Module, methods: Sequence[Any], device: str, height: int = 800, width: int = 1344
+    student: nn.Module,
+    teacher: nn.Module,
+    methods: Sequence[Any],
+    device: str,
+    height: int = 800,
+    width: int = 1344,
+    fast_teacher: bool = False,
 ) -> dict[str, KernelCount]:
     """Count the second step of a pair with batches of one size, for the first fills the caches.
 
     Args:
         student, teacher: Detectors, on the device "meta" or any other.
         methods: As of :class:`Distiller`.
+        height, width: Of the images, px.
+        fast_teacher: As of :class:`Distiller`, and as `fast=True` has it.
         device: "cpu", or "cuda" without the backward pass, which needs a real GPU.
 
     Returns:
         The counts of "forward" (of the student), "distillation" (with the teacher's pass, and the division of all
         losses, as the trainer does it) and "backward".
     """
-    distiller = Distiller(student.train(), teacher, methods)  # type: ignore[arg-type]
+    distiller = Distiller(student.train(), teacher, methods, fast_teacher=fast_teacher)  # type: ignore[arg-type]
+    models = student, distiller.pair.teacher.model, distiller
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in (student, teacher, distiller):
+        for module in models:
             faked(module, device)
         inputs = batch(device, height, width)
         for _ in range(2):
@@ -140,10 +149,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--teacher", default="gfl:resnet50")
     parser.add_argument("--methods", nargs="+", default=["crosskd"])
     parser.add_argument("--top", type=int, default=0, help="also print so many functions with most kernels")
+    parser.add_argument("--fast", action="store_true", help="the teacher's batch norms are folded")
     args = parser.parse_args(argv)
     found = {}
     for device in ("cpu", "cuda"):
-        counts = count_step(build(args.student), build(args.teacher), args.methods, device)
+        counts = count_step(build(args.student), build(args.teacher), args.methods, device, fast_teacher=args.fast)
         found[device] = {name: sum(count.kernels.values()) for name, count in counts.items() if count.kernels}
         if device == "cpu":
             found["kernels"] = sum(found["cpu"].values())

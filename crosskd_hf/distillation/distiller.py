@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -11,8 +13,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..models.losses import LossPart
 from .detectors import view
+from .frozen import FrozenCopy
 from .method import Method, MethodConfig
-from .passes import Batch, Needs, Pair
+from .passes import Batch, Needs, Pair, Pass
 from .pixels import PixelAdapter, PixelFormat
 
 
@@ -26,6 +29,8 @@ class Distiller(nn.Module):
         student, teacher: Two detectors that :data:`~.detectors.VIEWS` knows.
         methods: Configurations, or their strings.
         student_processor, teacher_processor: With both, the teacher sees pixels normalised its own way.
+        fast_teacher: Teach by a :class:`FrozenCopy`, whose outputs differ by rounding.
+        dtype: With it, the type of autocast if every pass is made under autocast.
 
     Attributes:
         student_request: Further arguments of the student's forward pass.
@@ -42,13 +47,19 @@ class Distiller(nn.Module):
         methods: Sequence[MethodConfig | str],
         student_processor: BaseImageProcessor | None = None,
         teacher_processor: BaseImageProcessor | None = None,
+        fast_teacher: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         pixels = None
         if student_processor is not None and teacher_processor is not None:
             pixels = PixelAdapter(PixelFormat.of(student_processor), PixelFormat.of(teacher_processor))
         teacher.requires_grad_(False).eval()
-        self.pair = Pair(view(student, "student"), view(teacher, "teacher", pixels))
+        self._frozen = FrozenCopy(teacher, dtype) if fast_teacher else None
+        self._kept: deque[Pass] = deque()
+        self._keeping = False
+        taught_by = teacher if self._frozen is None else self._frozen.model
+        self.pair = Pair(view(student, "student"), view(taught_by, "teacher", pixels))
         configs = MethodConfig.parse_all(methods)
         _check_names([config.name for config in configs])
         _share_strides(self.pair, configs)
@@ -70,8 +81,8 @@ class Distiller(nn.Module):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The frozen teacher."""
-        return self.pair.teacher.model  # type: ignore[no-any-return]
+        """The frozen teacher, as it was given."""
+        return self.pair.teacher.model if self._frozen is None else self._frozen.teacher  # type: ignore[no-any-return]
 
     def forward(self, outputs: Any, inputs: Mapping[str, Any]) -> dict[str, LossPart]:
         """Distillation losses, keyed `<method>/<term>`.
@@ -82,7 +93,7 @@ class Distiller(nn.Module):
         """
         batch = Batch(inputs["pixel_values"], inputs.get("pixel_mask"), inputs.get("labels") or [], self.update)
         student = self.pair.student.read(outputs, batch)
-        teacher = self.pair.teacher.teacher_pass(batch)
+        teacher = self._teacher_pass(batch)
         parts: dict[str, LossPart] = {}
         for name, method in self.named_methods.items():
             weights = {term: method.config.weight * weight for term, weight in method.config.terms.items()}
@@ -93,10 +104,41 @@ class Distiller(nn.Module):
                     parts[f"{name}/{term}"] = part._replace(total=weights[term] * part.total)
         return parts
 
+    def _teacher_pass(self, batch: Batch) -> Pass:
+        if self._kept and not self._keeping:
+            return self.pair.teacher.again(self._kept.popleft())
+        if self._frozen is not None:
+            self._frozen.refresh()
+        found = self.pair.teacher.teacher_pass(batch)
+        if self._keeping:
+            self._kept.append(found)
+        return found
+
+    @contextmanager
+    def keeping_passes(self) -> Iterator[None]:
+        """The teacher's passes of calls inside of it are kept; as many calls after it take them, in this order.
+
+        These calls must be made on the same batches.
+        """
+        self.forget_passes()
+        self._keeping = True
+        try:
+            yield
+        finally:
+            self._keeping = False
+
+    def forget_passes(self) -> None:
+        """Drop what :meth:`keeping_passes` has kept."""
+        self._kept.clear()
+
     def prepare_student(self) -> None:
         """What methods change in the student before its training begins."""
-        for method in self.named_methods.values():
-            method.prepare_student(*self.pair)
+        teaching, self.pair.teacher.model = self.pair.teacher.model, self.teacher  # weights as they were given
+        try:
+            for method in self.named_methods.values():
+                method.prepare_student(*self.pair)
+        finally:
+            self.pair.teacher.model = teaching
 
     def describe(self) -> dict[str, Any]:
         """What is distilled, fit for JSON.

@@ -239,6 +239,10 @@ class DetectorView(abc.ABC):
         """Run the model on the batch, in its own pixels and without gradient."""
         return self.read(self.run(batch), batch)
 
+    def again(self, own: Pass) -> Pass:
+        """A teacher's pass for another pass of the student over the same batch."""
+        return own
+
     def run(self, batch: Batch) -> Any:
         """The model's outputs on the batch. A child leaves out what nobody needs."""
         return self.model(pixel_values=self.own_pixels(batch), pixel_mask=batch.pixel_mask, **self.arguments)

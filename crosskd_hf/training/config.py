@@ -105,8 +105,9 @@ class CrossKDConfig(TrainingArguments):
         bias_lr_factor: Factor on the learning rate of biases outside of norms (FCOS: 2). Needs a `schedule`.
         bias_weight_decay: Weight decay of all biases (FCOS: 0). Needs a `schedule`.
         exact_accumulation: Make `gradient_accumulation_steps` micro-batches count exactly as one big batch. Costs one
-            more forward pass of student and teacher per micro-batch. False: every
-            micro-batch is divided by its own normalizers. Without accumulation it changes and costs nothing.
+            more forward pass of the student per micro-batch, and the memory of the teacher's features and predictions
+            for all micro-batches of an update. False: every micro-batch is divided by its own normalizers. Without
+            accumulation it changes and costs nothing.
         nonfinite: What to do when a loss part or the gradient is NaN or infinite: "stop" with a message, or "skip" the
             update and count it (`skipped_updates` in the logs). The batch is saved in `output_dir/_nonfinite`.
         ema_decay: Decay in (0, 1) of an exponential moving average of the student's weights, such as 0.9998. The
@@ -120,8 +121,9 @@ class CrossKDConfig(TrainingArguments):
             Needs `load_best_model_at_end`.
         teacher_eval: Evaluate the teacher on the evaluation data before the first update; one that finds nothing (AP 0)
             stops the run, because the student would learn to find nothing.
-        fast: Recommended for speed: `channels_last`, and `bf16` where the device computes in bfloat16 (a CPU with AMX
-            or AVX-512 bf16, a GPU that says so), unless `fp16` is given. The log says what was chosen.
+        fast: Recommended for speed: `channels_last`, batch norms of the teacher as a part of its convolutions, and
+            `bf16` where the device computes in bfloat16 (a CPU with AMX or AVX-512 bf16, a GPU that says so), unless
+            `fp16` is given. The log says what was chosen.
         channels_last: Lay the weights of the convolutions of student and teacher channels last in memory, and thereby
             the features. The values are the same, and files hold them as ever.
         dataset_name: Name of the evaluation data on the model card.

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,13 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _make_distiller(self) -> None:
         assert self._teacher is not None
         teacher, processor = self._teacher
-        distiller = Distiller(self.student, teacher, self.args.methods, self.processing_class, processor)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        processors = self.processing_class, processor
+        distiller = Distiller(self.student, teacher, self.args.methods, *processors, self.args.fast, dtype)
         self.distiller = distiller.to(self.args.device)
+        if self.args.torch_compile:
+            taught_by = distiller.pair.teacher.model
+            taught_by.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
 
     # ---- Teacher ----
 
@@ -189,8 +195,6 @@ class CrossKDTrainer(CheckpointingTrainer):
         arguments.move_teacher(teacher, self.args.device)
         if self.args.channels_last:
             to_channels_last(teacher, needed=False)
-        if self.args.torch_compile:
-            teacher.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         self._teacher = teacher, processor
         self._teacher_hash = provenance.weight_hash(teacher)
 
@@ -251,6 +255,8 @@ class CrossKDTrainer(CheckpointingTrainer):
             batches.append(self._without_repeats(batch))
         self._guard.clear()
         self._gradient_norm = None
+        if self.distiller is not None:
+            self.distiller.forget_passes()
         self._update_sums, self._averaged = None, self.args.world_size
         self._micro_batches = max(len(batches), 1)
         if len(batches) > 1 and self.args.exact_accumulation:
@@ -283,7 +289,8 @@ class CrossKDTrainer(CheckpointingTrainer):
     def _normalizer_pass(self, batches: list[dict[str, Any]]) -> UpdateSums:
         self.model.train()
         parts = []
-        with normalizer_pass(self.model):
+        keeping = nullcontext() if self.distiller is None else self.distiller.keeping_passes()
+        with normalizer_pass(self.model), keeping:
             for number, batch in enumerate(batches, start=1):
                 _, own, kd = self._forward(self.model, self._prepare_inputs(batch))
                 parts.append(weighted(own | kd, self._weight(number == len(batches))))

@@ -38,6 +38,16 @@ def test_a_gfl_step_launches_few_kernels() -> None:
     assert sum(sum(count.kernels.values()) for count in counts.values()) <= 1700
 
 
+def test_folded_batch_norms_launch_nothing() -> None:
+    """Those of a ResNet-50 are 53."""
+    models = [[build(f"gfl:{name}") for name in ("resnet18", "resnet50")] for _ in range(2)]
+    found = [
+        sum(count_step(*pair, ["crosskd"], "cpu", 128, 128, fast)["distillation"].kernels.values())
+        for pair, fast in zip(models, (False, True), strict=True)
+    ]
+    assert found[0] - found[1] == 53
+
+
 def test_a_backward_pass_asks_for_no_value() -> None:
     counts = count_step(make_detector("gfl"), make_detector("gfl", 1), fitting("gfl"), "cpu", 64, 96)
     assert all(count.kernels for count in counts.values())

@@ -96,6 +96,16 @@ def test_accumulation_is_one_big_batch(folder: Path, tmp_path: Path, precision: 
     assert losses(rough)[0]["loss"] != pytest.approx(losses(whole)[0]["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_accumulation_runs_the_teacher_once(folder: Path, tmp_path: Path, exact: bool) -> None:
+    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 2}
+    trainer = run_in(folder, tmp_path, exact_accumulation=exact, **changes)
+    calls: list[int] = []
+    trainer.distiller.teacher.backbone.register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert len(calls) == 7  # images of an epoch, each of which is a micro-batch; the second update has three
+
+
 @pytest.mark.slow
 def test_compiled_models_train_alike(folder: Path, tmp_path: Path) -> None:
     """With the graphs of `torch.compile`, but torch's own kernels: making others takes minutes on a CPU."""

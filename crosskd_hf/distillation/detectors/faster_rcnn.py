@@ -4,7 +4,7 @@ The cut is in front of the whole second stage. The regions are those that the st
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,10 @@ class FasterRCNNView(SplitHead, ComparableHead):
     def run(self, batch: Batch) -> FasterRCNNOutput:
         """The pyramid alone: neither proposals nor detections are needed of a teacher."""
         return FasterRCNNOutput(features=self.model.pyramid(self.own_pixels(batch)))
+
+    def again(self, own: Pass) -> Pass:
+        """Its answers for regions are forgotten: the student's regions may be others."""
+        return replace(own, head=Regions(own.head.pyramid, None))
 
     def read(self, outputs: FasterRCNNOutput, batch: Batch) -> Pass:
         if outputs.features is None:
