@@ -72,7 +72,7 @@ def test_weights_of_products_are_kept_as_autocast_rounds_them() -> None:
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
     assert copy.head.classifier.weight.dtype == torch.bfloat16
     assert copy.head.cls_tower[0].norm.weight.dtype == torch.float32
-    features = [torch.rand(1, 8, 8, 8)] * len(teacher.config.strides)
+    features = [torch.rand(1, teacher.config.fpn_channels, 8, 8)] * len(teacher.config.strides)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert torch.equal(copy.head(features).logits, teacher.head(features).logits)
         torch.testing.assert_close(logits(copy), logits(teacher), rtol=0.05, atol=0.05)
