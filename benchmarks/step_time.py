@@ -1,10 +1,11 @@
-"""How long does a distillation step take? Prints JSON: medians of several rounds, all measured in turn in one run.
+"""How long does a distillation step take? Prints JSON: median and least of several rounds, all in turn in one run.
 
     python benchmarks/step_time.py --student gfl:resnet18 --teacher gfl:resnet50 --height 416 --width 544 --batch 2 \\
-        --boxes 10 --dtype float32 [--channels_last] [--compile] [--peer torchvision]
+        --boxes 10 --dtype float32 [--channels_last] [--compile] [--fast] [--peer torchvision]
 
-`crosskd_seconds` is forward, losses, backward and SGD of the distilled student, `plain_seconds` the same without a
-teacher, `teacher_seconds` the teacher's forward pass, `predict_seconds` the student's prediction with post-processing.
+`crosskd` is forward, losses, backward and SGD of the distilled student, `plain` the same without a teacher, `teacher`
+the teacher's forward pass, `predict` the student's prediction with post-processing. `--peer torchvision` adds
+torchvision's RetinaNet and FCOS beside twins of equal heads, weights, thresholds and candidates for NMS.
 Costs about a minute on two cores.
 """
 
@@ -23,10 +24,14 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from crosskd_hf.convert import convert_torchvision
 from crosskd_hf.create import DetectorSpec, build_detector
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.distillation import Distiller
+from crosskd_hf.inference.precision import widen_outputs
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.losses import divide
 
@@ -43,7 +48,8 @@ class Bench:
         self.dtype = getattr(torch, options.dtype)
         self.student = self._model(options.student).train()
         self.teacher = self._model(options.teacher).eval()
-        self.distiller = Distiller(self.student, self.teacher, ["crosskd"]).to(self.device)
+        how = {"fast_teacher": options.fast, "dtype": None if self.dtype == torch.float32 else self.dtype}
+        self.distiller = Distiller(self.student, self.teacher, ["crosskd"], **how).to(self.device)
         self.optimizer = torch.optim.SGD([p for p in self.student.parameters() if p.requires_grad], 1e-4, momentum=0.9)
         self.processor = DetectionImageProcessor()
         pixels = torch.randn(options.batch, 3, options.height, options.width, device=self.device)
@@ -65,7 +71,8 @@ class Bench:
 
     def _loss(self, distil: bool) -> torch.Tensor:
         inputs = {"pixel_values": self.pixels, "labels": self.labels}
-        outputs = self.student(**inputs, **(self.distiller.student_request if distil else {}))
+        request = self.distiller.student_request if distil else {}
+        outputs = self.student(**inputs, **request, output_loss=False)
         parts = dict(outputs.loss_parts)
         if distil:
             parts |= self.distiller(outputs, inputs)
@@ -100,30 +107,32 @@ class Bench:
     def predict(self) -> None:
         """Prediction and post-processing."""
         self.student.eval()
-        with self.autocast():
-            outputs = self.student(self.pixels)
+        outputs = predicted(self.student, self)
         sizes = [(self.options.height, self.options.width)] * self.options.batch
         self.processor.post_process_object_detection(outputs, target_sizes=sizes)
         self.student.train()
 
 
 class Peer:
-    """torchvision's detector with the same backbone, on the same batch."""
+    """torchvision's RetinaNet or FCOS and its twin of this package: equal heads, weights, thresholds and data.
+
+    Every score is above the threshold, so that both have 1000 candidates of each level for NMS.
+    """
 
     def __init__(self, bench: Bench, kind: str):
         options = bench.options
         backbone = options.student.split(":")[1]
         resnet = getattr(torchvision.models, backbone)(weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d)
-        from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
-        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-
         extractor = _resnet_fpn_extractor(resnet, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
         build = torchvision.models.detection.RetinaNet if kind == "retinanet" else torchvision.models.detection.FCOS
-        sizes = {"min_size": options.height, "max_size": max(options.height, options.width)}
-        self.model = build(extractor, len(CLASSES), **sizes).to(bench.device).train()
-        if options.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.bench = bench
+        settings = {"score_thresh": 0.0, "nms_thresh": 0.6, "topk_candidates": 1000, "detections_per_img": 100}
+        size = {"min_size": options.height, "max_size": max(options.height, options.width), "_skip_resize": True}
+        theirs = build(extractor, len(CLASSES), **size, **settings)
+        conversion = convert_torchvision(theirs, list(CLASSES.names))
+        models = [theirs.train(), conversion.model.train()]
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.theirs, self.ours = (model.to(bench.device, memory_format=layout) for model in models)
+        self.bench, self.processor = bench, conversion.processor
         self.images = list(bench.pixels.sigmoid())
         scale = torch.tensor([options.width, options.height] * 2, device=bench.device)
         self.targets = [
@@ -133,27 +142,54 @@ class Peer:
             }
             for label in bench.labels
         ]
-        self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
+        self.optimizers = [
+            torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
+            for model in (self.theirs, self.ours)
+        ]
 
-    def plain(self) -> None:
-        """A training step."""
-        self.optimizer.zero_grad()
+    def their_step(self) -> None:
+        """A training step of torchvision's."""
+        self.optimizers[0].zero_grad()
         with self.bench.autocast():
-            losses = self.model(self.images, self.targets)
+            losses = self.theirs(self.images, self.targets)
         torch.stack(list(losses.values())).sum().backward()
-        self.optimizer.step()
+        self.optimizers[0].step()
+
+    def our_step(self) -> None:
+        """A training step of the twin."""
+        self.optimizers[1].zero_grad()
+        with self.bench.autocast():
+            loss = self.ours(pixel_values=self.bench.pixels, labels=self.bench.labels).loss
+        loss.backward()
+        self.optimizers[1].step()
 
     @torch.no_grad()
-    def predict(self) -> None:
-        """Prediction and post-processing."""
-        self.model.eval()
+    def their_prediction(self) -> None:
+        """Prediction and post-processing of torchvision's."""
+        self.theirs.eval()
         with self.bench.autocast():
-            self.model(self.images)
-        self.model.train()
+            self.theirs(self.images)
+        self.theirs.train()
+
+    @torch.no_grad()
+    def our_prediction(self) -> None:
+        """Prediction and post-processing of the twin."""
+        self.ours.eval()
+        outputs = predicted(self.ours, self.bench)
+        sizes = [(self.bench.options.height, self.bench.options.width)] * self.bench.options.batch
+        self.processor.post_process_object_detection(outputs, target_sizes=sizes)
+        self.ours.train()
 
 
-def medians(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each task; every round runs all of them in turn."""
+def predicted(model: nn.Module, bench: Bench) -> Any:
+    """Outputs in float32, as `evaluate` and `predict` have them."""
+    with bench.autocast():
+        outputs = model(bench.pixels)
+    return widen_outputs(outputs)
+
+
+def measured(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict[str, float]]:
+    """Median and least seconds of each task; every round runs all of them in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):
         for name, task in tasks.items():
@@ -163,7 +199,17 @@ def medians(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, floa
             _wait()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(values), 4) for name, values in seconds.items()}
+    return {
+        name: {"median": round(statistics.median(values), 4), "least": round(min(values), 4)}
+        for name, values in seconds.items()
+    }
+
+
+def ratio(result: dict[str, dict[str, float]], over: str, *under: str) -> dict[str, float]:
+    """Of the medians and of the least times."""
+    return {
+        kind: round(result[over][kind] / sum(result[name][kind] for name in under), 3) for kind in ("median", "least")
+    }
 
 
 def _wait() -> None:
@@ -225,37 +271,47 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fast", action="store_true", help="bfloat16, channels last and a folded teacher")
+    parser.add_argument("--memory", action="store_true", help="also the peak of both kinds of step")
     parser.add_argument("--peer", choices=("torchvision",))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     options = parser.parse_args()
+    if options.fast:
+        options.dtype, options.channels_last = "bfloat16", True
     if options.threads:
         torch.set_num_threads(options.threads)
     bench = Bench(options)
     tasks = {
-        "crosskd_seconds": bench.crosskd,
-        "plain_seconds": bench.plain,
-        "teacher_seconds": bench.teacher_pass,
-        "predict_seconds": bench.predict,
+        "crosskd": bench.crosskd,
+        "plain": bench.plain,
+        "teacher": bench.teacher_pass,
+        "predict": bench.predict,
     }
-    if options.peer:
-        for kind in ("retinanet", "fcos"):
-            peer = Peer(bench, kind)
-            tasks |= {
-                f"torchvision_{kind}_plain_seconds": peer.plain,
-                f"torchvision_{kind}_predict_seconds": peer.predict,
-            }
-    result = medians(tasks, options.rounds)
-    ratio = result["crosskd_seconds"] / (result["plain_seconds"] + result["teacher_seconds"])
-    peaks = measure_memory(options)
-    teacher_weights = weights_in_megabytes(bench.teacher)
+    for kind in ("retinanet", "fcos") if options.peer else ():
+        peer = Peer(bench, kind)
+        tasks |= {
+            f"{kind}_step": peer.our_step,
+            f"torchvision_{kind}_step": peer.their_step,
+            f"{kind}_predict": peer.our_prediction,
+            f"torchvision_{kind}_predict": peer.their_prediction,
+        }
+    seconds = measured(tasks, options.rounds)
+    ratios = {"crosskd over plain and teacher": ratio(seconds, "crosskd", "plain", "teacher")}
+    for name in tasks:
+        if f"torchvision_{name}" in tasks:
+            ratios[f"{name} over torchvision's"] = ratio(seconds, name, f"torchvision_{name}")
+    result: dict[str, Any] = {"seconds": seconds, "ratios": ratios}
+    if options.memory:
+        peaks, teacher_weights = measure_memory(options), weights_in_megabytes(bench.teacher)
+        result["memory"] = {
+            "peak_megabytes_plain": peaks["plain"],
+            "peak_megabytes_crosskd": peaks["crosskd"],
+            "teacher_weights_megabytes": round(teacher_weights),
+            "peak_ratio": round((peaks["crosskd"] - teacher_weights) / peaks["plain"], 3),
+        }
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result |= {
-        "crosskd_over_plain_and_teacher": round(ratio, 3),
-        "peak_megabytes_plain": peaks["plain"],
-        "peak_megabytes_crosskd": peaks["crosskd"],
-        "teacher_weights_megabytes": round(teacher_weights),
-        "peak_ratio": round((peaks["crosskd"] - teacher_weights) / peaks["plain"], 3),
         **vars(options),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
