@@ -1,9 +1,11 @@
 """What only a GPU can show. One JSON file, written anew after every figure, so that an interrupted run loses nothing.
 
     python benchmarks/on_gpu.py --part correctness          # about 3 minutes on one GPU
-    python benchmarks/on_gpu.py --part correctness --cpu    # the same on the CPU: a dry run
+    python benchmarks/on_gpu.py --part speed                # about 4 minutes
+    python benchmarks/on_gpu.py --part evidence --data bccd # about 8 minutes; without --data, synthetic shapes
+    python benchmarks/on_gpu.py --part correctness --cpu    # a dry run on the CPU, of any part
 
-The correctness part needs torch, torchvision, transformers, timm, accelerate, datasets, pycocotools and this
+The parts need torch, torchvision, transformers, timm, accelerate, datasets, pycocotools and this
 repository, and no network. `--wheels FOLDER` installs the last two packages from the wheels of a folder.
 
 Exit status 1: a check that ran has failed. A check that cannot run here is named with the reason and counts as neither.
@@ -218,8 +220,8 @@ def one_process(folder: Path, device: str) -> dict[str, Any]:
     return {"ok": difference < 1e-3 and expected in backend, "backend": backend, "largest_difference": difference}
 
 
-def correctness(report: Report, device: str) -> None:
-    """The checks, the most important first."""
+def correctness(report: Report, device: str, data: str | None) -> None:
+    """The checks, the most important first; `data` is not read."""
     with tempfile.TemporaryDirectory() as name:
         numbers = itertools.count()
 
@@ -238,7 +240,22 @@ def correctness(report: Report, device: str) -> None:
         report.run("one_process", lambda: one_process(fresh(), device))
 
 
-PARTS = {"correctness": (correctness, 600.0)}
+def speed(report: Report, device: str, data: str | None) -> None:
+    """See `gpu_speed.py`."""
+    from benchmarks.gpu_speed import speed as measure
+
+    torch.backends.cudnn.allow_tf32 = True  # as torch begins
+    measure(report, device, data)
+
+
+def evidence(report: Report, device: str, data: str | None) -> None:
+    """See `gpu_evidence.py`."""
+    from benchmarks.gpu_evidence import evidence as measure
+
+    measure(report, device, data)
+
+
+PARTS = {"correctness": (correctness, 600.0), "speed": (speed, 240.0), "evidence": (evidence, 480.0)}
 
 
 def main() -> int:
@@ -248,11 +265,14 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="a dry run on the CPU")
     parser.add_argument("--seconds", type=float, help="start no check after this many seconds")
     parser.add_argument("--out", type=Path, help="JSON file (default: on_gpu_PART.json)")
+    parser.add_argument("--data", help="data set in COCO's format for the part evidence (default: synthetic shapes)")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are missing here (datasets, pycocotools)")
     options = parser.parse_args()
     device = "cpu" if options.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is visible; --cpu is a dry run on the CPU")
+    if options.data and options.part != "evidence":
+        parser.error(f"--data has no effect on the part {options.part}")
     if options.wheels:
         install = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(options.wheels)]
         subprocess.run([*install, "datasets", "pycocotools"], check=True)
@@ -263,7 +283,7 @@ def main() -> int:
     report = Report(
         options.out or Path(f"on_gpu_{options.part}.json"), options.part, options.seconds or seconds, device
     )
-    run(report, device)
+    run(report, device, options.data)
     print(f"{len(report.failed)} checks failed: {', '.join(report.failed)}" if report.failed else "no check failed")
     return 1 if report.failed else 0
 
