@@ -75,7 +75,9 @@ def test_weights_of_products_are_kept_as_autocast_rounds_them() -> None:
     features = [torch.rand(1, teacher.config.fpn_channels, 8, 8)] * len(teacher.config.strides)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert torch.equal(copy.head(features).logits, teacher.head(features).logits)
-        torch.testing.assert_close(logits(copy), logits(teacher), rtol=0.05, atol=0.05)
+        rounded = [logits(model).float() for model in (teacher, copy)]
+    errors = [float((found - logits(teacher)).square().mean().sqrt()) for found in rounded]
+    assert errors[1] < 2 * errors[0]  # no further from float32 than autocast takes the teacher
 
 
 class _Added(nn.BatchNorm2d):
