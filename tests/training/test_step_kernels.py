@@ -39,13 +39,13 @@ def test_a_gfl_step_launches_few_kernels() -> None:
 
 
 def test_folded_batch_norms_launch_nothing() -> None:
-    """Those of a ResNet-50 are 53."""
+    """Those of a ResNet-50 are 53; torch dispatches two operators for each."""
     models = [[build(f"gfl:{name}") for name in ("resnet18", "resnet50")] for _ in range(2)]
     found = [
         sum(count_step(*pair, ["crosskd"], "cpu", 128, 128, fast)["distillation"].kernels.values())
         for pair, fast in zip(models, (False, True), strict=True)
     ]
-    assert found[0] - found[1] == 53
+    assert found[0] - found[1] == 2 * 53
 
 
 def test_a_backward_pass_asks_for_no_value() -> None:
