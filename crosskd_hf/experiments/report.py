@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
@@ -235,10 +236,13 @@ def side_by_side(
     truth = _truth(next(iter(found.values())))
     titles = ["truth", *found]
     count = max(len(images), 1)
-    figure = Figure(figsize=(3.6 * len(titles), 3.2 * count), layout="constrained")
-    grid = figure.subplots(count, len(titles), squeeze=False)
+    shapes = [val.dataset.select_columns(["height", "width"])[rows[image]] for image in images]
+    heights = [min(2.0, shape["height"] / shape["width"]) for shape in shapes] or [1.0]
+    figure = Figure(figsize=(3.6 * len(titles), 3.6 * sum(heights) + 0.6), layout="constrained")
+    grid = figure.subplots(count, len(titles), squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.set_axis_off()
+    _legend(figure, val.categories.names)
     for line, image in zip(grid, images, strict=False):
         record = make_record(val.dataset[rows[image]], getattr(processor, "pixel_range", None))
         picture = to_pil_image(record["image"].as_subclass(Tensor))
@@ -248,6 +252,13 @@ def side_by_side(
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     return figure
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    """The colour of each class, below the pictures; left out where colours come twice."""
+    if len(names) <= len(COLOURS):
+        handles = [Patch(color=colour, label=one_line(name, 24)) for colour, name in zip(COLOURS, names, strict=False)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
 
 
 def drawn(picture: PIL.Image.Image, objects: Mapping[str, Tensor], names: Mapping[int, str]) -> PIL.Image.Image:
