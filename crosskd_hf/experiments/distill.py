@@ -204,6 +204,11 @@ def distill_from_words(words: Sequence[str]) -> Distillation:
 class DistillArguments(RunArguments):
     """As of `crosskd-hf train`, and how often."""
 
+    teacher: str | None = option(
+        None,
+        "Folder or Hub id of a trained teacher, or a new one as ARCHITECTURE:BACKBONE, which is trained first. Default: "
+        "the student's architecture on a ResNet-50.",
+    )
     seeds: int = option(1, "Pairs of runs, with and without a teacher; from two on the verdict has an interval.")
     train_teacher: bool = option(
         False, "Train a given teacher on the data first; one of other classes gets a head for these."
