@@ -206,8 +206,8 @@ class DistillArguments(RunArguments):
 
     teacher: str | None = option(
         None,
-        "Folder or Hub id of a trained teacher, or a new one as ARCHITECTURE:BACKBONE, which is trained first. Default: "
-        "the student's architecture on a ResNet-50.",
+        "Folder or Hub id of a trained teacher, or a new one as ARCHITECTURE:BACKBONE, which is trained first. "
+        "Default: the student's architecture on a ResNet-50.",
     )
     seeds: int = option(1, "Pairs of runs, with and without a teacher; from two on the verdict has an interval.")
     train_teacher: bool = option(
