@@ -37,7 +37,7 @@ from crosskd_hf.models import DETECTORS
 from crosskd_hf.models.backbone import NORMS, weights_follow
 
 NEAR = Path(__file__).parents[2] / "shared" / "data" / "coco_tiny"
-IMAGES = 6
+IMAGES, EVALUATED = 6, 2
 SIZE = {"shortest_edge": 128, "longest_edge": 160}
 CHANGES: dict[str, Any] = {
     "max_steps": 2,
@@ -74,11 +74,11 @@ def read(folder: Path) -> tuple[DetectionData, DetectionData]:
     """A few images of each split, with all 80 classes."""
     classes = CategoryMap(tuple(COCO_IDS), tuple(COCO_NAMES))
     splits = []
-    for split in ("train", "val"):
+    for split, count in (("train", IMAGES), ("val", EVALUATED)):
         path = folder / "annotations" / f"instances_{split}2017.json"
         data = load_coco(path, folder / f"{split}2017", classes)
         full = [index for index, row in enumerate(data.dataset["objects"]) if row["bbox"]]
-        chosen = (full or range(len(data.dataset)))[:IMAGES]
+        chosen = (full or range(len(data.dataset)))[:count]
         splits.append(DetectionData(data.dataset.select(chosen), data.categories, data.report))
     return splits[0], splits[1]
 
@@ -106,6 +106,17 @@ def build(model: Model, classes: CategoryMap) -> PreTrainedModel:
     return detector
 
 
+_TEACHERS: dict[str, PreTrainedModel] = {}
+
+
+def teacher_of(model: Model, classes: CategoryMap) -> PreTrainedModel:
+    """As of :func:`build`; the last teacher is kept for the next student, which leaves it as it is."""
+    if str(model) not in _TEACHERS:
+        _TEACHERS.clear()
+        _TEACHERS[str(model)] = build(model, classes)
+    return _TEACHERS[str(model)]
+
+
 def processor_of(model: Model) -> BaseImageProcessor:
     """The published one, for small images."""
     return model.image_processor(size=SIZE)
@@ -124,7 +135,7 @@ def dry_run(entry: Preset, data: tuple[DetectionData, DetectionData], folder: Pa
     comparison = Comparison(*data, processor_of(entry.model), args, transform)
     teacher = (None, None)
     if entry.teacher is not None:
-        teacher = build(entry.teacher.model, data[0].categories), processor_of(entry.teacher.model)
+        teacher = teacher_of(entry.teacher.model, data[0].categories), processor_of(entry.teacher.model)
     comparison.run("run", build(entry.model, data[0].categories), *teacher)
     state = json.loads((folder / entry.name / "run" / "trainer_state.json").read_text())
     shutil.rmtree(folder / entry.name)  # all students together would take 10 GB

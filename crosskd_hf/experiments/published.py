@@ -83,6 +83,8 @@ def conclude(name: str | None, results: Mapping[str, Mapping[str, float]], args:
     if is_whole(experiment, args):
         record(path, experiment, metrics, args)
         print(f"Row appended to {path}")
+    else:
+        print(f"No row in {path.name}: the published run has {experiment.training.resolved_schedule.epochs} epochs.")
 
 
 def is_whole(experiment: Preset, args: TrainingArguments) -> bool:

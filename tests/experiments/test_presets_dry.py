@@ -34,8 +34,9 @@ def test_synthetic_data_have_the_classes_of_coco(data: Any) -> None:
     train, val = data
     assert len(train.categories) == 80
     assert train.categories.raw_ids[-1] == 90
-    for split in (train, val):  # shapes leave some images empty, which are not chosen
-        assert 4 <= len(split.dataset) <= 6
+    assert 4 <= len(train.dataset) <= 6  # shapes leave some images empty, which are not chosen
+    assert len(val.dataset) == 2
+    for split in (train, val):
         assert all(row["bbox"] for row in split.dataset["objects"])
     used = {label for row in train.dataset["objects"] for label in row["category"]}
     assert used <= set(range(4))
