@@ -93,18 +93,22 @@ class RoIHead(nn.Module):
         return RoIPredictions(logits.unflatten(0, shape), deltas.unflatten(1, (-1, 4)).unflatten(0, shape))
 
     def pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
-        """RoIAlign (ICCV 2017) of each box on the level of its size: (B, R, 4) to (B * R, C, S, S)."""
+        """RoIAlign (ICCV 2017) of each box on the level of its size: (B, R, 4) to (B * R, C, S, S).
+
+        Every level gets all boxes, those of other levels without size: of these RoIAlign takes no sample and makes 0.
+        To choose the boxes of a level would be to wait for the device.
+        """
         batch, regions = boxes.shape[:2]
         image = torch.arange(batch, device=boxes.device).repeat_interleave(regions)
         rows = torch.cat([image[:, None].to(boxes), boxes.flatten(0, 1)], 1)  # (B * R, 5)
         level_of_row = self.levels(boxes).flatten()
         size = self.config.roi_size
-        pooled = features[0].new_zeros(len(rows), features[0].shape[1], size, size)
+        pooled = rows.new_zeros(())
         for level, stride in enumerate(self.config.backbone_strides):
-            here = (level_of_row == level).nonzero()[:, 0]
-            found = roi_align(features[level].float(), rows[here], size, 1 / stride, sampling_ratio=0, aligned=True)
-            pooled = pooled.index_copy(0, here, found.to(pooled))
-        return pooled
+            here = torch.where((level_of_row == level)[:, None], rows, 0)
+            feature = features[level].float()
+            pooled = pooled + roi_align(feature, here, size, 1 / stride, sampling_ratio=0, aligned=True)
+        return pooled.to(features[0].dtype)
 
     def levels(self, boxes: Tensor) -> Tensor:
         """Pyramid level of each box (Feature pyramid networks, CVPR 2017, eq. 1): (..., 4) to (...) int64.

@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.step_kernels import KernelCount, build, count_step, main
+from benchmarks.step_kernels import KernelCount, batch, build, count_step, faked, main
 from crosskd_hf.distillation import METHODS, Distiller
-from crosskd_hf.models.assigners import SizeCache
+from crosskd_hf.models.assigners import SizeCache, Targets
+from crosskd_hf.models.boxes import image_sizes
+from crosskd_hf.models.pyramid import valid_priors
+from crosskd_hf.models.rpn import Proposals
 from tests.tiny_dense import KINDS, make_batch, make_detector
+from tests.tiny_faster_rcnn import make_faster_rcnn
 
 
 def fitting(kind: str) -> list[str]:
@@ -51,6 +55,34 @@ def test_folded_batch_norms_launch_nothing() -> None:
 def test_a_backward_pass_asks_for_no_value() -> None:
     counts = count_step(make_detector("gfl"), make_detector("gfl", 1), fitting("gfl"), "cpu", 64, 96)
     assert all(count.kernels for count in counts.values())
+
+
+def test_faster_rcnn_waits_for_proposals_alone() -> None:
+    """From the backbone to the losses of the RPN, and the second stage on given proposals."""
+    model = make_faster_rcnn().train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        faked(model, "cuda")
+        inputs = batch("cuda", 64, 96)
+        boxes, mask = torch.empty(2, 60, 4, device="cuda"), torch.empty(2, 60, device="cuda", dtype=torch.bool)
+        for _ in range(2):
+            with KernelCount() as count:
+                sizes = image_sizes(inputs["pixel_values"], inputs["pixel_mask"])
+                features = model.pyramid(inputs["pixel_values"])
+                proposed, anchors = model.rpn(features), model.rpn.anchors(features)
+                targets = Targets.from_labels(inputs["labels"], sizes)
+                parts = model.rpn.loss(proposed, anchors, valid_priors(model.config, anchors, sizes), targets)
+                rois = model.roi_head.sample(Proposals(boxes, mask, boxes[..., 0]), targets)
+                parts |= model.roi_head.loss(model.roi_head(features, rois.boxes), rois)
+    assert len(parts) == 4
+    assert count.copies == []
+
+
+@pytest.mark.parametrize("kind", ["gfl", pytest.param("fcos", marks=pytest.mark.slow)])
+def test_model_and_losses_are_one_graph(kind: str) -> None:
+    torch.compiler.reset()
+    model, inputs = make_detector(kind).train(), make_batch()
+    compiled = torch.compile(lambda **given: model(**given, cut=1).loss, backend="eager", fullgraph=True)
+    assert float(compiled(**inputs).detach()) == pytest.approx(float(model(**inputs).loss.detach()), rel=1e-5)
 
 
 def test_the_count_sees_copies_and_values() -> None:
