@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser().parse_known_args(words)
     if rest and arguments.command not in (_train, _distill):
-        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        _refuse(rest, arguments.own)
     arguments.rest = rest
     try:
         status = int(arguments.command(arguments))
@@ -62,6 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if known else " (run again with --debug to see where)"
         print(f"error: {kind}{lines(str(error))}{hint}", file=sys.stderr)
         return 1
+
+
+def _refuse(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Stop with what a command doesn't know, and the options that are spelt nearly like it."""
+    from .sources import near
+
+    known = [option for action in parser._actions for option in action.option_strings]
+    unknown = next((word.split("=")[0] for word in words if word.startswith("-")), "")
+    hint = near(unknown.replace("_", "-"), known) if unknown else ""
+    parser.error(f"unrecognized arguments: {one_line(' '.join(words))}{hint}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +102,7 @@ def _command(
         name, help=text, description=text, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, own=parser)
     return parser
 
 

@@ -443,6 +443,20 @@ class TestMessages:
             line.split()[0] for line in capsys.readouterr().out.splitlines()
         }
 
+    @pytest.mark.parametrize(
+        ("words", "hint"),
+        [
+            (["check-data", "photos", "--format", "voc"], "did you mean '--data-format'"),
+            (["evaluate", "model", "photos", "--max_detection=300"], "did you mean '--max-detections'"),
+            (["predict", "model", "photos", "--treshold", "0.3"], "did you mean '--threshold'"),
+        ],
+    )
+    def test_near_names_of_options(self, words: list[str], hint: str, capsys: Output) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        assert hint in capsys.readouterr().err
+
     @pytest.mark.parametrize("words", [[], ["fly"], ["env", "--bogus"], ["convert"], ["predict", "a"]])
     def test_wrong_usage(self, words: list[str], capsys: Output) -> None:
         with pytest.raises(SystemExit) as caught:

@@ -16,8 +16,12 @@ import crosskd_hf
 from crosskd_hf.cli import main
 from crosskd_hf.create import ImageSize
 from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.experiments.augmentation import AUGMENTATIONS, training_transform
+from crosskd_hf.experiments.comparison import Comparison
+from crosskd_hf.experiments.comparison_options import DenseOptions
 from crosskd_hf.experiments.run_file import commit_of
+from crosskd_hf.experiments.train import RunArguments
 from crosskd_hf.inference.predict import predict_to_folder
 from crosskd_hf.training.config import CrossKDConfig
 from tests.tiny_run import SIZE, load_data, make_data, make_detector, processor
@@ -192,6 +196,24 @@ def test_slips_in_options_are_told_with_near_names(
     (tmp_path / "run.yaml").write_text("learning_rte: 1\n")
     assert main(["train", str(tmp_path / "run.yaml")]) == 1
     assert "has an unknown option 'learning_rte'; did you mean 'learning_rate'" in capsys.readouterr().err
+
+
+def test_everything_augments_alike(shapes: Path, tmp_path: Path) -> None:
+    """Command line, `distill`, both examples and `CrossKDTrainer`: a flip of every second image, and no more."""
+    _, val = load_data(shapes)
+    args = CrossKDConfig(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = crosskd_hf.CrossKDTrainer(make_detector(1), args, train_dataset=val.dataset, processing_class=processor())
+    comparison = Comparison(val, val, processor(), args)
+    example, command = DenseOptions(num_synthetic_images=8), RunArguments()
+    transforms = [
+        trainer._train_transform,
+        comparison.transform,
+        example.transform,
+        training_transform(command.multi_scale, command.image_size, command.augment),
+    ]
+    assert {(type(one), one.flip, one.shortest_edges, one.random_crop) for one in transforms} == {
+        (TrainTransform, 0.5, (), None)
+    }
 
 
 def test_augmentations_keep_the_fields_of_objects_together(shapes: Path) -> None:
