@@ -68,7 +68,7 @@ def _refuse(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Stop with what a command doesn't know, and the options that are spelt nearly like it."""
     from .sources import near
 
-    known = [option for action in parser._actions for option in action.option_strings]
+    known = [action.option_strings[0] for action in parser._actions if action.option_strings]
     unknown = next((word.split("=")[0] for word in words if word.startswith("-")), "")
     hint = near(unknown.replace("_", "-"), known) if unknown else ""
     parser.error(f"unrecognized arguments: {one_line(' '.join(words))}{hint}")
