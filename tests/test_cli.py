@@ -447,7 +447,7 @@ class TestMessages:
         ("words", "hint"),
         [
             (["check-data", "photos", "--format", "voc"], "did you mean '--data-format'"),
-            (["evaluate", "model", "photos", "--max_detection=300"], "did you mean '--max-detections'"),
+            (["evaluate", "model", "photos", "--most-detections=300"], "did you mean '--max-detections'"),
             (["predict", "model", "photos", "--treshold", "0.3"], "did you mean '--threshold'"),
         ],
     )
