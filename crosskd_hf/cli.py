@@ -5,15 +5,17 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .text import escape_on_output, lines, one_line, strict_json
 
 if TYPE_CHECKING:
     from .convert import Conversion
+    from .create import Detector
     from .data.dataset import DetectionData
+    from .data.loading import DetectionSplits
 
 DESCRIPTION = (
     "Train small object detectors with large ones as their teachers (CrossKD), with Hugging Face models and data."
@@ -87,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    analyse = _add_analyse(commands)
     options = _command(commands, "options", _options, "Print all options, as docs/options.md.")
     options.set_defaults(
-        parsers=[commands.choices[name] for name in ("evaluate", "predict", "check-data", "check-pair")]
+        parsers=[commands.choices[name] for name in ("evaluate", "predict", "check-data", "check-pair")] + analyse
     )
     _command(commands, "env", _env, "Print the versions of everything that matters, for a bug report.")
     return parser
@@ -229,6 +232,60 @@ def _add_methods(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     methods.add_argument("name", nargs="?", help="one of them, or a class of your own as my_package.my_module:MyConfig")
 
 
+def _add_analyse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> list[argparse.ArgumentParser]:
+    text = "The papers' figures of a student and its teachers on any data: each a picture and a csv file."
+    parser = commands.add_parser("analyse", help=text, description=text)
+    figures = parser.add_subparsers(metavar="FIGURE", required=True)
+    for name, (run, what, number) in {
+        "conflict": (
+            _conflict,
+            "Share of locations where teachers contradict the labels, against the threshold.",
+            64,
+        ),
+        "targets": (_targets, "Heat maps: labels' targets, teacher, the student's own scores, cross-head scores.", 4),
+        "gradients": (_gradients, "Heat maps: where methods move the features that the student's head reads.", 4),
+        "curves": (_curves, "Train by several methods: L1(student, teacher), L1(student, labels), AP by epoch.", 16),
+    }.items():
+        figure = _command(
+            figures,
+            name,
+            run,
+            what,
+            f"example: crosskd-hf analyse {name} STUDENT TEACHER --data photos/",
+        )
+        word = "folder or Hub id" + (", or a new one such as gfl:resnet18" if name == "curves" else "")
+        figure.add_argument("student", help=word)
+        several = "+" if name == "conflict" else None
+        figure.add_argument("teacher", nargs=several, help="folder or Hub id", metavar="TEACHER")
+        figure.add_argument(
+            "--data", nargs="+", required=True, help="folder, data.yaml, csv, json or Hub id of a data set"
+        )
+        _add_format(figure)
+        figure.add_argument("--number", type=int, default=number, help=f"images with objects (default: {number})")
+        figure.add_argument("--out", type=Path, default=Path("figures"), help="folder to write (default: figures)")
+    _add_figure_options(figures.choices)
+    return [*figures.choices.values()]
+
+
+def _add_figure_options(figures: Mapping[str, argparse.ArgumentParser]) -> None:
+    for name in ("conflict", "targets", "gradients"):
+        figures[name].add_argument(
+            "--split", choices=("train", "val", "test"), help="of the data set (default: val, or its only)"
+        )
+    figures["targets"].add_argument("--plain-kd", help="the same student trained with plain KD: one more column")
+    figures["gradients"].add_argument(
+        "--methods", nargs="+", default=["pkd", "crosskd"], help="a column each (default: pkd crosskd)"
+    )
+    curves = figures["curves"]
+    curves.add_argument(
+        "--methods", nargs="+", default=["kd", "crosskd"], help="a run each, or 'baseline' (default: kd crosskd)"
+    )
+    curves.add_argument("--epochs", type=float, help="of each run (default: as crosskd-hf train)")
+    curves.add_argument("--width", type=int, default=256, help="channels of a new student (default: 256)")
+    curves.add_argument("--longest-edge", type=int, help="longest side of images in px, for a new student")
+    curves.add_argument("--seed", type=int, default=42, help="of all runs (default: 42)")
+
+
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     text = (
         "Train a student, with or without a teacher. Takes all options of transformers' TrainingArguments but --debug."
@@ -291,6 +348,10 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument(
         "--format", nargs="+", default=[], metavar="FORMAT",
         help="also write the boxes as coco (coco.json), yolo (labels/ and data.yaml) or csv (boxes.csv)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--nms", type=float, nargs="+", default=[], metavar="IOU",
+        help="instead, show every image at several NMS thresholds side by side: nms.png and nms.csv",
     )  # fmt: skip
     predict.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, if there is one)")
     cost = _command(
@@ -382,6 +443,102 @@ def _methods(arguments: argparse.Namespace) -> int:
     from .distillation.reference import reference
 
     print(reference(arguments.name))
+    return 0
+
+
+def _side_by_side(model: Any, processor: Any, files: Any, arguments: argparse.Namespace) -> int:
+    """Pictures of several NMS thresholds instead of predictions."""
+    from .analysis.nms import side_by_side
+    from .create import Detector
+
+    if arguments.format:
+        raise ValueError("--format has no effect beside --nms, which writes nms.csv.")
+    return _written(side_by_side(Detector(model, processor), files, arguments.out, arguments.nms, arguments.threshold))
+
+
+def _split(arguments: argparse.Namespace) -> "DetectionData":
+    """The data of a figure."""
+    splits = _splits(arguments)
+    return splits[arguments.split or ("val" if "val" in splits else next(iter(splits)))]
+
+
+def _splits(arguments: argparse.Namespace) -> "DetectionSplits":
+    from .data.loading import load_detection_dataset
+
+    if arguments.number < 1:
+        raise ValueError(f"--number {arguments.number} must be at least 1.")
+    return load_detection_dataset(
+        arguments.data, arguments.data_format, one_based=arguments.one_based, val_fraction=arguments.val_fraction
+    )
+
+
+def _detector(source: str) -> "Detector":
+    from .create import Detector
+    from .inference.loading import load_detector
+
+    return Detector(*load_detector(source))
+
+
+def _adapters(student: str) -> Path:
+    """Where a student's trained adapters lie, if there are any."""
+    from .training.adapters import FILE
+
+    return Path(student) / FILE
+
+
+def _conflict(arguments: argparse.Namespace) -> int:
+    from .analysis.conflict import conflict
+
+    teachers = {Path(source).name: _detector(source) for source in arguments.teacher}
+    if len(teachers) < len(arguments.teacher):
+        teachers = {source: _detector(source) for source in arguments.teacher}
+    student, adapters = _detector(arguments.student), _adapters(arguments.student)
+    return _written(conflict(student, teachers, _split(arguments), arguments.out, arguments.number, adapters))
+
+
+def _targets(arguments: argparse.Namespace) -> int:
+    from .analysis.targets import targets
+
+    plain = None if arguments.plain_kd is None else _detector(arguments.plain_kd)
+    pair, adapters = (_detector(arguments.student), _detector(arguments.teacher)), _adapters(arguments.student)
+    return _written(targets(*pair, _split(arguments), arguments.out, arguments.number, plain, adapters))
+
+
+def _gradients(arguments: argparse.Namespace) -> int:
+    from .analysis.gradients import gradients
+
+    pair = _detector(arguments.student), _detector(arguments.teacher)
+    return _written(gradients(*pair, _split(arguments), arguments.out, arguments.number, arguments.methods))
+
+
+def _curves(arguments: argparse.Namespace) -> int:
+    from .create import ImageSize
+    from .experiments.curves import curves
+
+    splits = _splits(arguments)
+    if splits.val is None:
+        raise ValueError(f"{splits.source} has no validation split, on which the curves are measured.")
+    settings = {} if arguments.epochs is None else {"num_train_epochs": arguments.epochs}
+    return _written(
+        curves(
+            arguments.student,
+            _detector(arguments.teacher),
+            splits.train,
+            splits.val,
+            arguments.out,
+            arguments.methods,
+            arguments.number,
+            width=arguments.width,
+            image_size=ImageSize.of(None, arguments.longest_edge),
+            seed=arguments.seed,
+            **settings,
+        )
+    )
+
+
+def _written(paths: Sequence[Path]) -> int:
+    for path in paths:
+        print(path)
     return 0
 
 
@@ -512,6 +669,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     with open_sources(arguments.source, without=out) as files:
         model, processor = load_detector(arguments.model)
         model = to_device(model, arguments.device)
+        if arguments.nms:
+            return _side_by_side(model, processor, files, arguments)
         records = predict_to_folder(model, processor, files, out, threshold, arguments.format, **_speed(arguments))
     failed = [record for record in records if "error" in record]
     for record in failed:

@@ -131,6 +131,11 @@ class Distiller(nn.Module):
         """Drop what :meth:`keeping_passes` has kept."""
         self._kept.clear()
 
+    def check_length(self, updates: int) -> None:
+        """Raises ValueError if a method can have no effect in a run of so many updates."""
+        for method in self.named_methods.values():
+            method.check_length(updates)
+
     def prepare_student(self) -> None:
         """What methods change in the student before its training begins."""
         teaching, self.pair.teacher.model = self.pair.teacher.model, self.teacher  # weights as they were given

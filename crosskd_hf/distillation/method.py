@@ -224,6 +224,9 @@ class Method(nn.Module):
     def prepare_student(self, student: DetectorView, teacher: DetectorView) -> None:
         """Change the student once, before its training begins."""
 
+    def check_length(self, updates: int) -> None:
+        """Raises ValueError if the method, or an option of it, can have no effect in a run of so many updates."""
+
     def unreached(self, student: DetectorView) -> list[nn.Parameter]:
         """Parameters of the student that the gradient of this method must not reach."""
         return []

@@ -9,6 +9,7 @@ from torch import Tensor
 Statistics = Literal["image", "batch"]
 AXES: dict[Statistics, tuple[int, ...]] = {"image": (2, 3), "batch": (0, 2, 3)}
 _SMALLEST = 1e-6  # deviation: its square is added to every variance
+_FEW = 16  # elements below which a map is normalised as the authors do, see `_of_few`
 
 
 def count(feature: Tensor, statistics: Statistics) -> int:
@@ -57,7 +58,24 @@ def _normalised(
 
     The kernel is that of batch norm, for which the channels of all images are channels of one image.
     """
-    rows = feature.float()
+    rows, elements = feature.float(), count(feature, statistics)
+    if elements < _FEW:
+        found = _of_few(rows, AXES[statistics], elements)
+        if scale is None or shift is None:
+            return found
+        per_channel = (-1, rows.shape[1], 1, 1)
+        return torch.addcmul(shift.view(per_channel), found, scale.view(per_channel))
     if statistics == "image":
         rows = rows.reshape(1, -1, *rows.shape[2:])
     return F.batch_norm(rows, None, None, scale, shift, training=True, eps=_SMALLEST**2).reshape(feature.shape)
+
+
+def _of_few(rows: Tensor, axes: tuple[int, ...], elements: int) -> Tensor:
+    """As :func:`_normalised`, but with 1e-6 added to the unbiased deviation, as in the authors' code.
+
+    Of two elements the normalised values are always the same, and what is added decides the gradient. The clamp gives
+    the deviation of a constant channel no gradient, as `torch.std` does.
+    """
+    centered = rows - rows.mean(axes, keepdim=True)
+    root = centered.square().sum(axes, keepdim=True).clamp(min=1e-30).sqrt()
+    return centered / (root / math.sqrt(elements - 1) + _SMALLEST) * math.sqrt(elements / (elements - 1))

@@ -254,7 +254,7 @@ def run_plan(
     set_seed(int(given.get("seed", 42)))
     student = plan.detector(plan.student, train)
     train, val = train.for_model(student.model.config), val.for_model(student.model.config)
-    args = _settings(plan.student, student.model, len(train.dataset), given)
+    args = settings_for(plan.student, student.model, len(train.dataset), given)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     transform = training_transform(plan.multi_scale, plan.image_size, plan.augment)
@@ -283,7 +283,8 @@ def run_plan(
     return _finish(plan, comparison, tuple(gains), models)
 
 
-def _settings(source: str, model: PreTrainedModel, images: int, given: Mapping[str, Any]) -> CrossKDConfig:
+def settings_for(source: str, model: PreTrainedModel, images: int, given: Mapping[str, Any]) -> CrossKDConfig:
+    """What was given, and for the rest what fits a model of this source and a training set of so many images."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     recipe = Recipe(images, start_of(source, model), model.config, processes)
     return CrossKDConfig(**(recipe.settings(set(given), **given) | dict(given)))

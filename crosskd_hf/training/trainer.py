@@ -419,6 +419,8 @@ class CrossKDTrainer(CheckpointingTrainer):
         self.args.ddp_find_unused_parameters = given
 
     def _begin_training(self) -> None:
+        if self.distiller is not None:
+            self.distiller.check_length(self.state.max_steps)
         if self.distiller is not None and self.args.teacher_eval and self._resumed is None:
             self._evaluate_teacher(self.distiller)
         if self.distiller is not None and self._resumed is None and self._prepared is not self.distiller:

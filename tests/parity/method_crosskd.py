@@ -95,7 +95,7 @@ def pair_of(method: Any, student: Pass, teacher: Pass, batch: Batch) -> Comparis
     """What CrossKD or plain KD compares."""
     if method.name == "kd":
         return method.views[1].compare(student, teacher, method.classes)
-    (pair,) = method._pairs(student, teacher)
+    (pair,) = method.comparisons(student, teacher)
     return method._counted(pair, student, teacher, batch)
 
 

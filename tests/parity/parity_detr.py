@@ -278,7 +278,7 @@ def _total_norm(gradients: Gradients) -> float:
 def _cross_figures(distiller: Distiller, inputs: dict[str, Tensor]) -> Figures:
     given = Batch(inputs["pixel_values"], inputs["pixel_mask"], [])
     student, teacher = distiller.pair.student.read(None, given), distiller.pair.teacher.teacher_pass(given)
-    pairs = list(distiller.named_methods["crosskd"]._pairs(student, teacher))
+    pairs = list(distiller.named_methods["crosskd"].comparisons(student, teacher))
     trace = teacher.head
     references = [trace.arguments["reference_points"], *trace.output.intermediate_reference_points.unbind(1)]
     return {

@@ -116,13 +116,14 @@ class CrossKDMethod(Method):
     def forward(self, student: Pass, teacher: Pass, batch: Batch) -> dict[str, LossPart]:
         """Distances of the cross predictions from the teacher's own, or of what another strategy compares."""
         config = self.config
-        pairs = [self._counted(pair, student, teacher, batch) for pair in self._pairs(student, teacher)]
+        pairs = [self._counted(pair, student, teacher, batch) for pair in self.comparisons(student, teacher)]
         softness = config.beta or 0.0, config.temperature or 1.0
         return mimic(pairs, config.terms, *softness, config.box_loss or "l1_pixel")
 
     # ---- What is compared ----
 
-    def _pairs(self, student: Pass, teacher: Pass) -> Iterator[Comparison]:
+    def comparisons(self, student: Pass, teacher: Pass) -> Iterator[Comparison]:
+        """What is compared: cross predictions with the teacher's own, one for each decoder layer; see `strategy`."""
         if self.strategy == "a":
             yield from self._crossed(self.views, self.cuts, student, teacher, self.classes and self.classes.teacher)
             return

@@ -67,6 +67,13 @@ class FineGrainedMethod(Imitation):
         preset = self.config.preset
         return super().make_adapter(source, target) if preset == "ld" else Mixer(source, target, preset == "original")
 
+    def check_length(self, updates: int) -> None:
+        if self.config.start >= updates:
+            raise ValueError(
+                f"fine_grained: start={self.config.start}, but the run has {updates} updates: the loss would be zero "
+                "throughout. Train longer, or give a smaller start; start=0 counts from the first update."
+            )
+
     @property
     def wanted(self) -> Needs:
         return frozenset({"assignment" if self.config.positive_levels else "priors"})
@@ -109,7 +116,7 @@ class FineGrained(ImitationConfig):
         weight: Factor on the whole method.
         adapter: A trainable 3x3 convolution that begins close to zero on each of the student's maps; in the original
             with a ReLU. The form "ld" has none, between different widths a 1x1 one.
-        start: The loss is zero before this update of the run.
+        start: The loss is zero before this update of the run. A run that ends before it is refused.
         threshold: An anchor is near a box if their IoU is above so much of the box's largest IoU with any anchor.
         normalizer: Sums of squares are divided by the "locations" of the region, or by their "elements", channels too.
         one_level: Each box has anchors on one level alone, by its size.
@@ -121,6 +128,7 @@ class FineGrained(ImitationConfig):
     Raises:
         ValueError:
             "adapter=False, but the student's features are": Features of different widths need an adapter.
+            "the loss would be zero throughout": The run ends before `start`.
     """
 
     method = FineGrainedMethod

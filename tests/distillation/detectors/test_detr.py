@@ -35,7 +35,7 @@ def batch_of(inputs: dict[str, Any]) -> Batch:
 def crossed(distiller: Distiller, student: Pass, teacher: Pass) -> list[Comparison]:
     """Cross prediction and target of every layer of the teacher's decoder."""
     (method,) = distiller.named_methods.values()
-    return list(method._pairs(student, teacher))
+    return list(method.comparisons(student, teacher))
 
 
 def reached_by_gradient(model: Any) -> set[str]:

@@ -82,6 +82,12 @@ class TestLoss:
         assert self.loss(399) == 0
         assert self.loss(400) > 0
 
+    def test_a_start_behind_the_end_of_the_run_is_an_error(self) -> None:
+        method = build(FineGrained(adapter=False, start=3), *ONE)
+        method.check_length(4)
+        with pytest.raises(ValueError, match="start=3, but the run has 3 updates: the loss would be zero throughout"):
+            method.check_length(3)
+
     def test_channels_count_or_not(self) -> None:
         torch.testing.assert_close(self.loss(), 2 * self.loss(normalizer="elements"))
 
