@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from tests.tiny_dense import KINDS, make_batch, make_detector
 from tests.tiny_run import load_data, make_data
 
 NAMES = dict(enumerate(("circle", "square", "triangle", "star")))
+NAMED: dict[str, Any] = {"num_labels": 4, "id2label": NAMES, "label2id": {name: i for i, name in NAMES.items()}}
 
 
 def detector(kind: str = "gfl", seed: int = 0, **changes: Any) -> Detector:
     """A tiny detector that knows the classes of the shapes."""
-    names = {"num_labels": 4, "id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
     processor = DetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, score_threshold=0.0)
-    return Detector(make_detector(kind, seed, **names | changes).eval(), processor)
+    return Detector(make_detector(kind, seed, **NAMED | changes).eval(), processor)
 
 
 def scores(labels: Tensor, teacher: Tensor, student: Tensor | None = None) -> LocationScores:
@@ -43,11 +44,17 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def val(tmp_path_factory: pytest.TempPathFactory) -> DetectionData:
-    """Five images of shapes."""
+def splits(tmp_path_factory: pytest.TempPathFactory) -> tuple[DetectionData, DetectionData]:
+    """Seven and five images of shapes; training images 2 and 3 have no objects."""
     folder = tmp_path_factory.mktemp("shapes")
     make_data(folder)
-    return load_data(folder)[1]
+    return load_data(folder)
+
+
+@pytest.fixture(scope="module")
+def val(splits: tuple[DetectionData, DetectionData]) -> DetectionData:
+    """Five images of shapes."""
+    return splits[1]
 
 
 class TestProbe:
@@ -55,14 +62,14 @@ class TestProbe:
     def test_a_student_that_is_its_teacher_agrees_with_it(self, kind: str) -> None:
         own = detector(kind)
         with Probe(own, Detector(copy.deepcopy(own.model), own.processor)) as probe:
-            found = probe.scores(make_batch(num_labels=4))
+            found = probe.scores(make_batch(((64, 64), (24, 30)), num_labels=4))
         torch.testing.assert_close(found.student, found.teacher)
         torch.testing.assert_close(found.cross, found.teacher, atol=1e-5, rtol=1e-5)
         assert found.labels.sum() > 0
         assert set(found.labels.unique().tolist()) == {0.0, 1.0}
         assert found.labels.shape == found.teacher.shape == (2, sum(h * w for h, w in found.shapes), 4)
         assert found.valid[0].all()
-        assert not found.valid[1].all()
+        assert bool(found.valid[1].all()) is (kind == "fcos")  # which is trained on all of the padding
 
     def test_heads_of_different_kinds_have_the_same_locations(self) -> None:
         with Probe(detector("gfl"), detector("retinanet", 1)) as probe:
@@ -70,7 +77,7 @@ class TestProbe:
         assert found.student.shape == found.teacher.shape == found.cross.shape == found.labels.shape
 
     def test_other_families_are_refused(self) -> None:
-        config = FasterRCNNConfig(backbone="test_resnet", fpn_channels=16, num_labels=4, id2label=NAMES)
+        config = FasterRCNNConfig(backbone="test_resnet", fpn_channels=16, **NAMED)
         models = [DETECTORS[FasterRCNNConfig](config) for _ in range(2)]
         student, teacher = (Detector(model, detector().processor) for model in models)
         with pytest.raises(ValueError, match="shows scores at the locations of dense detectors"):
@@ -80,12 +87,8 @@ class TestProbe:
         with pytest.raises(ValueError, match="cross-head predictions need the adapters"):
             Probe(detector(head_channels=8, fpn_channels=8), detector(seed=1), tmp_path / "distiller.safetensors")
 
-    def test_data_without_objects_is_refused(self, val: DetectionData) -> None:
-        empty = val._replace(dataset=val.dataset.select([])) if hasattr(val, "_replace") else None
-        if empty is None:
-            import dataclasses
-
-            empty = dataclasses.replace(val, dataset=val.dataset.select([]))
+    def test_data_without_objects_is_refused(self, splits: tuple[DetectionData, DetectionData]) -> None:
+        empty = dataclasses.replace(splits[0], dataset=splits[0].dataset.select([2, 3]))
         with pytest.raises(ValueError, match="No image of the data has an object"):
             [*batches(detector(), empty, 3)]
 
@@ -181,7 +184,7 @@ class TestCurves:
         own.model.eval()
         callback.on_evaluate(None, State(), None, model=own.model, metrics={"eval_map": 0.25})
         (row,) = rows_of(tmp_path / "distances.csv")
-        assert float(row["l1_to_teacher"]) == 0
+        assert float(row["l1_to_teacher"]) < 1e-6
         assert float(row["l1_to_labels"]) > 0
         assert float(row["ap"]) == 25
 
@@ -193,7 +196,8 @@ class TestNms:
         val.dataset[0]["image"].save(tmp_path / "a.png")
         picture, table = nms.side_by_side(detector(), find_images(tmp_path), tmp_path / "out", [0.1, 0.6, 1.0], 0.2)
         counts = [sum(float(row["nms"]) == each for row in rows_of(table)) for each in (0.1, 0.6, 1.0)]
-        assert 0 < counts[0] < counts[1] < counts[2]
+        assert 0 < counts[0] <= counts[1] <= counts[2]
+        assert counts[0] < counts[2]
         assert picture.stat().st_size > 5000
 
     def test_what_has_no_nms_is_refused(self) -> None:
