@@ -141,9 +141,10 @@ class TestGradients:
     @pytest.mark.parametrize("kind", ["gfl", "retinanet"])
     def test_a_student_that_is_its_teacher_is_not_moved(self, kind: str) -> None:
         own = detector(kind)
-        with Distiller(own.model, copy.deepcopy(own.model), ["pkd", "crosskd"]) as distiller:
+        methods = ["pkd", "crosskd:beta=0"]  # |difference| to the power of 1 has a kink at 0, where rounding decides
+        with Distiller(own.model, copy.deepcopy(own.model), methods) as distiller:
             _, equal = gradients.feature_gradients(distiller, make_batch(num_labels=4))
-        with Distiller(own.model, detector(kind, 3).model, ["pkd", "crosskd"]) as distiller:
+        with Distiller(own.model, detector(kind, 3).model, methods) as distiller:
             _, other = gradients.feature_gradients(distiller, make_batch(num_labels=4))
         for name in ("pkd", "crosskd"):
             assert sum(level.sum() for level in other[name]) > 0
