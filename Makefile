@@ -38,7 +38,7 @@ parity: $(STAMP)  ## every golden case and every file of the protocol: the autho
 	$(BIN)/python -m tests.parity.steps tests/golden/*.json
 	$(BIN)/python -m tests.parity.protocol --coco $(COCO_TINY) $(foreach kind,$(KINDS),tests/golden/protocol/$(kind)/*.json)
 
-presets: $(STAMP)  ## every published experiment in small: two updates and one evaluation, half an hour
+presets: $(STAMP)  ## every published experiment in small: two updates and one evaluation, six minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets_dry.py
 
 slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes together

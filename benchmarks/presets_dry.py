@@ -1,6 +1,6 @@
 """Every published experiment in small: two updates and one evaluation of its models and losses, from random weights.
 
-    python benchmarks/presets_dry.py                     # all of them: half an hour on one core
+    python benchmarks/presets_dry.py                     # all of them: six minutes on one core
     python benchmarks/presets_dry.py gfl-r18 crosskd-gfl-r18-from-r50
     python benchmarks/presets_dry.py --coco COCO_FOLDER  # with train2017, val2017 and annotations
 

@@ -94,6 +94,17 @@ def test_statistics_are_those_of_the_authors() -> None:
                 assert method[:2] not in ("cr", "pk") or "statistics=batch" in method, entry.name
 
 
+def test_ld_is_that_of_the_released_code() -> None:
+    """Its peculiarities, where a row's terms have them; with 2 images of a process its sums are those of "images"."""
+    for entry in PRESETS.values():
+        for method in () if entry.losses is None else entry.losses.methods:
+            if method.startswith("ld"):
+                second = "terms.region=0" not in method and entry.student.architecture != "fcos"
+                assert ("iou=released" in method) == second, entry.name
+                assert ("joint_sides=True" in method) == (entry.student.architecture == "retinanet"), entry.name
+                assert ("normalize=official" in method) == (entry.training.images_per_device != 2), entry.name
+
+
 def test_needs_are_the_methods_that_do_not_exist() -> None:
     for entry in PRESETS.values():
         named = {method.partition(":")[0] for method in entry.losses.methods} if entry.losses else set()
