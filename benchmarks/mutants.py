@@ -274,7 +274,7 @@ def _table(rows: Sequence[tuple[Fault, Verdict]]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[""], help="Begin of the places of the faults to be tried.")
+    parser.add_argument("--only", nargs="*", default=[""], help="Begin of the places of those to be tried now.")
     parser.add_argument("--count", type=int, help="How many faults are tried (default: all).")
     parser.add_argument("--all", action="store_true", help="Run the whole default suite for each survivor.")
     parser.add_argument("--limit", type=int, default=60, help="Seconds of processor time for a fault's tests.")
@@ -285,10 +285,10 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Try the faults, one after the other."""
     options = _options()
-    faults = [fault for fault in FAULTS if fault.where.startswith(tuple(options.only))]
-    gone = lost(faults)
+    gone = lost(FAULTS)
     print("\n".join(gone.values()))
-    faults = chosen([fault for fault in faults if fault not in gone], options.count)
+    faults = chosen([fault for fault in FAULTS if fault not in gone], options.count)
+    faults = [fault for fault in faults if fault.where.startswith(tuple(options.only))]
     notes, rows = Notes(options.json), list[tuple[Fault, Verdict]]()
     with tempfile.TemporaryDirectory() as name:
         _preload(f"{name}/cache")
