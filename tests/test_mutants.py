@@ -36,7 +36,7 @@ def test_a_text_that_is_gone_is_an_error() -> None:
     with pytest.raises(LookupError, match="there is no A.g"):
         mutated(SOURCE, "A.g", "1", "2")
     gone = FAULTS[0]._replace(old="what nobody writes")
-    assert lost([FAULTS[1], gone]) == {gone: f"{gone.where}: 'what nobody writes' stands 0 times in _scale"}
+    assert lost([FAULTS[0], gone]) == {gone: f"{gone.where}: 'what nobody writes' stands 0 times in _scale"}
 
 
 def test_every_area_has_faults_and_tests() -> None:
