@@ -513,6 +513,22 @@ def test_adapters_learn_and_the_teacher_does_not(folder: Path, tmp_path: Path) -
     assert not any(torch.equal(of_adapters[name], tensor) for name, tensor in trainer.distiller.state_dict().items())
 
 
+def test_gradients_of_adapters_are_those_of_their_update(folder: Path, tmp_path: Path) -> None:
+    """Weights that don't move get the same gradients from the same images, in every update."""
+    changes = {"learning_rate": 1e-30, "per_device_train_batch_size": 7, "max_steps": 2, "schedule": None}
+    trainer = run_in(folder, tmp_path, max_grad_norm=1e9, **changes)
+    norms: list[float] = []
+
+    class Note(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            norms.append(float(torch.stack([p.grad.norm() for p in trainer.distiller.parameters()]).norm()))
+
+    trainer.add_callback(Note())
+    trainer.train()
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
 def test_evaluating_first_and_training_twice_change_nothing(folder: Path, tmp_path: Path) -> None:
     plain = run_in(folder, tmp_path, max_steps=1, bf16=True)
     plain.train()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crosskd_hf.distillation import KD, CrossKD, Distiller, MethodConfig
+from crosskd_hf.distillation.passes import Cut
 from crosskd_hf.distillation.statistics import AXES, align
 from crosskd_hf.models import DenseDetector
 from crosskd_hf.models.losses import divide
@@ -153,6 +154,14 @@ class TestCut:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
         assert all(adapter.weight.grad.any() for adapter in distiller.named_methods["crosskd"].adapters.values())
         assert set(student.state_dict()) == names
+
+    def test_taps_are_aligned_and_rectified_but_the_pyramid_is_not(self) -> None:
+        method = Distiller(make_detector("gfl"), make_detector("gfl", seed=1), ["crosskd"]).named_methods["crosskd"]
+        feature, reference = torch.randn(2, 16, 8, 8), torch.randn(2, 16, 8, 8)
+        aligned = align(feature, reference, method.config.statistics)
+        assert aligned.min() < 0
+        assert torch.equal(method._adapted("cls", feature, reference, Cut(2)), aligned.relu())
+        assert torch.equal(method._adapted("cls", feature, reference, Cut(0)), aligned)
 
 
 class TestHold:
