@@ -7,6 +7,7 @@ from transformers import BaseImageProcessor, DeformableDetrImageProcessor
 from transformers.utils import ModelOutput
 
 from crosskd_hf.inference.detection import detect, detections, handing_on
+from crosskd_hf.inference.evaluation import _renamed
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.processors import image_processor
 from tests.tiny_dense import make_detector
@@ -56,3 +57,13 @@ def test_as_many_detections_as_asked_for(processor: BaseImageProcessor) -> None:
         (found,) = detections(reader, outputs, torch.tensor([[1000, 1000]]), 0.0)
         counts.append(len(found["scores"]))
     assert counts == [100, 250, 300, 7, 100]
+
+
+def test_labels_become_those_of_the_data_and_unknown_classes_are_left_out() -> None:
+    """The model's classes 0, 1 and 2 are the data's class 2, none, and class 0."""
+    boxes = torch.arange(12.0).reshape(3, 4)
+    result = {"scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([2, 1, 0]), "boxes": boxes}
+    found = _renamed(result, torch.tensor([2, -1, 0]))
+    assert found["labels"].tolist() == [0, 2]
+    assert torch.equal(found["scores"], torch.tensor([0.9, 0.7]))
+    assert torch.equal(found["boxes"], boxes[[0, 2]])

@@ -79,6 +79,19 @@ def test_another_way_to_the_same_update_goes_on_as_if_uninterrupted(folder: Path
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
+def test_a_resumed_epoch_has_its_own_order(folder: Path, tmp_path: Path) -> None:
+    """The second epoch goes on with the images that it had left."""
+    whole = run_in(folder, tmp_path, max_steps=6)
+    seen = Watch(whole)
+    whole.train()
+    without_last(tmp_path, 6)
+    again = run_in(folder, tmp_path, max_steps=6)
+    seen_again = Watch(again)
+    again.train(resume_from_checkpoint=True)
+    assert seen_again.images[:1] == seen.images[5:6]
+    assert seen.images[4:6] != seen.images[:2]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

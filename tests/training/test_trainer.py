@@ -529,6 +529,17 @@ def test_gradients_of_adapters_are_those_of_their_update(folder: Path, tmp_path:
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
+def test_an_evaluation_forgets_the_one_before(folder: Path, tmp_path: Path) -> None:
+    trainer = run_in(folder, tmp_path)
+    found = []
+    for _ in range(2):
+        rows = trainer.predict(trainer.eval_dataset).predictions
+        found.append(torch.cat([torch.as_tensor(rows[image])[:, 4] for image in sorted(rows)]))
+        with torch.no_grad():
+            trainer.model.head.classifier.bias -= 1
+    assert found[1].max() < found[0].max()
+
+
 def test_evaluating_first_and_training_twice_change_nothing(folder: Path, tmp_path: Path) -> None:
     plain = run_in(folder, tmp_path, max_steps=1, bf16=True)
     plain.train()
