@@ -708,12 +708,12 @@ TRAINING = (
         ),
     ),
     Fault(
-        "a resumed epoch has another order",
+        "every epoch has the order and the augmentation of the first",
         "training.coco_trainer:CocoTrainer._set_epoch",
         "part.set_epoch(epoch)",
         "part.set_epoch(0)",
         (
-            "training/test_resumption.py::test_a_resumed_epoch_has_its_own_order",
+            "training/test_resumption.py::test_every_epoch_has_its_own_augmentation",
             "training/test_trainer.py::test_resume_repeats_the_run",
             "training/test_trainer.py::test_augmentation_depends_on_image_and_epoch_alone",
         ),

@@ -92,6 +92,27 @@ def test_a_resumed_epoch_has_its_own_order(folder: Path, tmp_path: Path) -> None
     assert seen.images[4:6] != seen.images[:2]
 
 
+def test_every_epoch_has_its_own_augmentation(folder: Path, tmp_path: Path) -> None:
+    """The same batch of seven images twice: some are turned round in one epoch only."""
+    changes = {"per_device_train_batch_size": 7, "max_steps": 2, "train_sampling_strategy": "sequential"}
+    trainer = run_in(folder, tmp_path, augment=True, **changes)
+    batches: list[Tensor] = []
+    compute_loss = trainer.compute_loss
+
+    def watched(model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        batches.append(inputs["pixel_values"])
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watched
+    trainer.train()
+    first, second = batches
+    turned = [not torch.equal(*images) for images in zip(first, second, strict=True)]
+    assert 0 < sum(turned) < 7
+    assert all(
+        torch.equal(image.flip(-1), other) for image, other, is_turned in zip(first, second, turned) if is_turned
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
