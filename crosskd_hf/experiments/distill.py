@@ -67,7 +67,20 @@ class Distillation:
 
     def __str__(self) -> str:
         lines = [f"{name:14s}{ap_row(metrics)}" for name, metrics in self.results.items()]
-        return "\n".join([f"{'':14s}{HEAD}", *lines, "", self.verdict])
+        return "\n".join([f"{'':14s}{HEAD}", *lines, "", self.verdict, *self.advice])
+
+    @property
+    def advice(self) -> list[str]:
+        """What the figures ask for, in sentences; empty if nothing."""
+        teacher = self.results.get(TEACHER)
+        alone = [metrics["map"] for name, metrics in self.results.items() if name.startswith(BASELINE)]
+        if teacher is None or teacher["map"] > max(alone):
+            return []
+        return [
+            f"The teacher's AP {100 * teacher['map']:.1f} is not above the baseline's {100 * max(alone):.1f}: a student "
+            "learns little from it. Train it longer (teacher_settings, --teacher_settings num_train_epochs=...), or "
+            "take a better one."
+        ]
 
 
 @dataclass(frozen=True)
@@ -353,6 +366,7 @@ def _finish(
             "results": result.results,
             "gains": list(gains),
             "verdict": result.verdict,
+            "advice": result.advice,
         }
         (folder / "results.json").write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
         comparison.save()

@@ -27,6 +27,7 @@ from ..text import one_line
 
 SIDE = 640  # px of the longer side of a drawn image: captions are readable on a photo of 4000 x 3000 too
 SURE = 0.3  # lowest score of a detection that is drawn or counted as a find
+RUNS = ("teacher", "baseline", "distilled")
 SAME = 0.5  # IoU from which a detection is the object's
 MOST_CLASSES = 30  # in a confusion matrix; the rest, the rarer ones, are left out
 
@@ -70,11 +71,16 @@ def write_report(folder: Path, data: DetectionData, val: DetectionData, models: 
 
 
 def read_logs(folder: Path) -> dict[str, list[dict[str, float]]]:
-    """What each run below a folder logged, by its name; the folder itself counts as "train"."""
+    """What each run below a folder logged, by its name, in the order of `RUNS`; the folder itself counts as "train"."""
     paths = {"train": folder / "trainer_state.json"} if (folder / "trainer_state.json").is_file() else {}
-    paths |= {path.parent.name: path for path in sorted(folder.glob("*/trainer_state.json"))}
+    found = {path.parent.name: path for path in sorted(folder.glob("*/trainer_state.json"))}
+    paths |= dict(sorted(found.items(), key=lambda pair: _rank(pair[0])))
     paths = {name: path for name, path in paths.items() if not name.startswith("checkpoint-")}
     return {name: json.loads(path.read_text(encoding="utf-8"))["log_history"] for name, path in paths.items()}
+
+
+def _rank(run: str) -> int:
+    return next((rank for rank, name in enumerate(RUNS) if run.startswith(name)), len(RUNS))
 
 
 def write_csv(path: Path, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -94,9 +100,12 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     for number, (run, entries) in enumerate(logs.items()):
         colour = COLOURS[number % len(COLOURS)]
         for plot, name, scale in ((axes[0], "eval_map", 100), (axes[1], "loss", 1)):
-            points = [(entry["step"], scale * entry[name]) for entry in entries if name in entry and "step" in entry]
+            points: dict[float, float] = {}  # the first of an update: the best model is evaluated again after the last
+            for entry in entries:
+                if name in entry and "step" in entry:
+                    points.setdefault(entry["step"], scale * entry[name])
             if points:
-                plot.plot(*zip(*points, strict=True), label=run, color=colour, marker=".")
+                plot.plot(list(points), list(points.values()), label=run, color=colour, marker=".")
     for plot, title in zip(axes, ("AP on the validation images, %", "training loss"), strict=True):
         plot.set_xlabel("update")
         plot.set_title(title)
@@ -277,7 +286,8 @@ def first_batch(path: Path, collator: DetectionCollator, data: DetectionData, co
     names = dict(enumerate(data.categories.names))
     columns = min(4, len(records))
     lines = -(-len(records) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
+    highest = max(min(2.0, record["image"].shape[-2] / record["image"].shape[-1]) for record in records)
+    figure = Figure(figsize=(3.6 * columns, 3.6 * highest * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import torch
 
 from crosskd_hf.data import CategoryMap
-from crosskd_hf.experiments.report import SIDE, confusion, drawn, match, worst_images
+from crosskd_hf.experiments.report import SIDE, confusion, curves, drawn, match, read_logs, worst_images
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 
 
@@ -49,3 +52,17 @@ def test_large_photos_are_made_small_with_their_boxes() -> None:
     photo = PIL.Image.new("RGB", (4000, 3000))
     objects = {"boxes": torch.tensor([[0.0, 0, 4000, 3000]]), "labels": torch.tensor([0])}
     assert drawn(photo, objects, {0: "cat"}).size == (SIDE, SIDE * 3 // 4)
+
+
+def test_curves_of_runs_in_their_order_and_one_point_for_an_update(tmp_path: Path) -> None:
+    """The best model is evaluated again after the last update: no point of the curve."""
+    history = [{"step": 5, "loss": 2.0}, {"step": 5, "eval_map": 0.3}, {"step": 9, "eval_map": 0.2},
+               {"step": 9, "eval_map": 0.3}]  # fmt: skip
+    for run in ("baseline-1", "distilled-1", "teacher"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    logs = read_logs(tmp_path)
+    assert list(logs) == ["teacher", "baseline-1", "distilled-1"]
+    lines = curves(logs).axes[0].lines
+    assert [line.get_label() for line in lines] == list(logs)
+    assert lines[0].get_xydata().tolist() == [[5, 30], [9, 20]]
