@@ -77,9 +77,9 @@ class Distillation:
         if teacher is None or teacher["map"] > max(alone):
             return []
         return [
-            f"The teacher's AP {100 * teacher['map']:.1f} is not above the baseline's {100 * max(alone):.1f}: a student "
-            "learns little from it. Train it longer (teacher_settings, --teacher_settings num_train_epochs=...), or "
-            "take a better one."
+            f"The teacher's AP {100 * teacher['map']:.1f} is not above the baseline's {100 * max(alone):.1f}: a "
+            "student learns little from it. Train it longer (teacher_settings, --teacher_settings "
+            "num_train_epochs=...), or take a better one."
         ]
 
 
