@@ -32,6 +32,7 @@ from .arguments import WithoutMask
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .loading import bare_model, demand_trained_backbone
+from .packing import Packing
 from .predictions import Kept, KeptPredictions
 from .raw_data import in_schema
 from .reproducible import RandomOrder, ReproducibleCollator
@@ -174,7 +175,7 @@ class CocoTrainer(Trainer):
 
     @contextmanager
     def _collating(self, collator: Any) -> Iterator[None]:
-        training_collator, self.data_collator = self.data_collator, self._fitting(collator)
+        training_collator, self.data_collator = self.data_collator, Packing(self._fitting(collator))
         try:
             yield
         finally:
