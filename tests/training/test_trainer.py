@@ -149,7 +149,7 @@ def test_augmentation_depends_on_image_and_epoch_alone(folder: Path, tmp_path: P
     assert torch.equal(together, alone)
     trainer.data_collator.set_epoch(1)
     assert not torch.equal(together, trainer.data_collator(examples)["pixel_values"])
-    assert trainer.get_eval_dataloader().collate_fn.transform is None
+    assert trainer.get_eval_dataloader().collate_fn.collator.transform is None
 
 
 # ---- What is saved ----
