@@ -685,4 +685,4 @@ def test_an_image_processor_is_needed(folder: Path) -> None:
 
 def test_random_transform_is_used_for_training_only(folder: Path, tmp_path: Path) -> None:
     trainer = run_in(folder, tmp_path, augment=True)
-    assert isinstance(trainer.get_train_dataloader().collate_fn.transform, TrainTransform)
+    assert isinstance(trainer.get_train_dataloader().collate_fn.collator.transform, TrainTransform)
