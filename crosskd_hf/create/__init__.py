@@ -96,6 +96,22 @@ def create_detector(
     return Detector(model if categories is None else _for_classes(model, categories, name), processor)
 
 
+def chosen_weights(sources: Sequence[str], wanted: str) -> str:
+    """`backbone_weights` of new detectors with "auto" replaced by what it means now: "timm" or "none".
+
+    Args:
+        sources: As of :func:`create_detector`. If it means one for some of them and the other for others, it stays.
+        wanted: The option.
+    """
+    if wanted != "auto":
+        return wanted
+    specs = [DetectorSpec.parse(source) for source in sources if is_new(source)]
+    for spec in specs:
+        _check_names(spec)
+    found = {find_weights(spec, wanted).backbone_weights or "none" for spec in specs if spec.backbone}
+    return found.pop() if len(found) == 1 else wanted
+
+
 def is_new(source: str | os.PathLike[str]) -> bool:
     """Whether a word means a new detector: an architecture, or "ARCHITECTURE:BACKBONE", and no folder of that name.
 

@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
-from ..create import Detector, ImageSize, create_detector, is_new
+from ..create import Detector, ImageSize, chosen_weights, create_detector, is_new
 from ..data.dataset import DetectionCollator, DetectionData
 from ..inference.evaluation import HEAD, ap_row
 from ..inference.loading import load_detector
@@ -132,6 +132,11 @@ class Plan:
     def trains_teacher(self) -> bool:
         """Whether the teacher has to learn first."""
         return self.train_teacher or is_new(self.teacher_source)
+
+    def settled(self) -> Plan:
+        """With one choice of pretrained backbones for all runs, whatever a network does meanwhile."""
+        sources = [self.student, *([self.teacher_source] if self.trains_teacher else [])]
+        return replace(self, backbone_weights=chosen_weights(sources, self.backbone_weights))
 
     def new_teacher(self, data: DetectionData, seed: int) -> Detector | None:
         """The teacher as it is before it learns on `data`; None if it is trained already."""
@@ -264,6 +269,7 @@ def run_plan(
     options: DistillArguments | None = None,
 ) -> Distillation:
     """As of :func:`distill`, with settings in a dict; `options` go into `run.yaml`."""
+    plan = plan.settled()
     set_seed(int(given.get("seed", 42)))
     student = plan.detector(plan.student, train)
     train, val = train.for_model(student.model.config), val.for_model(student.model.config)
@@ -280,7 +286,8 @@ def run_plan(
     changes = {} if new is None else _changes(plan, new.model, len(train.dataset), given)
     if options is not None and args.process_index == 0:
         own = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
-        write_run_file(folder, replace(options, teacher_settings=own), args, "distill")
+        told = replace(options, teacher_settings=own, backbone_weights=plan.backbone_weights)
+        write_run_file(folder, told, args, "distill")
     teacher, processor = _teacher(plan, comparison, student, new, changes)
     gains, models = [], {TEACHER: Detector(teacher, processor)}
     for number in range(plan.seeds):
@@ -289,8 +296,8 @@ def run_plan(
             set_seed(args.seed + number)
             model, its_processor = plan.detector(plan.student, train)
             learns = {"teacher": teacher, "teacher_processor": processor} if name == DISTILLED else {}
-            told, seed = f"{name}{suffix}", args.seed + number
-            model = comparison.run(told, model, **learns, processor=its_processor, seed=seed)
+            run, seed = f"{name}{suffix}", args.seed + number
+            model = comparison.run(run, model, **learns, processor=its_processor, seed=seed)
             models |= {name: Detector(model, its_processor)} if number == 0 else {}
         gains.append(100 * (_ap(comparison, DISTILLED + suffix) - _ap(comparison, BASELINE + suffix)))
     return _finish(plan, comparison, tuple(gains), models)

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
-from ..create import Detector, ImageSize, create_detector
+from ..create import Detector, ImageSize, chosen_weights, create_detector
 from ..data.dataset import DetectionData
 from ..inference.evaluation import ap_metrics
 from ..models.pixels import check_pixel_range
@@ -86,10 +86,13 @@ class Prepared:
 def prepare(run: RunArguments, args: CrossKDConfig) -> Prepared:
     """Read the data, and make or load the student, new weights from the seed of `args`.
 
+    `run.backbone_weights` becomes what "auto" means here and now, so that `run.yaml` makes the same run.
+
     Raises:
         DataError: The data set is faulty. ValueError: There is no such student.
     """
     data, val = run.read_files(args)
+    run.backbone_weights = chosen_weights([run.student], run.backbone_weights)
     set_seed(args.seed)
     model, processor = create_detector(
         run.student,
@@ -161,7 +164,9 @@ def train_from_words(words: Sequence[str]) -> tuple[dict[str, float], CrossKDCon
     )
     defaults["teacher_eval"] = run.teacher is not None and prepared.val is not None
     parser.set_defaults(**{name: value for name, value in defaults.items() if name not in given.names})
+    weights = run.backbone_weights
     run, config = parse(parser, given)
+    run.backbone_weights = weights
     if config.process_index == 0:
         told = prepared.data, prepared.val, config, prepared.processor.size, prepared.start
         for line in opening(*told):

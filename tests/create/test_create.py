@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import ConditionalDetrImageProcessor, DetrImageProcessor, RTDetrImageProcessor
 
-from crosskd_hf.create import ARCHITECTURES, TRANSFORMERS, ImageSize, create_detector
+from crosskd_hf.create import ARCHITECTURES, TRANSFORMERS, ImageSize, chosen_weights, create_detector
 from crosskd_hf.inference.processors import check_processor
 
 NAMES = ("circle", "square", "triangle", "star")
@@ -96,3 +96,13 @@ def test_a_new_detector_needs_classes() -> None:
         create_detector("gfl:test_resnet")
     with pytest.raises(ValueError, match="doesn't say which classes there are"):
         create_detector("gfl:test_resnet", "circle")
+
+
+def test_what_auto_means_is_settled_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crosskd_hf.create.weights.are_at_hand", lambda name: name == "resnet18")
+    assert chosen_weights(["gfl:resnet18"], "auto") == "timm"
+    assert chosen_weights(["gfl:resnet50"], "auto") == "none"
+    assert chosen_weights(["gfl:resnet18", "atss:resnet18", "a/folder"], "auto") == "timm"
+    assert chosen_weights(["gfl:resnet18", "gfl:resnet50"], "auto") == "auto"
+    assert chosen_weights(["gfl:resnet50"], "timm") == "timm"
+    assert chosen_weights(["a/folder"], "auto") == "auto"

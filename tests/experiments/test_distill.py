@@ -141,6 +141,7 @@ def test_a_comparison_again_from_its_file(
     assert content["data"] == [str(data)]
     assert content["teacher"] == str(teacher)
     assert content["weight_decay"] == 0
+    assert content["backbone_weights"] == "none"  # what "auto" came to
     assert content["learning_rate"] == pytest.approx(7.1e-4)
     assert content["commit"] == commit_of(Path(__file__).parent)
     (tmp_path / "run.json").write_text(json.dumps(content))
