@@ -147,7 +147,8 @@ def main() -> None:
     files = parser.parse_args().files
     print(
         f"tolerances: losses {LOSSES[0]} relative (and {LOSSES[1]}), gradients {GRADIENTS[0]} relative and "
-        f"{GRADIENTS[1]} absolute, values of regions {VALUES[0]} relative, everything else exact"
+        f"{GRADIENTS[1]} absolute, values of regions {VALUES[0]} relative, GID's box response and relation {TIED[0]} "
+        "relative, everything else exact; anchors of equal overlap fall as in the file"
     )
     agree = [report(path.stem, compare(json.loads(path.read_text()))) for path in files]
     print("all files agree" if all(agree) else f"{agree.count(False)} of the files differ")
