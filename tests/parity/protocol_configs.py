@@ -10,7 +10,7 @@ import copy
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -318,10 +318,16 @@ def _tensors(groups: Case) -> int:
 
 
 def in_our_names(names: list[str], model: Any) -> set[str]:
-    """MMDetection's names of parameters in ours, by the rules of the converter."""
-    if isinstance(model, PyramidDetector):
-        return set(rename(names, model.config).values())
-    return {ours for name in names for ours in names_in_transformers(name)}
+    """MMDetection's names of parameters in ours, by the rules of the converter; one without a place stays as it is."""
+    return {ours for name in names for ours in _in_our_names(name, model)}
+
+
+def _in_our_names(name: str, model: Any) -> Iterable[str]:
+    try:
+        is_ours = isinstance(model, PyramidDetector)
+        return rename([name], model.config).values() if is_ours else names_in_transformers(name)
+    except ValueError:
+        return (name,)
 
 
 # ---- The product's own configuration and trainer ----

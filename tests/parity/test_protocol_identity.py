@@ -135,6 +135,7 @@ EDITS = [
     ("gfl_r50_1x", "extra", 1, "extra"),
     ("gfl_r50_1x", f"{P}/clip", {"max_norm": 35, "norm_type": 2}, "clip"),
     ("gfl_r50_1x", "param_groups/frozen_names/0", "backbone.layer2.0.conv1.weight", "param_groups.frozen_names"),
+    ("gfl_r50_1x", "param_groups/frozen_names/0", "backbone.stages.0.weight", "param_groups.frozen_names"),
     (FCOS, f"{P}/paramwise/bias_lr_mult", 1.0, "paramwise"),
     (FCOS, f"{P}/distillation/loss_cls_kd/loss_weight", 1.0, "distillation.loss_cls_kd.loss_weight"),
     (FCOS, f"{P}/distillation/align", False, "distillation.losses"),
