@@ -29,7 +29,16 @@ _PATHS = (
     "backbone_weights",
 )  # fmt: skip
 _ALWAYS = {"output_dir", "seed", "teacher_eval", *CHOSEN}  # even where it is the default of `CrossKDConfig`
-_OF_THE_MACHINE = ("hub_token", "local_rank", "deepspeed", "fsdp", "accelerator_config", "logging_dir", "run_name")
+_OF_THE_MACHINE = (
+    "hub_token",
+    "local_rank",
+    "deepspeed",
+    "fsdp",
+    "accelerator_config",
+    "logging_dir",
+    "run_name",
+    "resume_from_checkpoint",
+)
 
 
 def write_run_file(

@@ -34,8 +34,9 @@ class EpochLines(TrainerCallback):
         self._rate = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock; a resumed run knows its best AP."""
         self._start, self._first_step = time.monotonic(), state.global_step
+        self._best = max((entry["eval_map"] for entry in state.log_history if "eval_map" in entry), default=-1.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Collect losses."""
