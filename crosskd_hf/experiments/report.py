@@ -229,7 +229,7 @@ def label_figure(data: DetectionData, val: DetectionData) -> Figure:
     axes.invert_yaxis()
     axes.set_xscale("symlog")
     axes.set_xlabel("objects")
-    axes.legend()
+    figure.legend(loc="outside upper right", ncols=2)  # beside the bars, not over them
     return figure
 
 
