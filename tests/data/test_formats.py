@@ -513,6 +513,15 @@ class TestYolo:
         assert found["extra-column"] == ["labels/train/a.txt:2"]
         assert found["no-label-file"] == ["images/train/c.jpg"]
 
+    def test_roboflow_darknet(self, tmp_path):
+        """Labels beside the images, and the same list of classes in the folder of each split."""
+        for split, names in (("train", TRAIN), ("valid", VAL)):
+            write(tmp_path / f"{split}/_darknet.labels", "cat\ndog\n")
+            for name in names:
+                picture(tmp_path / f"{split}/{name}.jpg")
+                write(tmp_path / f"{split}/{name}.txt", "\n".join(yolo_line(*entry) for entry in OBJECTS[name]))
+        assert contents(load_detection_dataset(tmp_path)) == EXPECTED
+
     def test_key_points(self, tmp_path):
         root = make_yolo(tmp_path, "train: images/train\nval: images/val\nkpt_shape: [2, 3]\nnames: [cat, dog]\n")
         write(root / "labels/train/b.txt", yolo_line(*OBJECTS["b"][0]) + " 0.1 0.1 2 0.2 0.2 1")

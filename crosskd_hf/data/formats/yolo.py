@@ -17,7 +17,7 @@ from .folder import IMAGE_SUFFIXES, SPLITS, Folder, split_of
 from .raw import Box, FileSplit, RawSplit, Reading, ReadOptions, SplitBuilder, as_place, builders_by_split
 
 _BEYOND = 0.1  # of the image's side; boxes may leave their image a little
-_NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt")
+_NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt", "_darknet.labels")  # the last of Roboflow
 _FIXES = {
     "unknown-category": "add the class to `names` of data.yaml, or correct the number that the line begins with",
     "relative-boxes": "nothing",
@@ -180,7 +180,9 @@ def _class_names(given: Any) -> dict[int, str] | None:
 
 def _names_of_file(folder: Folder) -> dict[int, str]:
     """Names of a file with one a line, if there is one, or several that say the same."""
-    files = [name for name in folder.files(".txt", ".names") if PurePosixPath(name).name.lower() in _NAME_FILES]
+    files = [
+        name for name in folder.files(".txt", ".names", ".labels") if PurePosixPath(name).name.lower() in _NAME_FILES
+    ]
     texts = {folder.path(name).read_text(encoding="utf-8-sig", errors="replace").strip() for name in files}
     return dict(enumerate(map(str.strip, texts.pop().splitlines()))) if len(texts) == 1 else {}
 
