@@ -188,10 +188,16 @@ def predicted(model: nn.Module, bench: Bench) -> Any:
     return widen_outputs(outputs)
 
 
-def measured(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median and least seconds of each task; every round runs all of them in turn."""
+def measured(tasks: dict[str, Callable[[], None]], rounds: int, limit: float) -> dict[str, dict[str, float]]:
+    """Median and least seconds of each task; every round runs all of them in turn.
+
+    After the first, no round begins when `limit` seconds are over.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    end = time.monotonic() + limit
     for number in range(rounds + 1):
+        if number > 1 and time.monotonic() > end:
+            break
         for name, task in tasks.items():
             _wait()
             start = time.perf_counter()
@@ -275,6 +281,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="also the peak of both kinds of step")
     parser.add_argument("--peer", choices=("torchvision",))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=200.0, help="begin no further round after so long")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     options = parser.parse_args()
     if options.fast:
@@ -296,7 +303,7 @@ def main() -> None:
             f"{kind}_predict": peer.our_prediction,
             f"torchvision_{kind}_predict": peer.their_prediction,
         }
-    seconds = measured(tasks, options.rounds)
+    seconds = measured(tasks, options.rounds, options.seconds)
     ratios = {"crosskd over plain and teacher": ratio(seconds, "crosskd", "plain", "teacher")}
     for name in tasks:
         if f"torchvision_{name}" in tasks:
