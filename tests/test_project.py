@@ -119,6 +119,12 @@ print(*sorted(sys.modules.keys() & absent))
     assert printed == "crosskd_gfl crosskd_gfl\n\n"
 
 
+def test_the_extra_all_has_what_the_others_have() -> None:
+    extras = {name: set(text.split()) for name, text in SETUP["options.extras_require"].items()}
+    assert extras["all"] == set().union(*(extras[name] for name in extras.keys() - {"all", "dev"}))
+    assert {"tensorboard", "wandb", "video", "fast"} <= extras.keys()
+
+
 class TestFences:
     def test_no_way_out(self) -> None:
         with pytest.raises(RuntimeError, match="tests run without a network"):
