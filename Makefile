@@ -48,7 +48,7 @@ slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes
 CRUCIAL := interruption termination distributed
 
 crucial: $(STAMP)  ## the slow tests that a pull request has to pass too, about five minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(CRUCIAL:%=tests/training/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(CRUCIAL:%=tests/training/test_%.py) tests/test_notebook.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

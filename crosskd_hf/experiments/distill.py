@@ -253,11 +253,13 @@ class DistillArguments(RunArguments):
 
 
 def _splits(data: Any) -> tuple[DetectionData, DetectionData]:
+    if isinstance(data, Mapping):  # what load_detection_dataset returned
+        return data["train"], data["val"]
     if isinstance(data, str | os.PathLike) or all(isinstance(part, str | os.PathLike) for part in data):
         from ..data.loading import load_detection_dataset
 
-        data = load_detection_dataset(data)
-    train, val = (data.train, data.val) if hasattr(data, "val") else data
+        return _splits(load_detection_dataset(data))
+    train, val = data
     return train, val
 
 

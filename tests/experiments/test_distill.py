@@ -16,10 +16,12 @@ import crosskd_hf
 from crosskd_hf.cli import main
 from crosskd_hf.create import ImageSize
 from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.loading import DetectionSplits, load_detection_dataset
 from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.experiments.augmentation import AUGMENTATIONS, training_transform
 from crosskd_hf.experiments.comparison import Comparison
 from crosskd_hf.experiments.comparison_options import DenseOptions
+from crosskd_hf.experiments.distill import _splits
 from crosskd_hf.experiments.run_file import commit_of
 from crosskd_hf.experiments.train import RunArguments
 from crosskd_hf.inference.predict import predict_to_folder
@@ -62,6 +64,16 @@ def taught(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         target.parent.mkdir(exist_ok=True)
         shutil.copy(folder / split / "coco.json", target)
     return folder / "teacher", folder / "data"
+
+
+def test_data_in_every_form_that_distill_takes(shapes: Path) -> None:
+    pair = load_data(shapes)
+    loaded = load_detection_dataset(shapes)
+    for given in (pair, list(pair), loaded, str(shapes), shapes, [shapes]):
+        train, val = _splits(given)
+        assert (len(train.dataset), len(val.dataset)) == (7, 5)
+    with pytest.raises(KeyError, match="has no split 'val'"):
+        _splits(DetectionSplits({"train": loaded.train}))
 
 
 def test_students_of_two_seeds_and_their_teacher(taught: tuple[Path, Path], tmp_path: Path) -> None:
