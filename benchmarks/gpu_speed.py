@@ -78,7 +78,10 @@ class Step:
         self.setting, self.device = setting, device
         self.bf16 = setting.kind != "float32"
         fast = setting.kind not in ("float32", "bf16")
-        fields = {"backbone_weights": None, "width": 256 if min(size) > 200 else 32}
+        small = min(size) < 200
+        fields: dict[str, Any] = {"backbone_weights": None, "width": 32 if small else 256}
+        if small and "detr" in setting.student:
+            fields["num_queries"] = 30  # no more than there are cells
         self.student, self.teacher = (
             create_detector(name, NAMES, **fields).model.to(device) for name in (setting.student, setting.teacher)
         )
