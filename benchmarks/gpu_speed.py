@@ -79,7 +79,7 @@ class Step:
         self.bf16 = setting.kind != "float32"
         fast = setting.kind not in ("float32", "bf16")
         small = min(size) < 200
-        fields: dict[str, Any] = {"backbone_weights": None, "width": 32 if small else 256}
+        fields: dict[str, Any] = {"backbone_weights": None, "width": 64 if small else 256}
         if small and "detr" in setting.student:
             fields["num_queries"] = 30  # no more than there are cells
         self.student, self.teacher = (
