@@ -4,8 +4,7 @@ r"""Defaults of `crosskd-hf train` beside those of `TrainingArguments`: AP over 
     nice -n 19 python benchmarks/defaults.py --out outputs/bccd -- --data bccd --data_format voc \
         --student gfl:test_efficientnet_gn --width 64 --longest_edge 160
 
-Words after `--` go to both runs. Each run is a process of its own; `OUT/defaults.csv` has a row for each. Twelve runs
-as in docs/defaults.md take half an hour of a core.
+Words after `--` go to both runs. Each run is a process of its own; `OUT/defaults.csv` has a row for each.
 """
 
 import argparse
