@@ -38,7 +38,7 @@ def _seed(seed: int, splits: Any, folder: Path, small: bool, gains: list[float])
     student, teacher = ("gfl:test_resnet",) * 2 if small else ("gfl:resnet18", "gfl:resnet50")
     given = folder / f"seed-{SEEDS[0]}" / "teacher"
     result = distill(
-        splits,
+        (splits["train"], splits["val"]),
         student,
         str(given) if given.is_dir() else teacher,
         folder / f"seed-{seed}",

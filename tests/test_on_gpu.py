@@ -59,6 +59,19 @@ def test_a_step_is_measured(family: str, kind: str) -> None:
     assert figures["images_per_second"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_evidence_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher of an epoch may find nothing, which stops a run."""
+    monkeypatch.setattr("crosskd_hf.experiments.distill._ap_of_teacher", lambda comparison: 0.5)
+    monkeypatch.setattr("benchmarks.gpu_evidence.SEEDS", (0, 1))
+    written = Report(tmp_path / "out.json", "evidence", 1000.0, "cpu")
+    evidence(written, "cpu", None)
+    found = written.content["checks"]
+    assert not written.failed
+    assert [set(figures) >= {"teacher", "baseline", "distilled", "gain"} for figures in found.values()] == [True, True]
+
+
 @pytest.mark.parametrize("part", [speed, evidence])
 def test_a_part_whose_time_is_over_ends_with_a_file(part: Any, tmp_path: Path) -> None:
     written = Report(tmp_path / "out.json", "speed", -1.0, "cpu")
