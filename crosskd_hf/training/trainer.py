@@ -74,7 +74,6 @@ class CrossKDTrainer(CheckpointingTrainer):
     _teacher: tuple[PreTrainedModel, BaseImageProcessor | None] | None = None
     _teacher_hash: str | None = None
     _prepared: Distiller | None = None  # whose methods have prepared the student
-    _head_checked = False
     # Of the present update.
     _gradient_norm: Tensor | None = None
     _own_images = True
@@ -130,7 +129,7 @@ class CrossKDTrainer(CheckpointingTrainer):
         )
         self._guard = NonFiniteGuard(Path(args.output_dir) / "_nonfinite", args.process_index)
         self._averaged = args.world_size
-        self._adopted = self.student
+        self._note_student()
         self._forget_log()
         if teacher is not None:
             self._set_teacher(teacher, teacher_processing_class)
@@ -170,7 +169,15 @@ class CrossKDTrainer(CheckpointingTrainer):
         if self._teacher is not None:
             self._make_distiller()
         self._check_processor()
-        self._adopted, self._head_checked = self.student, False
+        self._note_student()
+
+    def _note_student(self) -> None:
+        """What depends on the student alone, and needn't be found out in every step."""
+        student = self._adopted = self.student
+        self._head_checked = False
+        hands_out = self._loss_func is None and supervision.returns_loss_parts(student)
+        divides_here = hands_out and arguments.takes(student, "output_loss")
+        self._student_request = {"output_loss": False} if divides_here else {}
 
     def _make_distiller(self) -> None:
         assert self._teacher is not None
@@ -304,9 +311,7 @@ class CrossKDTrainer(CheckpointingTrainer):
     ) -> tuple[Any, dict[str, LossPart], dict[str, LossPart]]:
         """Outputs of the student, the parts of its own loss, and those of the distillation."""
         request = {} if self.distiller is None else self.distiller.student_request
-        if self._loss_func is None and arguments.takes(self.student, "output_loss"):
-            request = request | {"output_loss": False}  # the parts are divided once, in `compute_loss`
-        outputs = model(**inputs, **request)
+        outputs = model(**inputs, **request, **self._student_request)  # `compute_loss` divides the parts, once
         if not self._head_checked:
             check_head(self.student, outputs, self.processing_class)
             self._head_checked = True

@@ -339,6 +339,13 @@ class Unmasked(Tiny):
         return super().forward(pixel_values, None, labels)
 
 
+class Open(Tiny):
+    """The same with a forward that takes anything, and hands it on."""
+
+    def forward(self, **inputs: Any) -> ModelOutput:  # type: ignore[override]
+        return super().forward(**inputs)
+
+
 class TestWithoutMask:
     """A model of one's own need not know `pixel_mask`, as long as no image is padded."""
 
@@ -349,12 +356,13 @@ class TestWithoutMask:
 
     def test_it_trains_and_is_evaluated_as_with_a_mask(self, folder: Path, data: tuple[Any, Any]) -> None:
         images = DeformableDetrImageProcessor(size={"height": SIZE, "width": SIZE})
-        runs = [self.run(folder, data, kind, images) for kind in (Tiny, Unmasked)]
+        runs = [self.run(folder, data, kind, images) for kind in (Tiny, Unmasked, Open)]
         for run in runs:
             run.train()
-        assert losses(runs[0]) == losses(runs[1])
+        assert losses(runs[0]) == losses(runs[1]) == losses(runs[2])
         assert len({run.evaluate()["eval_map"] for run in runs}) == 1
-        assert all(map(torch.equal, runs[0].model.parameters(), runs[1].model.parameters()))
+        for run in runs[1:]:
+            assert all(map(torch.equal, runs[0].model.parameters(), run.model.parameters()))
 
     def test_padding_is_refused(self, folder: Path, tmp_path: Path, data: tuple[Any, Any]) -> None:
         """In the constructor, or, where the first two images have one size, at the batch before its update."""
