@@ -662,6 +662,15 @@ class TestAspectRatioSampler:
         mixed = [len(set(sampler.portrait[batch].tolist())) == 2 for batch in batches]
         assert not any(mixed[:-2])
 
+    def test_squares_go_with_landscapes(self):
+        kinds = {"square": (10, 10), "landscape": (20, 10), "portrait": (10, 20)}
+        names = [name for name in kinds for _ in range(10)]
+        widths, heights = zip(*(kinds[name] for name in names), strict=True)
+        order = list(AspectRatioSampler(widths, heights, 5))
+        batches = [{names[index] for index in order[start : start + 5]} for start in range(0, 30, 5)]
+        assert sum("portrait" in batch for batch in batches) == 2
+        assert all(len(batch) == 1 for batch in batches if "portrait" in batch)
+
     def test_order_follows_seed_and_epoch_only(self):
         sampler = self.sampler(seed=3)
         first = list(sampler)
