@@ -285,6 +285,14 @@ def test_no_images(kind: str) -> None:
     assert outputs.loss == 0
 
 
+def test_quality_targets_of_gfl_are_constant() -> None:
+    """Classes learn how good a box is; the box doesn't learn from the classes."""
+    model = make_detector("gfl").train()
+    loss = model(**make_batch()).loss_parts["loss_cls"].total
+    (gradient,) = torch.autograd.grad(loss, [model.head.regressor.weight], allow_unused=True)
+    assert gradient is None
+
+
 @each_detector
 def test_no_objects_anywhere(kind: str) -> None:
     model = make_detector(kind).train()
