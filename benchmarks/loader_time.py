@@ -45,10 +45,10 @@ def measure(folder: Path, compact: bool, workers: int) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     from crosskd_hf.data import DetectionCollator, TrainTransform, load_coco
-    from crosskd_hf.models.processors import image_processor
+    from crosskd_hf.models import DetectionImageProcessor
 
     torch.set_num_threads(1)
-    processor, normalize = image_processor("gfl"), dict
+    processor, normalize = DetectionImageProcessor(), dict
     if compact:
         from crosskd_hf.models.normalization import Normalizer
 
