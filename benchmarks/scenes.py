@@ -20,7 +20,7 @@ class Scene(NamedTuple):
     categories: CategoryMap
     rows: Rows
 
-    def evaluator(self, fast: bool) -> CocoEvaluator:
+    def evaluator(self, fast: bool | None) -> CocoEvaluator:
         """An evaluator that has got all detections."""
         evaluator = CocoEvaluator(self.dataset, self.categories, fast=fast)
         evaluator.merge(self.rows)

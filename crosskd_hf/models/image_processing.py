@@ -336,10 +336,10 @@ def _highest_pairs(logits: Tensor, levels: list[list[int]], least: float, count:
     for image, lengths in enumerate(levels):
         start = 0
         for level in highest[image].split(lengths):
-            wanted = ~(level <= least) & ~(level < _bound(level, count))  # with those that are no number, in doubt
+            wanted = ~(level <= least) & _may_be_highest(level, count)  # with those that are no number, in doubt
             rows = wanted.nonzero().squeeze(1) + start
             pairs = logits[image, rows]  # (R, K)
-            row, label = ((pairs > least) & (pairs >= _bound(pairs.flatten(), count))).nonzero().unbind(1)
+            row, label = ((pairs > least) & _may_be_highest(pairs.flatten(), count).view_as(pairs)).nonzero().unbind(1)
             best = pairs[row, label].sigmoid().argsort(descending=True, stable=True)[:count]
             images.append(torch.full_like(best, image))
             priors.append(rows[row[best]])
@@ -348,9 +348,14 @@ def _highest_pairs(logits: Tensor, levels: list[list[int]], least: float, count:
     return torch.cat(images), torch.cat(priors), torch.cat(classes)
 
 
-def _bound(logits: Tensor, count: int) -> Tensor | float:
-    """A logit that the `count` highest scores of (n,) reach, a little below: scores of two logits may be equal."""
+def _may_be_highest(logits: Tensor, count: int) -> Tensor:
+    """(n,) bool: which of (n,) logits may have one of the `count` highest scores, the first ones where many are equal.
+
+    The limit lies a little below: scores of two logits may be equal.
+    """
     if len(logits) <= count:
-        return -math.inf
-    score = logits.nan_to_num(nan=-math.inf).topk(count, sorted=False).values.min().sigmoid().double()
-    return (score * (1 - 1e-6)).logit().to(logits)
+        return torch.ones_like(logits, dtype=torch.bool)
+    last = logits.nan_to_num(nan=-math.inf).topk(count, sorted=False).values.min()
+    bound = (last.sigmoid().double() * (1 - 1e-6)).logit().to(logits)
+    equal = logits == last
+    return ~(logits < bound) & (~equal | (equal.cumsum(0) <= count))

@@ -50,7 +50,7 @@ class Normalizer:
         if self.processor is None or not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
             return dict(inputs)
         mean, std = self._on(pixels.device)
-        values = (pixels.flip(1) if self.source.bgr else pixels).float().sub_(mean).div_(std)
+        values = torch.sub(pixels.flip(1) if self.source.bgr else pixels, mean).div_(std)  # floats, in one pass
         if mask is None:
             return {**inputs, "pixel_values": values}
         return {**inputs, "pixel_values": values.mul_(mask[:, None]), "pixel_mask": mask.long()}

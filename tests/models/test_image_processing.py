@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tvf
 from transformers import AutoImageProcessor, DeformableDetrImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.utils import ModelOutput
 
-from crosskd_hf.models.image_processing import Candidates, DetectionImageProcessor
+from crosskd_hf.models.image_processing import Candidates, DetectionImageProcessor, _highest_pairs
 
 
 @dataclass
@@ -475,3 +475,17 @@ def test_candidates_are_fields_of_one_length() -> None:
     found = DetectionImageProcessor().candidates(outputs, 0.05, 1000)
     assert {len(getattr(found, field.name)) for field in dataclasses.fields(found)} == {len(found.image)}
     assert found.image.diff().min() >= 0
+
+
+@pytest.mark.parametrize("kind", ["all equal", "few values", "equal at the end"])
+def test_of_equal_scores_the_first_ones_are_candidates(kind: str) -> None:
+    logits = torch.zeros(2, 300, 7)
+    if kind != "all equal":
+        logits = torch.randint(3 if kind == "few values" else 40, logits.shape) - 1.0
+    found = _highest_pairs(logits, [[250, 50]] * 2, -5.0, 60)
+    expected = []
+    for image in range(2):
+        for start, stop in ((0, 250), (250, 300)):
+            best = logits[image, start:stop].flatten().sigmoid().argsort(descending=True, stable=True)[:60]
+            expected += [(image, start + pair // 7, pair % 7) for pair in best.tolist()]
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
