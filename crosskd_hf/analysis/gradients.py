@@ -89,7 +89,8 @@ def gradients(
     configs = MethodConfig.parse_all(methods)
     names = [config.name for config in configs]
     reading = configs if any("features" in config.method.needs for config in configs) else [*configs, PKD()]
-    lines, rows = [], []
+    lines: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     with Distiller(student.model, teacher.model, reading, student.processor, teacher.processor) as distiller:
         for inputs in batches(student, data, number):
             features, norms = feature_gradients(distiller, inputs)

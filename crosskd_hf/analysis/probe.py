@@ -105,11 +105,14 @@ class Probe:
         assert own.valid is not None
         known = own.predictions[-1].of_classes(method.classes.student), cross.target, cross.prediction
         anchors = self.anchors[0], self.anchors[1], self.anchors[1]
-        found = [_highest(each.logits.float().sigmoid(), count) for each, count in zip(known, anchors, strict=True)]
+        own_scores, target_scores, cross_scores = [
+            _highest(each.logits.float().sigmoid(), count) for each, count in zip(known, anchors, strict=True)
+        ]
         truth = _highest(_labels(own, method.classes.student), anchors[0])
         shapes = tuple(tuple(tap.shape[-2:]) for tap in method.views[0].taps(own, method.cuts[0])["cls"])
         valid = _highest(own.valid.float()[..., None], anchors[0])[..., 0] > 0
-        return LocationScores(truth, *found, valid, cast("tuple[tuple[int, int], ...]", shapes))
+        levels = cast("tuple[tuple[int, int], ...]", shapes)
+        return LocationScores(truth, own_scores, target_scores, cross_scores, valid, levels)
 
 
 def _labels(own: Pass, classes: list[int]) -> Tensor:

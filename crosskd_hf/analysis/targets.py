@@ -61,7 +61,8 @@ def targets(
         out: Folder.
         adapters: As of `Probe`.
     """
-    lines, rows = [], []
+    lines: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for inputs in batches(student, data, number):
         with Probe(student, teacher, adapters) as probe:
             scores = probe.scores(inputs)

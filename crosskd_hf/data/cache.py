@@ -124,7 +124,10 @@ def plain_findings(findings: Sequence[Finding]) -> list[Any]:
 
 def findings_of(plain: Sequence[Any]) -> tuple[Finding, ...]:
     """Findings from json."""
-    return tuple(Finding(*texts, tuple(Place(*place) for place in places)) for *texts, places in plain)
+    return tuple(
+        Finding(severity, kind, message, fix, tuple(Place(*place) for place in places))
+        for severity, kind, message, fix, places in plain
+    )
 
 
 def plain_report(report: DataReport, categories: CategoryMap) -> dict[str, Any]:
@@ -141,4 +144,5 @@ def plain_report(report: DataReport, categories: CategoryMap) -> dict[str, Any]:
 def report_of(plain: dict[str, Any]) -> tuple[DataReport, CategoryMap]:
     """A report and the classes from json."""
     categories = CategoryMap(tuple(plain["raw_ids"]), tuple(plain["names"]))
-    return DataReport(*plain["counts"], findings_of(plain["findings"])), categories
+    images, objects, crowds, empty_images = plain["counts"]
+    return DataReport(images, objects, crowds, empty_images, findings_of(plain["findings"])), categories
