@@ -113,12 +113,12 @@ def _shares(inputs: Mapping[str, Any], row: int, maps: Norms, strides: list[int]
 
 def _line(inputs: Mapping[str, Any], row: int, maps: Norms) -> dict[str, Any]:
     padded, size = tuple(inputs["pixel_values"].shape[-2:]), image_size(inputs, row)
-    heat = {name: overlay(levels, padded, size) for name, levels in maps.items()}  # type: ignore[arg-type]
+    heat = {name: overlay(levels, padded, size, density=True) for name, levels in maps.items()}  # type: ignore[arg-type]
     return {"image": picture(inputs, row), "boxes": boxes_of(inputs, row), "maps": heat}
 
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
-    """Images with boxes, and each method's gradient; the strongest location of a map is the brightest."""
+    """Images with boxes, and each method's gradient per pixel; the strongest pixel of a map is the brightest."""
     names = list(lines[0]["maps"])
     figure = Figure(figsize=(2.6 * (len(names) + 1), 2.7 * len(lines)), layout="constrained")
     grid = figure.subplots(len(lines), len(names) + 1, squeeze=False)

@@ -70,14 +70,19 @@ def inside(boxes: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
     return (down[:, :, None] & across[:, None]).any(0)
 
 
-def overlay(levels: Sequence[Tensor], padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def overlay(levels: Sequence[Tensor], padded: tuple[int, int], size: tuple[int, int], density: bool = False) -> Tensor:
     """(H, W) of an image: at each pixel the highest number of any level's (h, w) map.
 
     Args:
         levels: Maps of the padded image.
         padded, size: Height and width with and without padding, pixels.
+        density: Spread each number evenly over the pixels of its cell, and add up the levels.
     """
     grown = [F.interpolate(level[None, None].float(), size=padded, mode="nearest")[0, 0] for level in levels]
+    if density:
+        shares = [level.numel() / (padded[0] * padded[1]) for level in levels]
+        summed = torch.stack([share * each for share, each in zip(shares, grown, strict=True)]).sum(0)
+        return summed[: size[0], : size[1]]
     return torch.stack(grown).amax(0)[: size[0], : size[1]]
 
 

@@ -223,3 +223,10 @@ def test_an_overlay_is_the_highest_of_all_levels() -> None:
         overlay([fine, coarse], (4, 4), (4, 3)).tolist()
         == torch.tensor([[0.25, 0.25, 0.25], [0.25, 0.25, 0.25], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4]]).tolist()
     )
+
+
+def test_a_density_adds_up_to_the_sum_of_all_cells() -> None:
+    fine, coarse = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[6.0]])
+    found = overlay([fine, coarse], (4, 4), (4, 4), density=True)
+    assert found.sum().item() == pytest.approx(16)
+    assert found[0, 0].item() == pytest.approx(1 / 4 + 6 / 16)
