@@ -37,16 +37,19 @@ def test_a_dense_step_neither_asks_for_a_value_nor_copies_from_the_host(kind: st
 
 
 def test_a_gfl_step_launches_few_kernels() -> None:
-    """1,659 of a ResNet-18 that learns from a ResNet-50; nothing of it depends on the size of the images."""
-    counts = count_step(build("gfl:resnet18"), build("gfl:resnet50"), ["crosskd"], "cpu", 128, 128)
-    assert sum(sum(count.kernels.values()) for count in counts.values()) <= 1700
+    """Of a ResNet-18 that learns from a ResNet-50, at the size of COCO: 1,659, or 1,721 where rows are copied.
+
+    The layout of a convolution's output is torch's choice; rows of maps that lie channels last are no copies.
+    """
+    counts = count_step(build("gfl:resnet18"), build("gfl:resnet50"), ["crosskd"], "cpu", 800, 1344)
+    assert sum(sum(count.kernels.values()) for count in counts.values()) <= 1750
 
 
 def test_folded_batch_norms_launch_nothing() -> None:
     """Those of a ResNet-50 are 53; torch dispatches two operators for each."""
     models = [[build(f"gfl:{name}") for name in ("resnet18", "resnet50")] for _ in range(2)]
     found = [
-        sum(count_step(*pair, ["crosskd"], "cpu", 128, 128, fast)["distillation"].kernels.values())
+        sum(count_step(*pair, ["crosskd"], "cpu", 800, 1344, fast)["distillation"].kernels.values())
         for pair, fast in zip(models, (False, True), strict=True)
     ]
     assert found[0] - found[1] == 2 * 53
