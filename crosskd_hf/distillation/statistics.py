@@ -10,7 +10,7 @@ from torch import Tensor
 Statistics = Literal["image", "batch"]
 AXES: dict[Statistics, tuple[int, ...]] = {"image": (2, 3), "batch": (0, 2, 3)}
 _SMALLEST = 1e-6  # deviation: its square is added to every variance
-_FEW = 16  # elements below which a map is normalised as the authors do, see `_of_few`
+_FEW = 16  # elements below which a map is aligned by `_standardised`
 
 
 def count(feature: Tensor, statistics: Statistics) -> int:
@@ -28,7 +28,7 @@ def standardise(feature: Tensor, statistics: Statistics) -> Tensor:
     elements = count(feature, statistics)
     if elements == 1:
         return feature.float() * 0
-    return _normalised(feature, statistics) * math.sqrt((elements - 1) / elements)
+    return _standardised(feature.float(), AXES[statistics], elements)
 
 
 def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") -> Tensor:
@@ -48,35 +48,32 @@ def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") 
     target = reference.detach().float()
     mean = target.mean(axes, keepdim=True)
     # The deviation of the centred map: `torch.std_mean` takes three times as long on a CPU with channels last.
-    variance = (target - mean).square().sum(axes) * ((elements - 1) / elements / (others - 1))
-    return _normalised(feature, statistics, variance.sqrt().flatten(), mean.flatten())
+    variance = (target - mean).square().sum(axes) / (others - 1)
+    if elements < _FEW:
+        found, per_channel = _standardised(feature.float(), axes, elements), (-1, feature.shape[1], 1, 1)
+        return torch.addcmul(mean, found, variance.sqrt().view(per_channel))
+    scale = (variance * ((elements - 1) / elements)).sqrt()
+    return _normalised(feature, statistics, scale.flatten(), mean.flatten())
 
 
-def _normalised(
-    feature: Tensor, statistics: Statistics, scale: Tensor | None = None, shift: Tensor | None = None
-) -> Tensor:
+def _normalised(feature: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor) -> Tensor:
     """The map with zero mean and unit biased deviation, times `scale` plus `shift`: one kernel each way.
 
     The kernel is that of batch norm, for which the channels of all images are channels of one image.
     """
-    rows, elements = feature.float(), count(feature, statistics)
-    if elements < _FEW:
-        found = _of_few(rows, AXES[statistics], elements)
-        if scale is None or shift is None:
-            return found
-        per_channel = (-1, rows.shape[1], 1, 1)
-        return torch.addcmul(shift.view(per_channel), found, scale.view(per_channel))
+    rows = feature.float()
     if statistics == "image":
         rows = rows.reshape(1, -1, *rows.shape[2:])
     return F.batch_norm(rows, None, None, scale, shift, training=True, eps=_SMALLEST**2).reshape(feature.shape)
 
 
-def _of_few(rows: Tensor, axes: tuple[int, ...], elements: int) -> Tensor:
-    """As :func:`_normalised`, but with 1e-6 added to the unbiased deviation, as in the authors' code.
+def _standardised(rows: Tensor, axes: tuple[int, ...], elements: int) -> Tensor:
+    """The map with zero mean and unit unbiased deviation, to which 1e-6 is added as in the authors' code.
 
-    Of two elements the normalised values are always the same, and what is added decides the gradient. The clamp gives
-    the deviation of a constant channel no gradient, as `torch.std` does.
+    Of two elements the results are always the same, and in a channel that is nearly constant the deviation is hardly
+    more than what is added: there it decides the gradient. The clamp gives the deviation of a constant channel no
+    gradient, as `torch.std` does.
     """
     centered = rows - rows.mean(axes, keepdim=True)
-    root = centered.square().sum(axes, keepdim=True).clamp(min=1e-30).sqrt()
-    return centered / (root / math.sqrt(elements - 1) + _SMALLEST) * math.sqrt(elements / (elements - 1))
+    variance = centered.square().sum(axes, keepdim=True) / (elements - 1)
+    return centered / (variance.clamp(min=1e-30).sqrt() + _SMALLEST)
