@@ -333,7 +333,7 @@ def test_compute_loss_func_replaces_the_students_loss(folder: Path, tmp_path: Pa
 
 def test_a_model_without_a_loss(folder: Path, tmp_path: Path) -> None:
     trainer = build(folder, tmp_path)
-    trainer.model.forward = lambda pixel_values, pixel_mask=None, labels=None: ModelOutput(logits=torch.zeros(1, 3, 4))
+    trainer.model.forward = lambda **inputs: ModelOutput(logits=torch.zeros(1, 3, 4))
     with pytest.raises(TypeError, match="GFLForObjectDetection returned no loss"):
         trainer.train()
 
