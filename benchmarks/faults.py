@@ -324,15 +324,15 @@ DISTILLATION = (
     Fault(
         "the mean of the teacher left out",
         "distillation.statistics:align",
-        "variance.sqrt().flatten(), mean.flatten()",
-        "variance.sqrt().flatten(), 0 * mean.flatten()",
+        "scale.flatten(), mean.flatten()",
+        "scale.flatten(), 0 * mean.flatten()",
         CROSSKD,
     ),
     Fault(
         "biased deviation",
-        "distillation.statistics:standardise",
-        "(elements - 1) / elements",
-        "1",
+        "distillation.statistics:_standardised",
+        "/ (elements - 1)",
+        "/ elements",
         CROSSKD + PKD,
     ),
     Fault(
