@@ -324,8 +324,8 @@ DISTILLATION = (
     Fault(
         "the mean of the teacher left out",
         "distillation.statistics:align",
-        "scale.flatten(), mean.flatten()",
-        "scale.flatten(), 0 * mean.flatten()",
+        "mean, deviation, AXES",
+        "0 * mean, deviation, AXES",
         CROSSKD,
     ),
     Fault(
