@@ -47,7 +47,7 @@ slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes
 # Those of the slow tests that runs of days depend on: kills, signals, a full disk, several processes.
 CRUCIAL := interruption termination distributed
 
-crucial: $(STAMP)  ## the slow tests that a pull request has to pass too, about seven minutes
+crucial: $(STAMP)  ## the slow tests of kills, signals and processes, and the notebook: about eight minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(CRUCIAL:%=tests/training/test_%.py) tests/test_notebook.py
 
 format: $(STAMP)
