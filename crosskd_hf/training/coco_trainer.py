@@ -152,7 +152,9 @@ class CocoTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """As of `Trainer`, uint8 pixels; labels that are none of the student's classes stop it at their batch."""
-        collator = self.data_collator if self._own_collator else self.data_collator.compacted()
+        collator = self.data_collator
+        if isinstance(collator, DetectionCollator) and not self._own_collator:
+            collator = collator.compacted()
         if not isinstance(collator, DetectionCollator) or collator.num_classes is None:
             collator = CheckedLabels(collator, len(class_names(self.model.config)))
         with self._collating(collator):

@@ -86,3 +86,17 @@ def test_a_raw_batch_is_refused_by_the_model_and_taken_by_compute_loss(folder: P
         trainer.model(raw["pixel_values"], raw["pixel_mask"])
     loss = trainer.compute_loss(trainer.model, raw)
     assert torch.equal(loss, trainer.compute_loss(trainer.model, trainer._prepare_inputs(raw)))
+
+
+def test_a_collator_that_takes_the_place_of_the_trainers(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path)
+    before, called = trainer.data_collator, []
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        called.append(len(examples))
+        return before(examples)
+
+    trainer.data_collator = collate
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert called
+    assert batch["pixel_values"].dtype == torch.float32
