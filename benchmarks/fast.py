@@ -9,13 +9,11 @@ backbones are random: their values change no time. Costs about five minutes on t
 
 import argparse
 import itertools
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,9 @@ from transformers import TrainerCallback
 
 from crosskd_hf import CrossKDConfig, CrossKDTrainer, create_detector, load_detection_dataset
 from crosskd_hf.create import ImageSize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.setting import print_result
 
 WARM_UP = 2  # updates that are not counted
 
@@ -91,18 +92,11 @@ def main() -> None:
         for name, on in (("off", False), ("on", True))
     }
     medians = [statistics.median(found) for found in seconds.values()]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result |= {
         "off_over_on_of_medians": round(medians[0] / medians[1], 2),
         "off_over_on_of_minima": round(min(seconds[False]) / min(seconds[True]), 2),
-        **vars(options),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        "torch": torch.__version__,
-        "commit": commit,
     }
-    json.dump(result, sys.stdout, indent=2)
-    print()
+    print_result(result, options)
 
 
 if __name__ == "__main__":

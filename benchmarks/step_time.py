@@ -10,11 +10,8 @@ Costs about a minute on two cores.
 """
 
 import argparse
-import json
 import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +31,9 @@ from crosskd_hf.distillation import Distiller
 from crosskd_hf.inference.precision import widen_outputs
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.losses import divide
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.setting import print_result
 
 CLASSES = CategoryMap(tuple(range(80)), tuple(f"class {index}" for index in range(80)))
 
@@ -317,16 +317,7 @@ def main() -> None:
             "teacher_weights_megabytes": round(teacher_weights),
             "peak_ratio": round((peaks["crosskd"] - teacher_weights) / peaks["plain"], 3),
         }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result |= {
-        **vars(options),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        "torch": torch.__version__,
-        "commit": commit,
-    }
-    json.dump(result, sys.stdout, indent=2)
-    print()
+    print_result(result, options)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ..data.dataset import DetectionData
 from ..distillation import PKD, Distiller, MethodConfig
 from ..distillation.passes import Batch, FeatureMap
 from ..models.losses import divide
-from .pictures import boxes_of, image_size, inside, overlay, picture, save, show_heat, show_image, write_csv
+from .pictures import boxes_of, draw_maps, image_size, inside, overlay, picture, save, write_csv
 from .probe import batches
 
 Norms = dict[str, list[Tensor]]
@@ -119,14 +119,4 @@ def _line(inputs: Mapping[str, Any], row: int, maps: Norms) -> dict[str, Any]:
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
     """Images with boxes, and each method's gradient per pixel; the strongest pixel of a map is the brightest."""
-    names = list(lines[0]["maps"])
-    figure = Figure(figsize=(2.6 * (len(names) + 1), 2.7 * len(lines)), layout="constrained")
-    grid = figure.subplots(len(lines), len(names) + 1, squeeze=False)
-    for axes, line in zip(grid, lines, strict=True):
-        show_image(axes[0], line["image"], line["boxes"])
-        for each, name in zip(axes[1:], names, strict=True):
-            heat = line["maps"][name]
-            show_heat(each, line["image"], heat, line["boxes"], float(heat.max()))
-    for axes, name in zip(grid[0], ["image", *names], strict=True):
-        axes.set_title(name, fontsize=10)
-    return figure
+    return draw_maps(lines, (2.6, 2.7), own_scale=True)

@@ -104,3 +104,24 @@ def frame(axes: Axes, boxes: Tensor) -> None:
     for left, top, right, bottom in boxes.tolist():
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2))
     axes.set_axis_off()
+
+
+def draw_maps(lines: Sequence[Mapping[str, Any]], cell: tuple[float, float], own_scale: bool = False) -> Figure:
+    """A row for each image: the image with its boxes, then its heat maps.
+
+    Args:
+        lines: `image`, `boxes` and `maps` by their titles, the same ones in every line.
+        cell: Width and height of a picture in inches.
+        own_scale: The strongest pixel of each map is the brightest; otherwise 1 is.
+    """
+    names = list(lines[0]["maps"])
+    figure = Figure(figsize=(cell[0] * (len(names) + 1), cell[1] * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), len(names) + 1, squeeze=False)
+    for axes, line in zip(grid, lines, strict=True):
+        show_image(axes[0], line["image"], line["boxes"])
+        for each, name in zip(axes[1:], names, strict=True):
+            heat = line["maps"][name]
+            show_heat(each, line["image"], heat, line["boxes"], float(heat.max()) if own_scale else 1.0)
+    for axes, name in zip(grid[0], ["image", *names], strict=True):
+        axes.set_title(name, fontsize=10)
+    return figure

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..create import Detector
 from ..data.dataset import DetectionData
-from .pictures import boxes_of, image_size, overlay, picture, save, show_heat, show_image, write_csv
+from .pictures import boxes_of, draw_maps, image_size, overlay, picture, save, write_csv
 from .probe import LocationScores, Probe, batches
 
 LABELS, TEACHER, OWN, PLAIN, CROSS = "labels", "teacher", "student's own", "plain KD", "CrossKD (cross-head)"
@@ -89,13 +89,4 @@ def _line(inputs: Mapping[str, Any], row: int, scores: LocationScores, shown: Ma
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
     """Images with boxes, and the highest class score at every location."""
-    names = list(lines[0]["maps"])
-    figure = Figure(figsize=(2.3 * (len(names) + 1), 2.4 * len(lines)), layout="constrained")
-    grid = figure.subplots(len(lines), len(names) + 1, squeeze=False)
-    for axes, line in zip(grid, lines, strict=True):
-        show_image(axes[0], line["image"], line["boxes"])
-        for each, name in zip(axes[1:], names, strict=True):
-            show_heat(each, line["image"], line["maps"][name], line["boxes"])
-    for axes, name in zip(grid[0], ["image", *names], strict=True):
-        axes.set_title(name, fontsize=10)
-    return figure
+    return draw_maps(lines, (2.3, 2.4))
