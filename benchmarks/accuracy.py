@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py benchmarks/grids/gfl_shapes.yaml            # trains what has no row yet
     python benchmarks/accuracy.py benchmarks/grids/gfl_shapes.yaml --table    # only prints
     python benchmarks/accuracy.py benchmarks/grids/gfl_bccd.yaml --data PATH  # folder of the data set
+    python benchmarks/accuracy.py benchmarks/grids/gfl_bccd_gpu.yaml --jobs 12 --data PATH  # twelve runs at once
 
 A grid is a YAML file: an example, the settings of all its runs, seeds, and the methods of each run. One teacher, of the
 first seed, teaches all students of a data set; it is kept in `--out`, and its hash stands in the row of every student.
@@ -11,10 +12,12 @@ are paired. A run whose row is there is skipped. A run of the grids here takes h
 """
 
 import argparse
+import concurrent.futures
 import copy
 import csv
 import datetime
 import importlib
+import multiprocessing
 import platform
 import statistics
 import subprocess
@@ -130,18 +133,32 @@ class Runner:
         self.arguments, self.config = self.example.parse(words)
         self.comparison = self.example.prepare(self.arguments, self.config)
 
-    def run(self) -> None:
-        """Train what has no row yet, seed by seed."""
+    def run(self, jobs: int = 1) -> None:
+        """Train what has no row yet, seed by seed; `jobs` runs at a time, each in a process of its own if several."""
         teacher = self._teacher()
         its_hash = weight_hash(teacher[0])
+        missing: dict[tuple[str, int], Row] = {}
         for seed in self.grid.seeds:
             for name, methods in self.grid.runs.items():
                 known = self.grid.key(methods) | {"seed": str(seed), "teacher_sha256": its_hash if methods else ""}
-                if self.results.of(known):
-                    continue
-                row = self._train(name, methods, seed, teacher if methods else None)
-                self.results.append(row | known)
-                print(f"{self.grid.data}, seed {seed}, {name}: AP {row['map']}", flush=True)
+                if not self.results.of(known):
+                    missing[name, seed] = known
+        for run, row in self._rows(list(missing), teacher, jobs):
+            self.results.append(row | missing[run])
+            print(f"{self.grid.data}, seed {run[1]}, {run[0]}: AP {row['map']}", flush=True)
+
+    def _rows(self, runs: list[tuple[str, int]], teacher: Any, jobs: int) -> Iterator[tuple[tuple[str, int], Row]]:
+        """Runs with their rows, as they come."""
+        if jobs == 1:
+            for name, seed in runs:
+                methods = self.grid.runs[name]
+                yield (name, seed), self._train(name, methods, seed, teacher if methods else None)
+            return
+        context, given = multiprocessing.get_context("spawn"), (self.grid, self.results, self.out, self.words)
+        with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, given) as pool:
+            futures = {pool.submit(_row_of, *run): run for run in runs}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
 
     def _teacher(self) -> tuple[PreTrainedModel, Any]:
         """From its folder, or trained now."""
@@ -182,6 +199,20 @@ class Runner:
             "epochs": str(epochs or self.config.num_train_epochs),
             **{key: f"{100 * metrics[key]:.2f}" for key in ("map", "map_50", "map_75")},
         }
+
+
+_runner: Runner  # of a process that trains one run after the other
+
+
+def _begin(grid: Grid, results: Results, out: Path, words: Sequence[str]) -> None:
+    global _runner
+    torch.set_num_threads(1)
+    _runner = Runner(grid, results, out, words)
+
+
+def _row_of(name: str, seed: int) -> Row:
+    """Train a run in this process; the teacher lies in its folder."""
+    return next(_runner._rows([(name, seed)], _runner._teacher(), 1))[1]
 
 
 def commit() -> str:
@@ -243,12 +274,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/grids"), help="where teachers are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="csv file of rows")
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     given, words = parser.parse_known_args()
     results = Results(given.results)
     for grid in map(Grid.read, given.grids):
         if not given.table:
             torch.set_num_threads(1)  # tiny nets: more threads would wait for each other
-            Runner(grid, results, given.out, words).run()
+            Runner(grid, results, given.out, words).run(given.jobs)
         print(f"\n{grid.title}\n", *table(grid, results), sep="\n", flush=True)
 
 
