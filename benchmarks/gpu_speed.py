@@ -185,13 +185,19 @@ def _on_cuda(step: Callable[[], None]) -> dict[str, Any]:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    found["waits"] = sum("synchroniz" in str(each.message) for each in caught)
+    waits = [each for each in caught if "synchroniz" in str(each.message)]
+    found |= {"waits": len(waits), "waits_at": sorted({_place(each.filename, each.lineno) for each in waits})}
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
     found["kernels"] = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
     return found
+
+
+def _place(file: str, line: int) -> str:
+    """A line of code, by the last folders of its path."""
+    return f"{'/'.join(Path(file).parts[-2:])}:{line}"
 
 
 def peak_of(device: str) -> float:
