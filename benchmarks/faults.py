@@ -921,7 +921,7 @@ EVALUATION = (
         "inference.evaluation:_renamed",
         'to_data[result["labels"].cpu()]',
         'result["labels"].cpu()',
-        ("inference/test_detection.py", "test_cli.py::test_evaluate_finds_classes_by_name"),
+        ("inference/test_detection.py", "cli/test_inference.py::test_evaluate_finds_classes_by_name"),
     ),
     Fault(
         "the resized size for that of the original",

@@ -23,7 +23,7 @@ from tests.tiny_run import make_trainer
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 # Pages whose blocks are not run by this file's tests, and what is.
 TRIED_ELSEWHERE = {
-    "cli.md": "COCO and published checkpoints; its options are read below, its commands run in tests/test_cli.py",
+    "cli.md": "COCO and published checkpoints; its options are read below, its commands run in tests/cli",
     "data.md": "tests/test_code_blocks.py",
     "detr.md": "parts of examples/distill_deformable_detr.py, which tests/experiments/test_example.py runs",
     "figures.md": "trained models; tests/analysis/test_command.py runs every command on tiny ones",
