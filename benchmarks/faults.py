@@ -534,7 +534,7 @@ DISTILLATION = (
 TRAINING = (
     Fault(
         "adapters left out of clipping",
-        "training.trainer:CrossKDTrainer._clip_grad_norm",
+        "training.update_trainer:UpdateTrainer._clip_grad_norm",
         "[*model.parameters(), *self._adapters()]",
         "[*model.parameters()]",
         ("training/test_trainer.py::test_student_and_adapters_are_clipped_together",),
@@ -548,7 +548,7 @@ TRAINING = (
     ),
     Fault(
         "the gradients of adapters pile up",
-        "training.trainer:CrossKDTrainer._after_optimizer_step",
+        "training.update_trainer:UpdateTrainer._after_optimizer_step",
         "parameter.grad = None",
         "pass",
         (
@@ -558,21 +558,21 @@ TRAINING = (
     ),
     Fault(
         "accumulated losses not scaled",
-        "training.trainer:CrossKDTrainer.get_batch_samples",
+        "training.update_trainer:UpdateTrainer.get_batch_samples",
         "self.args.world_size * len(batches)",
         "self.args.world_size",
         ("training/test_trainer.py::test_accumulation_is_one_big_batch",),
     ),
     Fault(
         "normalizers of one micro-batch",
-        "training.trainer:CrossKDTrainer.get_batch_samples",
+        "training.update_trainer:UpdateTrainer.get_batch_samples",
         "if len(batches) > 1 and",
         "if len(batches) > 9 and",
         ("training/test_trainer.py::test_accumulation_is_one_big_batch",),
     ),
     Fault(
         "a skipped update keeps its gradients",
-        "training.trainer:CrossKDTrainer._before_optimizer_step",
+        "training.update_trainer:UpdateTrainer._before_optimizer_step",
         "parameter.grad = None",
         "pass",
         (
@@ -582,7 +582,7 @@ TRAINING = (
     ),
     Fault(
         "logged parts summed over micro-batches",
-        "training.trainer:CrossKDTrainer._note",
+        "training.update_trainer:UpdateTrainer._note",
         "value = value / self._micro_batches",
         "pass",
         (

@@ -74,5 +74,5 @@ def make_parser(*chosen: str) -> argparse.ArgumentParser:
 
 def parsers_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
     """The parsers of a parser's commands, by name."""
-    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return {name: choice for action in actions for name, choice in action.choices.items()}
+    choices = [action.choices for action in parser._actions if isinstance(action.choices, Mapping)]
+    return {name: parsers[name] for parsers in choices for name in parsers}

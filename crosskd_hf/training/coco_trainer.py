@@ -31,13 +31,14 @@ from . import arguments, ineffective, upstream
 from .arguments import WithoutMask
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
-from .loading import bare_model, demand_trained_backbone
+from .loading import bare_model
 from .packing import Packing
 from .predictions import Kept, KeptPredictions
 from .raw_data import in_schema
 from .reproducible import RandomOrder, ReproducibleCollator
 from .schedules import OPTIMIZERS, GroupRule, decay_updates, parameter_groups, parse_factors, step_schedule
 from .termination import spare_workers
+from .trained_backbone import demand_trained_backbone
 
 logger = logging.getLogger(__name__)
 

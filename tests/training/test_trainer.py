@@ -392,7 +392,7 @@ def counted_parts(
         added.extend(micro_batches)
         return add_up(micro_batches)
 
-    monkeypatch.setattr("crosskd_hf.training.trainer.add_up", noting)
+    monkeypatch.setattr("crosskd_hf.training.update_trainer.add_up", noting)
     batches, _ = trainer.get_batch_samples(iter([trainer.data_collator(examples)]), 1, trainer.args.device)
     trainer.compute_loss(trainer.model.train(), *batches)
     (parts,) = added

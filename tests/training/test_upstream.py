@@ -18,15 +18,13 @@ import transformers
 from transformers import Trainer, TrainerCallback
 
 from crosskd_hf.training import coco_trainer, termination, upstream
-from crosskd_hf.training.checkpointing_trainer import CheckpointingTrainer
-from crosskd_hf.training.coco_trainer import CocoTrainer
 from crosskd_hf.training.trainer import CrossKDTrainer
 from crosskd_hf.training.upstream import ATTRIBUTES, CALLED, IMPORTED, MOMENTS, OVERRIDDEN, TRIED, UpstreamError
 from tests.tiny_run import make_data, make_trainer
 
 PACKAGE = Path(upstream.__file__).parents[1]
 SOURCE = inspect.getsource(sys.modules[Trainer.__module__])
-OURS = (CocoTrainer, CheckpointingTrainer, CrossKDTrainer)
+OURS = CrossKDTrainer.__mro__[: CrossKDTrainer.__mro__.index(Trainer)]
 # Modules whose contents transformers documents, or that hold what its documented classes hand out.
 DOCUMENTED = {"utils", "trainer_utils", "trainer_callback", "training_args", "image_utils", "image_processing_utils"}
 

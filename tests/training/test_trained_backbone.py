@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForObjectDetection, ResNetConfig, RTDetrResNetConfig
 
-from crosskd_hf.training.loading import demand_trained_backbone
+from crosskd_hf.training.trained_backbone import demand_trained_backbone
 from tests.distillation import detr_zoo
 from tests.tiny_backbone import as_if_loaded
 from tests.tiny_run import load_data, make_data, settings
