@@ -10,7 +10,8 @@ from transformers import (
 )
 
 from .atss import ATSSConfig, ATSSForObjectDetection
-from .dense import DenseDetector, DenseDetectorConfig, DenseDetectorOutput
+from .configuration import DenseDetectorConfig
+from .dense import DenseDetector, DenseDetectorOutput
 from .faster_rcnn import FasterRCNNConfig, FasterRCNNForObjectDetection, FasterRCNNOutput
 from .fcos import FCOSConfig, FCOSForObjectDetection
 from .gfl import GFLConfig, GFLForObjectDetection

@@ -8,9 +8,10 @@ from .assigners import Assignment, Priors
 from .box_coders import DeltaCoder
 from .boxes import aligned_iou
 from .centerness import centerness_targets, losses_with_centerness
+from .configuration import SquareAnchorConfig
 from .dense import DenseDetector, Predictions
 from .losses import LossPart
-from .square_anchors import SquareAnchorConfig, SquareAnchorHead
+from .square_anchors import SquareAnchorHead
 
 
 class ATSSConfig(SquareAnchorConfig):

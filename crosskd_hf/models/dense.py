@@ -8,49 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .assigners import Assignment, Priors, SizeCache, Targets
-from .bounds import Range
 from .box_coders import BoxCoder, RegressionKind
 from .boxes import image_sizes, to_relative
+from .configuration import DenseDetectorConfig
 from .layers import Scale
 from .losses import LossPart
-from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig, valid_priors
-
-
-class DenseDetectorConfig(PyramidDetectorConfig):
-    """Configuration shared by the dense detectors; see :class:`PyramidDetectorConfig` for backbone and pyramid.
-
-    Args:
-        head_channels: Width of the head.
-        num_convs: Convolutions in a row in front of the predictors.
-        norm_groups: Groups of the head's GroupNorm, `None` for no norm.
-        stretch_cells: Cells divide the padded image evenly in whole pixels, as in torchvision's detectors, instead of
-            lying a stride apart. The same where the image is a multiple of the coarsest stride.
-        prior_probability: Initial score of every class.
-
-    Raises:
-        ValueError: A value out of range.
-    """
-
-    head_channels: int = 256
-    num_convs: int = 4
-    norm_groups: int | None = 32
-    stretch_cells: bool = False
-    prior_probability: float = 0.01
-
-    ranges: ClassVar[dict[str, Range]] = {
-        "head_channels": (1, 8192),
-        "num_convs": (0, 64),
-        "norm_groups": (1, 8192),
-        "prior_probability": (1e-6, 1 - 1e-6),
-    }
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        if self.norm_groups is not None and self.head_channels % self.norm_groups:
-            raise ValueError(
-                f"head_channels={self.head_channels} cannot be split into norm_groups={self.norm_groups}: "
-                f"choose a divisor, or None for no norm."
-            )
+from .pyramid import DetectorOutput, PyramidDetector, valid_priors
 
 
 class Taps(NamedTuple):

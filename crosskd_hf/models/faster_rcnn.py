@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .assigners import Priors, Targets
 from .boxes import image_sizes, to_relative
+from .configuration import PyramidDetectorConfig
 from .layers import FPNExtra
-from .pyramid import DetectorOutput, PyramidDetector, PyramidDetectorConfig, valid_priors
+from .pyramid import DetectorOutput, PyramidDetector, valid_priors
 from .roi_head import Linear, RoIHead, RoIPredictions, RoIs, class_logits
 from .rpn import RPN, RPNPredictions
 

@@ -10,9 +10,10 @@ from .assigners import Assignment, Priors, SizeCache, Targets, assign_points
 from .box_coders import DistanceCoder
 from .boxes import aligned_iou, row_of
 from .centerness import centerness_targets, losses_with_centerness
+from .configuration import TwoTowerConfig
 from .dense import DenseDetector, Predictions
 from .losses import LossPart
-from .two_towers import TwoTowerConfig, TwoTowerHead
+from .two_towers import TwoTowerHead
 
 
 class FCOSConfig(TwoTowerConfig):

@@ -7,9 +7,10 @@ from torch import Tensor
 from .assigners import Assignment, Priors
 from .box_coders import DistributionCoder
 from .boxes import both_ious, complete_iou
+from .configuration import SquareAnchorConfig
 from .dense import DenseDetector, Predictions
 from .losses import LossPart, distribution_focal, quality_focal
-from .square_anchors import SquareAnchorConfig, SquareAnchorHead
+from .square_anchors import SquareAnchorHead
 
 
 class GFLConfig(SquareAnchorConfig):

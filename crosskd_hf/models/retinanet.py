@@ -9,10 +9,11 @@ from torch import Tensor
 from .assigners import Assignment, Priors, Targets, assign_max_iou
 from .box_coders import DeltaCoder
 from .boxes import aligned_iou, anchors_around_origin
+from .configuration import TwoTowerConfig
 from .dense import DenseDetector, Predictions
 from .layers import FPNExtra
 from .losses import LossPart, focal_loss
-from .two_towers import TwoTowerConfig, TwoTowerHead
+from .two_towers import TwoTowerHead
 
 
 class RetinaNetConfig(TwoTowerConfig):

@@ -6,19 +6,8 @@ from torch import Tensor
 
 from .assigners import Assignment, Priors, Targets, assign_atss
 from .boxes import square_around_origin
-from .two_towers import TwoTowerConfig, TwoTowerHead
-
-
-class SquareAnchorConfig(TwoTowerConfig):
-    """Configuration of :class:`SquareAnchorHead`; see :class:`TwoTowerConfig` for the shared fields.
-
-    Args:
-        anchor_scale: Side of the square anchor of each location, in strides.
-    """
-
-    anchor_scale: float = 8.0
-
-    ranges = {"anchor_scale": (0.01, 1024)}
+from .configuration import SquareAnchorConfig
+from .two_towers import TwoTowerHead
 
 
 class SquareAnchorHead(TwoTowerHead):

@@ -12,7 +12,8 @@ from .assigners import Assignment, Priors, Targets, assign_atss, highest_iou_win
 from .box_coders import MAX_LOG_DISTANCE, DistanceCoder
 from .boxes import aligned_iou, encode_distance, pairwise_iou, row_of, square_around_origin
 from .centerness import centerness_targets
-from .dense import DenseDetector, DenseDetectorConfig, DenseHead, Predictions, Taps
+from .configuration import DenseDetectorConfig
+from .dense import DenseDetector, DenseHead, Predictions, Taps
 from .layers import Conv, ConvNormAct, Scale, maps_to_rows, prior_bias
 from .losses import LossPart, focal_loss, logit_of, quality_focal
 

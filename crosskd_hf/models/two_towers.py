@@ -5,22 +5,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .box_coders import BoxCoder, DistributionCoder
-from .dense import DenseDetectorConfig, DenseHead, Predictions, Taps
+from .configuration import TwoTowerConfig
+from .dense import DenseHead, Predictions, Taps
 from .layers import Conv, Scale, Tower, maps_to_rows, prior_bias
-
-
-class TwoTowerConfig(DenseDetectorConfig):
-    """Configuration of :class:`TwoTowerHead`; see :class:`DenseDetectorConfig` for the shared fields.
-
-    Args:
-        conv_bias: Whether the towers' convolutions have a bias; `None` = only without a norm.
-        reg_max: Largest bin of a distance distribution; `None` for a head that regresses numbers.
-    """
-
-    conv_bias: bool | None = None
-    reg_max: int | None = None
-
-    ranges = {"reg_max": (1, 1024)}
 
 
 class TwoTowerHead(DenseHead):
