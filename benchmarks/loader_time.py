@@ -3,12 +3,14 @@
     python benchmarks/loader_time.py [--before WORKTREE]
 
 Prints JSON: for 0 and 2 workers the time of an image of 640 x 480 px at 800 px, 8 a batch, median and minimum of rounds
-that take turns; the same with the normalisation in the training process; and the bytes of a batch. `--before` takes the
-loader of another checkout of this repository instead of today's batches of floats. About two minutes.
+that take turns, by the clock and in time of processors, which other programs change less; the same with the
+normalisation in the training process; and the bytes of a batch. `--before` takes the loader of another checkout of this
+repository instead of today's batches of floats. About two minutes.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-FIGURES = ("loader_ms", "with_normalisation_ms")
+FIGURES = ("loader_ms", "loader_processor_ms", "with_normalisation_ms", "with_normalisation_processor_ms")
+PASSES = 3  # the first one starts the workers
 
 
 def make_data(folder: Path, images: int) -> None:
@@ -56,17 +59,25 @@ def measure(folder: Path, compact: bool, workers: int) -> dict[str, Any]:
     collator = DetectionCollator(processor, TrainTransform(), **({"compact": True} if compact else {}))
     dataset: Any = load_coco(folder / "truth.json", folder, decode=False).dataset
     result: dict[str, Any] = {}
-    for name, finish in (("loader_ms", dict), ("with_normalisation_ms", normalize)):
+    for name, finish in (("loader", dict), ("with_normalisation", normalize)):
         loader = DataLoader(dataset, 8, collate_fn=collator, num_workers=workers, persistent_workers=workers > 0)
-        passes = []
-        for _ in range(3):  # the first one starts the workers
+        passes, before = [], processor_seconds()
+        for _ in range(PASSES):
             start = time.perf_counter()
             for batch in loader:
                 finish(batch)
             passes.append((time.perf_counter() - start) * 1000 / len(dataset))
-        result[name] = min(passes[1:])
+        del loader  # whose workers end
+        result[f"{name}_ms"] = min(passes[1:])
+        result[f"{name}_processor_ms"] = (processor_seconds() - before) * 1000 / (PASSES * len(dataset))
     result["bytes"] = sum(batch[key].nbytes for key in ("pixel_values", "pixel_mask"))
     return result
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def side_by_side(folder: Path, workers: int, rounds: int, before: Path | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from . import cache
 from .categories import CategoryMap, match_categories
 from .check_images import check_files
 from .class_names import are_reordered, class_names, demand_same, match_names
-from .compact import CompactPixels, is_compactable, stacked
+from .compact import CompactPixels, compact_pixels, stacked
 from .framed_image import FramedImage
 from .images import open_image
 from .inspection import Inspection, inspect_coco, inspect_table
@@ -306,12 +306,12 @@ class DetectionCollator:
         self.image_processor = image_processor
         self.transform = transform
         self.num_classes = num_classes
-        self.pixels = CompactPixels(image_processor) if compact and is_compactable(image_processor) else None
+        self.pixels = compact_pixels(image_processor) if compact else None
 
     def compacted(self) -> DetectionCollator:
         """The same collator with `compact`; both draw the same augmentation."""
         twin = copy.copy(self)
-        twin.pixels = CompactPixels(self.image_processor) if is_compactable(self.image_processor) else None
+        twin.pixels = compact_pixels(self.image_processor)
         return twin
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -404,22 +404,21 @@ def is_trained_on(objects: Mapping[str, Any]) -> Tensor:
 
     MMDetection's rule, too, is that both sides of the box and its area have to be positive, the sides at least 1 px.
     """
-    sides = torch.as_tensor(objects["bbox"], dtype=torch.float64).reshape(-1, 4)[:, 2:]
-    crowd, ignore = (torch.as_tensor(objects.get(key) or [0] * len(sides)) for key in ("iscrowd", "ignore"))
-    area = torch.as_tensor(objects["area"], dtype=torch.float64)
-    return (crowd == 0) & (ignore == 0) & (area > 0) & (sides >= LEAST_SIDE).all(1)
+    sides = np.array(objects["bbox"], dtype=np.float64).reshape(-1, 4)[:, 2:]
+    crowd, ignore = (np.array(objects.get(key) or [0] * len(sides)) for key in ("iscrowd", "ignore"))
+    area = np.array(objects["area"], dtype=np.float64)
+    return torch.from_numpy((crowd == 0) & (ignore == 0) & (area > 0) & (sides >= LEAST_SIDE).all(1))
 
 
 def make_record(example: Mapping[str, Any], pixel_range: PixelRange = None) -> Record:
     """Decode an example into the record that transforms work on; all of its objects, boxes as they are."""
     image = F.pil_to_tensor(open_image(example["image"], (example["width"], example["height"]), pixel_range))
     objects = example["objects"]
-    boxes = torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.from_numpy(np.array(objects["bbox"], dtype=np.float32).reshape(-1, 4))
+    boxes[:, 2:] += boxes[:, :2]
     return Record(
         image=tv_tensors.Image(image),
-        boxes=tv_tensors.BoundingBoxes(
-            box_convert(boxes, "xywh", "xyxy"), format="XYXY", canvas_size=(image.shape[1], image.shape[2])
-        ),
+        boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[1], image.shape[2])),
         labels=torch.as_tensor(objects["category"], dtype=torch.int64),
         area=torch.as_tensor(objects["area"], dtype=torch.float32),
         iscrowd=torch.as_tensor(objects["iscrowd"], dtype=torch.int64),

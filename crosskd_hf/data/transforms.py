@@ -45,10 +45,12 @@ class Record(_Fields, total=False):
 
 def select_objects(record: Record, keep: Tensor) -> Record:
     """The record with those objects only for which `keep` (G,) is True; no field is left behind."""
+    if bool(keep.all()):
+        return record
     return Record(
         **{
             **record,
-            "boxes": tv_tensors.wrap(record["boxes"][keep], like=record["boxes"]),
+            "boxes": tv_tensors.wrap(record["boxes"].as_subclass(Tensor)[keep], like=record["boxes"]),
             "labels": record["labels"][keep],
             "area": record["area"][keep],
             "iscrowd": record["iscrowd"][keep],
@@ -104,9 +106,12 @@ def _as_corners(boxes: Any) -> tv_tensors.BoundingBoxes:
         )
     if boxes.format not in _FORMATS:
         raise ValueError(f"a transform returned rotated boxes ({boxes.format.value}); needed are XYXY, XYWH or CXCYWH")
-    if not bool(boxes.isfinite().all()):
+    plain = boxes.as_subclass(Tensor)
+    if not bool(plain.isfinite().all()):
         raise ValueError(f"a transform returned boxes that are not finite: {boxes.tolist()[:3]}")
-    boxes = tv_tensors.wrap(boxes.float(), like=boxes)
+    boxes = boxes if plain.dtype == torch.float32 else tv_tensors.wrap(plain.float(), like=boxes)
+    if boxes.format is tv_tensors.BoundingBoxFormat.XYXY:
+        return boxes
     return F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
 
 
@@ -124,9 +129,10 @@ def clean_objects(record: Record) -> Record:
             "v2.SanitizeBoundingBoxes give labels_getter=lambda r: (r['labels'], r['area'], r['iscrowd'], r['id'])"
         )
     boxes = F.clamp_bounding_boxes(_as_corners(record["boxes"]))
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    plain = boxes.as_subclass(Tensor)  # operators of a subclass take several times as long
+    keep = (plain[:, 2:] > plain[:, :2]).all(dim=1)
     record = Record(**{**record, "boxes": boxes})
-    return record if bool(keep.all()) else select_objects(record, keep)
+    return select_objects(record, keep)
 
 
 def resize(record: Record, shortest: int, longest: int | None, antialias: bool) -> Record:

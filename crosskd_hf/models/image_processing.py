@@ -161,14 +161,18 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
             ]
         return batch
 
+    def resize(
+        self, image: Tensor, size: SizeDict, resample: Any = None, antialias: bool = True, **kwargs: Any
+    ) -> Tensor:
+        """(..., 3, H, W) pixels at another size; a shape that is kept is rounded to whole pixels by `resized_size`."""
+        if size.shortest_edge and size.longest_edge:
+            height, width = resized_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, resample, antialias=antialias, **kwargs)
+
     def _resize_and_normalize(self, image: Tensor, settings: dict[str, Any]) -> Tensor:
         if settings["do_resize"]:
-            size = settings["size"]
-            if size.shortest_edge and size.longest_edge:
-                height, width = image.shape[-2:]
-                height, width = resized_size(height, width, size.shortest_edge, size.longest_edge)
-                size = SizeDict(height=height, width=width)
-            image = self.resize(image, size=size, resample=settings["resample"], antialias=settings["antialias"])
+            image = self.resize(image, settings["size"], settings["resample"], settings["antialias"])
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         return self.rescale_and_normalize(image, *(settings[name] for name in names))
 

@@ -49,11 +49,18 @@ class Normalizer:
         pixels, mask = inputs.get("pixel_values"), inputs.get("pixel_mask")
         if self.processor is None or not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
             return dict(inputs)
+        values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)  # contiguous, whatever pixels are
+        at_once = 1 if pixels.device.type == "cpu" else len(pixels)  # what a processor's cache holds
+        masks = [None] * len(pixels) if mask is None else mask.split(at_once)
+        for made, part, inside in zip(values.split(at_once), pixels.split(at_once), masks, strict=False):
+            self._finish(made, part, inside)
+        return {**inputs, "pixel_values": values, **({} if mask is None else {"pixel_mask": mask.long()})}
+
+    def _finish(self, made: Tensor, pixels: Tensor, mask: Tensor | None) -> None:
         mean, std = self._on(pixels.device)
-        values = torch.sub(pixels.flip(1) if self.source.bgr else pixels, mean).div_(std)  # floats, in one pass
-        if mask is None:
-            return {**inputs, "pixel_values": values}
-        return {**inputs, "pixel_values": values.mul_(mask[:, None]), "pixel_mask": mask.long()}
+        torch.sub(pixels.flip(1) if self.source.bgr else pixels, mean, out=made).div_(std)
+        if mask is not None:
+            made.mul_(mask[:, None].float())
 
     @cached_property
     def source(self) -> PixelFormat:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from crosskd_hf.data import DetectionCollator, KeepSize, TrainTransform
-from crosskd_hf.data.compact import is_compactable
+from crosskd_hf.data.compact import compact_pixels
 from crosskd_hf.data.dataset import EvaluationCollator
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.normalization import Normalizer
@@ -110,6 +110,21 @@ def test_without_a_processor_nothing_is_normalised() -> None:
     assert Normalizer(None)({"pixel_values": values})["pixel_values"] is values
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("size", [(480, 640), (97, 31), (33, 200), (5, 1), (48, 64)])
+def test_pixels_channels_last_are_resized_as_by_the_processor(name: str, size: tuple[int, int]) -> None:
+    processor: Any = PROCESSORS[name]
+    pixels = torch.randint(256, (*size, 3), dtype=torch.uint8).permute(2, 0, 1)
+    compact = compact_pixels(processor)
+    assert compact is not None
+    assert compact.direct
+    options: Any = {"do_rescale": False, "do_normalize": False, "do_pad": False, "return_tensors": "pt"}
+    options |= {"channel_order": "rgb"} if isinstance(processor, DetectionImageProcessor) else {}
+    wanted = processor(images=[pixels.contiguous()], input_data_format="channels_first", **options)["pixel_values"][0]
+    (made,) = compact.resized([pixels])
+    assert torch.equal(made, wanted)
+
+
 class Own(DetectionImageProcessor):
     """Does more than to normalise."""
 
@@ -122,11 +137,27 @@ class Own(DetectionImageProcessor):
 
 def test_a_processor_that_does_something_else_goes_on_making_floats() -> None:
     processor = Own(size=EDGES)
-    assert not is_compactable(processor)
+    assert compact_pixels(processor) is None
     batch = examples((70, 50), (40, 60))
     made = [DetectionCollator(processor, compact=compact)(batch) for compact in (True, False)]
     assert made[0]["pixel_values"].dtype == torch.float32
     assert torch.equal(made[0]["pixel_values"], made[1]["pixel_values"])
+
+
+def test_a_processor_of_others_is_called_as_a_whole() -> None:
+    class Others(DetectionImageProcessor):
+        calls = 0
+
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            type(self).calls += 1
+            return super().__call__(*args, **options)
+
+    Others.__module__ = "somewhere"
+    processor, batch = Others(size=EDGES), examples((70, 50), (40, 60))
+    collator = DetectionCollator(processor, compact=True)
+    before = Others.calls
+    assert_same(collator(batch), DetectionCollator(PROCESSORS["ours"])(batch), processor)
+    assert Others.calls == before + 2
 
 
 def test_images_of_several_sizes_without_padding_are_refused_as_by_the_processor() -> None:
