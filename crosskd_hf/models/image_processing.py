@@ -166,7 +166,8 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
     ) -> Tensor:
         """(..., 3, H, W) pixels at another size; a shape that is kept is rounded to whole pixels by `resized_size`."""
         if size.shortest_edge and size.longest_edge:
-            height, width = resized_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+            height, width = image.shape[-2:]
+            height, width = resized_size(height, width, size.shortest_edge, size.longest_edge)
             size = SizeDict(height=height, width=width)
         return super().resize(image, size, resample, antialias=antialias, **kwargs)
 
