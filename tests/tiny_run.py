@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,11 @@ def make_trainer(
         teacher_model=its_teacher if teacher is True else teacher or None,
         train_transform=TrainTransform() if augment else None,
     )
+
+
+def equal(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
+    """Whether both hold the same tensors, bit by bit."""
+    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def losses(trainer: CrossKDTrainer) -> list[dict[str, float]]:

@@ -86,17 +86,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from ..inference.evaluation import evaluate, evaluate_data, table
     from ..inference.loading import load_detector
 
-    source, how = data_source(arguments), (arguments.batch_size, arguments.workers)
-    options = {**_speed(arguments), "max_detections": arguments.max_detections}
+    source, names = data_source(arguments), ("batch_size", "workers", "max_detections")
+    options = {**_speed(arguments), **{name: getattr(arguments, name) for name in names}}
     if source:
         splits = load_detection_dataset(source, **how_to_read(arguments))
         name, data = chosen_split(splits, arguments.split)
         print(f"{splits.source}, split {name}", *(f"  {note}" for note in splits.notes), sep="\n")
-        metrics = evaluate_data(*load_detector(arguments.model), data, *how, **options)
+        metrics = evaluate_data(*load_detector(arguments.model), data, **options)
     elif arguments.split is not None:
         raise ValueError("--split has no effect beside a COCO json and its image folder.")
     else:
-        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, *how, **options)
+        metrics = evaluate(*load_detector(arguments.model), arguments.path, arguments.images, **options)
     print(table(metrics))
     if arguments.json is not None:
         arguments.json.write_text(strict_json(metrics, indent=2) + "\n")

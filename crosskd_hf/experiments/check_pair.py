@@ -17,7 +17,7 @@ from ..data.dataset import DetectionData
 from ..distillation import Distiller, MethodConfig
 from ..distillation.classes import match_classes
 from ..distillation.pixels import PixelAdapter, PixelFormat
-from ..inference.evaluation import evaluate_dataset
+from ..inference.evaluation import detect_dataset
 from ..inference.precision import widened
 from ..models.losses import divide
 from ..text import one_line
@@ -188,17 +188,17 @@ def teacher_ap(
     adapt = None
     if teacher_processor is not None:
         adapt = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
-    metrics = evaluate_dataset(
+    found = detect_dataset(
         teacher,
         processor,
         data.dataset,
         data.categories,
-        batch_size,
+        batch_size=batch_size,
         threshold=0.05,
         reader=teacher_processor,
         adapt=adapt,
     )
-    return metrics["map"]
+    return found.compute()["map"]
 
 
 def describe_model(model: PreTrainedModel) -> str:

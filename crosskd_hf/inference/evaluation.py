@@ -35,36 +35,36 @@ def evaluate(
     processor: BaseImageProcessor,
     annotations: str | os.PathLike[str],
     images: str | os.PathLike[str],
+    *,
     batch_size: int = 8,
     workers: int = 0,
-    *,
     bf16: bool = False,
     channels_last: bool = False,
     fast: bool = False,
     max_detections: int | None = None,
 ) -> dict[str, float]:
-    """COCO AP of a model on files, as of `CocoEvaluator.compute`, in [0, 1].
+    """COCO AP of a model on a COCO json and its images: :func:`evaluate_data` of what `load_coco` reads.
 
     Args:
-        model, processor: The detector; it is moved to the first accelerator, if there is one.
-        annotations, images: COCO-format json and its image folder; classes are matched by name.
-        batch_size: Images at once.
-        workers: Processes that read images.
-        bf16, channels_last, fast: As of `Speed`.
-        max_detections: So many detections of an image are evaluated, and if it is more than COCO's 100, so many of each
-            class count. None: as many as the processor hands on, and 100.
+        model, processor, batch_size, workers, bf16, channels_last, fast, max_detections: As of :func:`evaluate_data`.
+        annotations, images: COCO-format json and its image folder. A class without objects may be unknown to the model.
 
     Raises:
-        DataError: The data set is faulty. ValueError: It uses classes that the model doesn't know, or an option would
-            have no effect.
+        DataError: The data set is faulty. ValueError: As of :func:`evaluate_data`.
     """
     table = read_coco(annotations)
     used = {int(raw) for raw in table.annotation_categories}
     categories = match_categories(model.config, CategoryMap.from_coco(table.categories, used), used)
-    data = load_coco(annotations, images, categories)
-    speed = Speed(bf16, channels_last, fast)
-    return evaluate_dataset(
-        to_device(model), processor, data.dataset, categories, batch_size, workers, speed=speed, most=max_detections
+    return evaluate_data(
+        model,
+        processor,
+        load_coco(annotations, images, categories),
+        batch_size=batch_size,
+        workers=workers,
+        bf16=bf16,
+        channels_last=channels_last,
+        fast=fast,
+        max_detections=max_detections,
     )
 
 
@@ -72,60 +72,41 @@ def evaluate_data(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
     data: DetectionData,
+    *,
     batch_size: int = 8,
     workers: int = 0,
-    *,
     bf16: bool = False,
     channels_last: bool = False,
     fast: bool = False,
     max_detections: int | None = None,
 ) -> dict[str, float]:
-    """As :func:`evaluate`, of a split that was read.
+    """COCO AP of a model on a split, as of `CocoEvaluator.compute`, in [0, 1]; NaN where there is no truth.
+
+    Classes are matched by name, in whatever order the data has them.
 
     Args:
-        model, processor, batch_size, workers, bf16, channels_last, fast, max_detections: As there.
-        data: The split, with any order of classes.
+        model, processor: The detector. It is moved to the first accelerator, if there is one, and left in evaluation
+            mode.
+        data: The split, such as `load_detection_dataset(...)["val"]`.
+        batch_size: Images at once; AP doesn't depend on it.
+        workers: Processes that read images; 0: this one.
+        bf16, channels_last, fast: As of `Speed`.
+        max_detections: So many detections of an image are evaluated, and if it is more than COCO's 100, so many of each
+            class count. None: as many as the processor hands on, and 100.
+
+    Raises:
+        ValueError: The data uses classes that the model doesn't know, or an option would have no effect.
     """
     known = data.for_model(model.config, training=False)
-    speed = Speed(bf16, channels_last, fast)
-    return evaluate_dataset(
-        to_device(model), processor, known.dataset, known.categories, batch_size, workers, speed=speed,
-        most=max_detections,
-    )  # fmt: skip
-
-
-def evaluate_dataset(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    dataset: datasets.Dataset,
-    categories: CategoryMap,
-    batch_size: int = 8,
-    workers: int = 0,
-    threshold: float = 0.0,
-    reader: BaseImageProcessor | None = None,
-    adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
-    speed: Speed = FLOAT32,
-    most: int | None = None,
-) -> dict[str, float]:
-    """COCO AP of a model on a data set, as of `CocoEvaluator.compute`, in [0, 1].
-
-    Classes are matched by name: detections of classes that the data doesn't have are left out, classes that the model
-    doesn't know are never found.
-
-    Args:
-        model: On its device, which is used; it is left in evaluation mode.
-        processor: Resizes and normalises the images.
-        dataset, categories: As made by `load_coco`.
-        batch_size: Images at once; AP doesn't depend on it.
-        workers: Processes that read images.
-        threshold: Lowest score that is evaluated; AP is defined with 0.
-        reader: The processor that reads the model's outputs, if it is another one.
-        adapt: Makes of pixels (B, 3, H, W) and their mask (B, H, W) those that the model sees.
-        speed: How the model runs.
-        most: `max_detections` of :func:`evaluate`.
-    """
     return detect_dataset(
-        model, processor, dataset, categories, batch_size, workers, threshold, reader, adapt, speed, most
+        to_device(model),
+        processor,
+        known.dataset,
+        known.categories,
+        batch_size=batch_size,
+        workers=workers,
+        speed=Speed(bf16, channels_last, fast),
+        max_detections=max_detections,
     ).compute()
 
 
@@ -134,19 +115,33 @@ def detect_dataset(
     processor: BaseImageProcessor,
     dataset: datasets.Dataset,
     categories: CategoryMap,
+    *,
     batch_size: int = 8,
     workers: int = 0,
     threshold: float = 0.0,
     reader: BaseImageProcessor | None = None,
     adapt: Callable[[Tensor, Tensor], Tensor] | None = None,
     speed: Speed = FLOAT32,
-    most: int | None = None,
+    max_detections: int | None = None,
 ) -> CocoEvaluator:
-    """The detections of a data set, with its truth; arguments as of :func:`evaluate_dataset`."""
-    evaluator = CocoEvaluator(dataset, categories, most=most or COUNTED)
+    """The detections of a data set beside its truth, whose `compute()` is COCO AP.
+
+    Detections of classes that the data doesn't have are left out, classes that the model doesn't know are never found.
+
+    Args:
+        model: On its device, which is used; it is left in evaluation mode.
+        processor: Resizes and normalises the images.
+        dataset, categories: As made by `load_coco`.
+        batch_size, workers, max_detections: As of :func:`evaluate_data`.
+        threshold: Lowest score that is evaluated; AP is defined with 0.
+        reader: The processor that reads the model's outputs, if it is another one.
+        adapt: Makes of pixels (B, 3, H, W) and their mask (B, H, W) those that the model sees.
+        speed: How the model runs.
+    """
+    evaluator = CocoEvaluator(dataset, categories, most=max_detections or COUNTED)
     reader = reader or processor
-    if most is not None:
-        reader = handing_on(reader, most)
+    if max_detections is not None:
+        reader = handing_on(reader, max_detections)
     to_data = torch.tensor(match_names(class_names(model.config), categories.names).indices)
     loader = DataLoader(
         dataset,  # type: ignore[arg-type]

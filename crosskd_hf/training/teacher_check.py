@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data.categories import CategoryMap
 from ..distillation import Distiller
 from ..distillation.pixels import PixelAdapter, PixelFormat
-from ..inference.evaluation import evaluate_dataset
+from ..inference.evaluation import detect_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,15 @@ def teacher_metrics(
             adapt = PixelAdapter(PixelFormat.of(processor), PixelFormat.of(teacher_processor))
         categories = CategoryMap.from_config(student.config)
         found = [
-            evaluate_dataset(
-                distiller.teacher, processor, dataset, categories, batch_size, reader=teacher_processor, adapt=adapt
-            )
+            detect_dataset(
+                distiller.teacher,
+                processor,
+                dataset,
+                categories,
+                batch_size=batch_size,
+                reader=teacher_processor,
+                adapt=adapt,
+            ).compute()
         ]
     broadcast_object_list(found)
     metrics: dict[str, float] = found[0]

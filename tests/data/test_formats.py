@@ -18,7 +18,7 @@ import crosskd_hf
 from crosskd_hf.data import DataError, DetectionSplits, check_detection_dataset, load_detection_dataset
 from crosskd_hf.data.formats import FORMATS, Folder
 from crosskd_hf.data.formats.folder import split_of
-from crosskd_hf.inference.evaluation import evaluate_dataset
+from crosskd_hf.inference.evaluation import detect_dataset
 from crosskd_hf.models import DetectionImageProcessor, GFLConfig
 from crosskd_hf.models.gfl import GFLForObjectDetection
 from tests.tiny_formats import (
@@ -741,7 +741,7 @@ def test_blood_cells_from_voc_and_from_coco():
     model = GFLForObjectDetection(GFLConfig(backbone="test_resnet", frozen_stages=0, norm_eval=False, **head, **names))
     images = DetectionImageProcessor(size={"height": 64, "width": 64}, score_threshold=0.0)
     few = [data["val"].dataset.select(range(6)) for data in (voc, coco_form)]
-    metrics = [evaluate_dataset(model, images, part, voc.categories, 6) for part in few]
+    metrics = [detect_dataset(model, images, part, voc.categories, batch_size=6).compute() for part in few]
     assert metrics[0] == pytest.approx(metrics[1], abs=0, nan_ok=True)
     assert metrics[0]["map"] >= 0
     for split in voc:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from crosskd_hf.distillation import methods
 from crosskd_hf.distillation.detectors import VIEWS, view
@@ -16,10 +15,10 @@ from crosskd_hf.distillation.distiller import Distiller
 from crosskd_hf.distillation.method import MethodConfig
 from crosskd_hf.distillation.methods import METHODS
 from crosskd_hf.distillation.passes import Batch
-from crosskd_hf.models.losses import divide
 from tests import tiny_dense
 from tests.distillation import detector_zoo, detr_zoo
 from tests.distillation.detector_zoo import FAMILIES
+from tests.distillation.step import distilled_losses, distilled_parts
 
 NAMES = list(METHODS)
 IMITATIONS = ("defeat", "fine_grained", "fitnets", "inside_gt", "main_region")
@@ -45,11 +44,6 @@ def zero(name: str, family: str) -> str:
     return {"gid": "gid:terms.cls=0"}.get(name, acting)
 
 
-def losses(distiller: Distiller, student: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The divided parts of one pass."""
-    return divide(distiller(student(**inputs, **distiller.student_request), inputs))
-
-
 def distil(family: str, config: MethodConfig | str, teacher_seed: int = 1, **changes: Any) -> tuple[Distiller, Any]:
     """A distiller and its student; skips what the pair can't do."""
     config = ACTING.get(config, config) if isinstance(config, str) else config
@@ -70,12 +64,12 @@ CASES = [(name, family) for name in NAMES for family in (FAMILIES if name in EVE
 class TestEveryMethodOnEveryFamily:
     def test_a_student_that_is_its_teacher_has_no_loss(self, name: str, family: str) -> None:
         distiller, student = distil(family, zero(name, family), teacher_seed=0)
-        for key, loss in losses(distiller, student, detector_zoo.batch(family)).items():
+        for key, loss in distilled_losses(distiller, student, detector_zoo.batch(family)).items():
             assert loss.item() == pytest.approx(0, abs=1e-4), key
 
     def test_gradients_reach_the_student_and_nothing_else(self, name: str, family: str) -> None:
         distiller, student = distil(family, name)
-        parts = losses(distiller, student, detector_zoo.batch(family))
+        parts = distilled_losses(distiller, student, detector_zoo.batch(family))
         assert set(parts) <= {f"{name}/{term}" for term in METHODS[name].method.terms}
         distiller.check_gradients(parts)
         (method,) = distiller.named_methods.values()
@@ -97,7 +91,7 @@ class TestEveryMethodOnEveryFamily:
         inputs = detector_zoo.batch(family)
         for label in inputs["labels"]:
             label["class_labels"], label["boxes"] = label["class_labels"][:0], label["boxes"][:0]
-        parts = losses(distiller, student, inputs)
+        parts = distilled_losses(distiller, student, inputs)
         torch.stack(list(parts.values())).sum().backward()
         assert all(torch.isfinite(loss) for loss in parts.values())
         assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
@@ -113,11 +107,11 @@ class TestEveryMethodOnEveryFamily:
         """Images padded alike: totals and normalizers of the halves add up, so that processes don't matter."""
         distiller, student = distil(family, name)
         whole = detector_zoo.batch(family)
-        expected = distiller(student(**whole, **distiller.student_request), whole)
+        expected = distilled_parts(distiller, student, whole)
         halves = []
         for image in (slice(0, 1), slice(1, 2)):
             half = {key: value[image] for key, value in whole.items()}
-            halves.append(distiller(student(**half, **distiller.student_request), half))
+            halves.append(distilled_parts(distiller, student, half))
         for key, part in expected.items():
             for index in (0, 1):
                 together = halves[0][key][index].float() + halves[1][key][index].float()
@@ -128,7 +122,7 @@ class TestEveryMethodOnEveryFamily:
         inputs = detector_zoo.batch(family, 1)
         if family not in detr_zoo.MODELS:  # an image whose coarsest maps are 1x1, and which is alone
             inputs = {"pixel_values": torch.randn(1, 3, 32, 32), "labels": inputs["labels"][:1]}
-        parts = losses(distiller, student, inputs)
+        parts = distilled_losses(distiller, student, inputs)
         torch.stack(list(parts.values())).sum().backward()
         assert all(torch.isfinite(loss) for loss in parts.values())
         assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
@@ -166,7 +160,7 @@ class TestEveryMethodKeepsItsOwnChecks:
     def test_a_leak_of_one_is_named_beside_another_that_may_reach_all(self) -> None:
         student, teacher = detector_zoo.build("gfl").train(), detector_zoo.build("gfl", 1)
         distiller, inputs = Distiller(student, teacher, ["crosskd", "kd"]), detector_zoo.batch("gfl")
-        parts = losses(distiller, student, inputs)
+        parts = distilled_losses(distiller, student, inputs)
         distiller.check_gradients(parts)
         leaking = parts | {"crosskd/cls": parts["crosskd/cls"] + parts["kd/cls"]}
         with pytest.raises(RuntimeError, match="The crosskd loss reaches student layers that it must not reach"):
@@ -175,7 +169,7 @@ class TestEveryMethodKeepsItsOwnChecks:
     def test_a_loss_that_reaches_nothing_is_named(self) -> None:
         student, teacher = detector_zoo.build("gfl"), detector_zoo.build("gfl", 1)
         distiller, inputs = Distiller(student, teacher, ["crosskd", "pkd"]), detector_zoo.batch("gfl")
-        parts = losses(distiller, student, inputs)
+        parts = distilled_losses(distiller, student, inputs)
         with pytest.raises(RuntimeError, match="The pkd loss does not depend on any trained parameter"):
             distiller.check_gradients(parts | {"pkd/features": parts["pkd/features"].detach()})
 
@@ -231,7 +225,7 @@ class TestViews:
         models = detector_zoo.build(student), detector_zoo.build(teacher, 1)
         distiller = Distiller(*models, ["fitnets"])
         assert distiller.pair.student.strides == distiller.pair.teacher.strides == strides
-        (loss,) = losses(distiller, models[0], detector_zoo.batch(student)).values()
+        (loss,) = distilled_losses(distiller, models[0], detector_zoo.batch(student)).values()
         assert loss > 0
 
     def test_a_view_of_a_users_own_detector(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crosskd_hf.distillation import Distiller
 from crosskd_hf.distillation.frozen import FrozenCopy
-from crosskd_hf.models.losses import divide
+from tests.distillation.step import distilled_losses, distilled_parts
 from tests.tiny_dense import make_batch, make_detector
 from tests.tiny_run import make_deformable_detr
 
@@ -108,7 +108,7 @@ def test_it_teaches_the_same(methods: list[str]) -> None:
         with Distiller(student, teacher, methods, fast_teacher=fast) as distiller:
             assert distiller.teacher is teacher
             assert (distiller.pair.teacher.model is teacher) is not fast
-            found.append(divide(distiller(student(**inputs, **distiller.student_request), inputs)))
+            found.append(distilled_losses(distiller, student, inputs))
     for name, value in found[0].items():
         assert float(found[1][name].detach()) == pytest.approx(float(value.detach()), rel=1e-4)
 
@@ -129,11 +129,11 @@ def test_a_kept_pass_serves_one_more_pass_of_the_student(kind: str) -> None:
     with Distiller(student, teacher, ["crosskd", "pkd"]) as distiller:
         calls: list[int] = []
         teacher.backbone.register_forward_hook(lambda *_: calls.append(1))
-        plain = divide(distiller(student(**inputs, **distiller.student_request), inputs))
+        plain = distilled_losses(distiller, student, inputs)
         with distiller.keeping_passes(), torch.no_grad():
-            distiller(student(**inputs, **distiller.student_request), inputs)
-        again = divide(distiller(student(**inputs, **distiller.student_request), inputs))
+            distilled_parts(distiller, student, inputs)
+        again = distilled_losses(distiller, student, inputs)
         assert len(calls) == 2
         assert all(torch.equal(again[name], value) for name, value in plain.items())
-        distiller(student(**inputs, **distiller.student_request), inputs)
+        distilled_parts(distiller, student, inputs)
         assert len(calls) == 3

@@ -19,11 +19,12 @@ from crosskd_hf.distillation.detectors.dense import DenseView
 from crosskd_hf.distillation.method import Paper
 from crosskd_hf.distillation.passes import Batch, DetectorView, Pair, Pass
 from crosskd_hf.models import GFLConfig, GFLForObjectDetection
-from crosskd_hf.models.losses import LossPart, divide
+from crosskd_hf.models.losses import LossPart
 from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests import tiny_run
 from tests.distillation import detector_zoo
+from tests.distillation.step import distilled_losses, distilled_parts
 from tests.tiny_backbone import as_if_loaded
 
 
@@ -191,7 +192,7 @@ def test_a_term_that_is_not_named_is_an_error() -> None:
     distiller, inputs = Distiller(student, teacher, [Means()]), detector_zoo.batch("gfl")
     distiller.named_methods["means"].forward = lambda *passes: {"other": LossPart(torch.ones(()), torch.ones(()))}
     with pytest.raises(ValueError, match=r"means returned the term 'other', but it names \('features', 'never'\)"):
-        distiller(student(**inputs, **distiller.student_request), inputs)
+        distilled_parts(distiller, student, inputs)
 
 
 class MyConfig(GFLConfig):
@@ -223,7 +224,7 @@ def test_a_view_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     distiller = Distiller(student, teacher, ["fitnets"])
     assert distiller.pair.teacher.strides == (16, 32, 64, 128)
     inputs = detector_zoo.batch("gfl")
-    losses = divide(distiller(student(**inputs, **distiller.student_request), inputs))
+    losses = distilled_losses(distiller, student, inputs)
     assert losses["fitnets/features"] > 0
     with pytest.raises(ValueError, match="these are my detectors and dense detectors"):
         Distiller(student, teacher, ["crosskd"])

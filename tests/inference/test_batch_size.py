@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from crosskd_hf.data import DetectionCollator, DetectionData, load_coco
-from crosskd_hf.inference.coco_evaluator import CocoEvaluator
-from crosskd_hf.inference.evaluation import evaluate_dataset
+from crosskd_hf.inference.evaluation import detect_dataset
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.training.config import CrossKDConfig
 from crosskd_hf.training.trainer import CrossKDTrainer
@@ -67,13 +66,10 @@ def test_padding_changes_what_a_head_with_group_norm_says(
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])
-def test_evaluation_of_files(
-    data: DetectionData, processor: DetectionImageProcessor, batch_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CocoEvaluator, "compute", lambda self: self.rows)
-    model = detector(data)
-    one, many = (evaluate_dataset(model, processor, data.dataset, data.categories, count) for count in (1, batch_size))
-    equal(one, many)  # type: ignore[arg-type]
+def test_evaluation_of_files(data: DetectionData, processor: DetectionImageProcessor, batch_size: int) -> None:
+    of = detector(data), processor, data.dataset, data.categories
+    one, many = (detect_dataset(*of, batch_size=count).rows for count in (1, batch_size))
+    equal(one, many)
 
 
 @pytest.mark.parametrize("keeps", [False, True])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from crosskd_hf.create import DetectorSpec
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.inference.detection import detect
-from crosskd_hf.inference.evaluation import evaluate_dataset
+from crosskd_hf.inference.evaluation import detect_dataset
 from tests.parity.protocol import COCO
 from tests.parity.protocol_evaluation import split_of
 from tests.tiny_dense import make_detector
@@ -22,15 +22,14 @@ IMAGES = 8
 
 
 @pytest.mark.parametrize("kind", ["gfl", "retinanet"])
-def test_detections_of_files(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detections_of_files(kind: str, tmp_path: Path) -> None:
     data = split_of(COCO, "val2017")
     dataset = data.dataset.select(range(IMAGES))
     names = {"id2label": data.categories.id2label, "label2id": data.categories.label2id}
     model: PreTrainedModel = make_detector(kind, num_labels=80, **names).eval()
     size = {"shortest_edge": 96, "longest_edge": 160}
     processor = DetectorSpec(kind).image_processor(size=size, antialias=False)
-    monkeypatch.setattr(CocoEvaluator, "compute", lambda self: self.export(tmp_path))
-    evaluate_dataset(model, processor, dataset, data.categories, batch_size=3)
+    detect_dataset(model, processor, dataset, data.categories, batch_size=3).export(tmp_path)
     found = json.loads((tmp_path / "detections.json").read_text())
     assert {entry["image_id"] for entry in found} <= set(dataset["image_id"])
     for image_id, width, height in zip(dataset["image_id"], dataset["width"], dataset["height"], strict=True):

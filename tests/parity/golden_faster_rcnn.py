@@ -18,6 +18,7 @@ from crosskd_hf.models.boxes import to_relative
 from crosskd_hf.models.losses import divide
 from crosskd_hf.models.roi_head import RoIPredictions, RoIs
 from crosskd_hf.models.rpn import Proposals, count_rows
+from tests.distillation.step import distilled_losses
 from tests.golden.seeded import seeded_images, seeded_state_dict, seeded_targets
 from tests.parity import wording
 from tests.parity.figures import Figures, in_order, on_device
@@ -298,7 +299,7 @@ class FasterRCNNCase:
         """The distillation where the teacher is its own student: all of it is zero."""
         twin = load_model(self.case, "teacher").train()
         distiller = Distiller(twin, self.teacher, distillation_methods(self.case))
-        losses = divide(distiller(twin(**self.inputs, **distiller.student_request), self.inputs))
+        losses = distilled_losses(distiller, twin, self.inputs)
         torch.stack(list(losses.values())).sum().backward()
         gradient = nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
         return {

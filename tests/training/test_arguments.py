@@ -24,15 +24,7 @@ from crosskd_hf.training.arguments import check_metric, move_teacher
 from crosskd_hf.training.guard import NonFiniteLossError
 from crosskd_hf.training.predictions import KeptPredictions
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_data, make_detector, make_pair, make_trainer, processor, settings
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic data, shared by all tests here."""
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
+from tests.tiny_run import load_data, losses, make_detector, make_pair, make_trainer, processor, settings
 
 
 def build(folder: Path, tmp_path: Path, **given: Any) -> CrossKDTrainer:

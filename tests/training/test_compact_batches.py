@@ -10,17 +10,10 @@ from crosskd_hf.data import DetectionCollator
 from crosskd_hf.distillation.passes import Batch
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import SIZE, load_data, make_data, make_detector, settings
+from tests.tiny_run import SIZE, load_data, make_detector, settings
 
 EDGES = {"shortest_edge": SIZE, "longest_edge": 80}
 BGR: dict[str, Any] = {"channel_order": "bgr", "image_mean": [0.4, 0.45, 0.5], "image_std": [1 / 255] * 3}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("shapes")
-    make_data(path)
-    return path
 
 
 def make_trainer(folder: Path, tmp_path: Path, **options: Any) -> CrossKDTrainer:

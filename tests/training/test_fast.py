@@ -18,16 +18,9 @@ from crosskd_hf.inference.evaluation import evaluate_data
 from crosskd_hf.inference.predict import predict
 from crosskd_hf.inference.speed import Speed, bf16_gain, running, to_channels_last
 from crosskd_hf.models.losses import integral
-from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
+from tests.tiny_run import load_data, losses, make_detector, make_trainer, processor, settings
 
 CHECKPOINTS: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
 
 
 @pytest.fixture(autouse=True)

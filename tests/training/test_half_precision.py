@@ -21,18 +21,11 @@ from crosskd_hf.inference.precision import widen
 from crosskd_hf.training.ema import WeightAverage
 from crosskd_hf.training.saving import AVERAGED_WEIGHTS, TRAINING_WEIGHTS
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_data, make_pair, settings
+from tests.tiny_run import equal, load_data, losses, make_pair, settings
 
 HALF = [torch.bfloat16, torch.float16]
 OTHERS = ("retinanet", "fcos", "atss", "faster_rcnn", "deformable_detr")
 FAMILIES = ["gfl", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
 
 
 def trainer_of(
@@ -62,10 +55,6 @@ def trainer_of(
 
 def floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
-def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def types(model: PreTrainedModel) -> set[torch.dtype]:

@@ -11,18 +11,11 @@ from transformers import AutoModelForObjectDetection, DeformableDetrImageProcess
 
 from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.distillation import detr_zoo
-from tests.tiny_run import SIZE, load_data, make_data, settings
+from tests.tiny_run import SIZE, load_data, settings
 
 NAMES = ("circle", "square", "triangle", "star")
 FAMILIES = [name for name in detr_zoo.MODELS if " " not in name]
 QUICK = {"deformable_detr", "detr"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("new_head")
-    make_data(path)
-    return path
 
 
 def checkpoint(folder: Path, family: str, seed: int, processor: Any) -> Path:

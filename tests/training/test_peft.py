@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, PreTrainedModel
 
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_data, make_pair, settings
+from tests.tiny_run import load_data, losses, make_pair, settings
 
 peft = pytest.importorskip("peft")
 
@@ -22,14 +22,6 @@ TARGETS = {
     "gfl": ["conv", "classifier"],
     "faster_rcnn": ["output.0", "output.1", "output.2", "regressor"],
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic data, shared by all tests here."""
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
 
 
 def adapted(model: PreTrainedModel, family: str, wrapped: bool, folder: Path) -> Any:

@@ -26,7 +26,7 @@ from crosskd_hf.training.trainer import CrossKDTrainer
 from tests import tiny_dense
 from tests.tiny_dense import make_batch
 from tests.tiny_faster_rcnn import make_faster_rcnn
-from tests.tiny_run import losses, make_data, make_deformable_detr, make_trainer, settings
+from tests.tiny_run import losses, make_deformable_detr, make_trainer, settings
 
 logger = logging.getLogger(__name__)
 
@@ -206,13 +206,6 @@ def gradients(module: nn.Module, feature: Tensor, bfloat16: bool) -> list[Tensor
         torch.full((size,), torch.nan)
     torch.stack([output.float().sum() for output in outputs]).sum().backward()
     return [parameter.grad.clone() for parameter in module.parameters()]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
 
 
 @pytest.mark.parametrize("family", ["gfl", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "gfl")])

@@ -11,16 +11,9 @@ import pytest
 from crosskd_hf.data import DataError, load_detection_dataset
 from crosskd_hf.data.streaming import stream_objects
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_data, make_detector, processor, settings
+from tests.tiny_run import load_data, losses, make_detector, processor, settings
 
 NAMES = ["circle", "square", "triangle", "star"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
 
 
 def raw(part: datasets.Dataset, label: Any, as_list: bool = False) -> datasets.Dataset:

@@ -20,16 +20,9 @@ from transformers.trainer_callback import ExportableState
 from crosskd_hf.training import checkpoints, resumption
 from crosskd_hf.training.guard import image_ids
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_data, make_trainer
+from tests.tiny_run import load_data, losses, make_trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
 
 
 class Watch(TrainerCallback):

@@ -17,16 +17,9 @@ from transformers import TrainerCallback
 
 from crosskd_hf.training import checkpoints, run_folder
 from crosskd_hf.training.run_folder import LOCK, RunFolderError, held
-from tests.tiny_run import make_data, make_trainer
+from tests.tiny_run import make_trainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
 
 
 @pytest.fixture
@@ -46,34 +39,34 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     location.chmod(0o700)
 
 
-def test_a_folder_that_cannot_be_written_is_noticed_before_step_0(data: Path, read_only: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_noticed_before_step_0(folder: Path, read_only: Path) -> None:
     with pytest.raises(RunFolderError, match=r"output_dir='.*/sub' can't be written .*give a folder that can"):
-        make_trainer(data, output_dir=str(read_only / "sub"), **SAVING)
-    trainer = make_trainer(data, output_dir=str(read_only), **SAVING)
+        make_trainer(folder, output_dir=str(read_only / "sub"), **SAVING)
+    trainer = make_trainer(folder, output_dir=str(read_only), **SAVING)
     with pytest.raises(RunFolderError, match="can't be written"):
         trainer.train()
     assert trainer.state.global_step == 0
 
 
-def test_a_run_that_saves_nothing_is_warned(data: Path, read_only: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = make_trainer(data, output_dir=str(read_only), save_strategy="no", max_steps=1)
+def test_a_run_that_saves_nothing_is_warned(folder: Path, read_only: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(folder, output_dir=str(read_only), save_strategy="no", max_steps=1)
     trainer.train()
     assert trainer.state.global_step == 1
     assert "save_model() would fail" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
-def test_a_file_in_the_place_of_the_folder(data: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_in_the_place_of_the_folder(folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match=f"{name}' can't be written"):
-        make_trainer(data, output_dir=str(tmp_path / name), **SAVING)
+        make_trainer(folder, output_dir=str(tmp_path / name), **SAVING)
 
 
 class Second(TrainerCallback):
     """Starts a second run in the folder while the first one runs."""
 
-    def __init__(self, data: Path, run: Path) -> None:
-        self.data, self.run, self.refused = data, run, ""
+    def __init__(self, folder: Path, run: Path) -> None:
+        self.data, self.run, self.refused = folder, run, ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with pytest.raises(RunFolderError, match="is in use by another run") as caught:
@@ -81,14 +74,14 @@ class Second(TrainerCallback):
         self.refused = str(caught.value)
 
 
-def test_a_second_run_in_the_folder_is_refused_and_harms_nothing(data: Path, tmp_path: Path) -> None:
-    trainer, second = make_trainer(data, output_dir=str(tmp_path), **SAVING), Second(data, tmp_path)
+def test_a_second_run_in_the_folder_is_refused_and_harms_nothing(folder: Path, tmp_path: Path) -> None:
+    trainer, second = make_trainer(folder, output_dir=str(tmp_path), **SAVING), Second(folder, tmp_path)
     trainer.add_callback(second)
     trainer.train()
     assert f"process {os.getpid()} on " in second.refused
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
     assert not (tmp_path / LOCK).exists()
-    make_trainer(data, output_dir=str(tmp_path), **(SAVING | {"max_steps": 3})).train(resume_from_checkpoint=True)
+    make_trainer(folder, output_dir=str(tmp_path), **(SAVING | {"max_steps": 3})).train(resume_from_checkpoint=True)
 
 
 HOLDER = """
@@ -153,10 +146,10 @@ def test_a_file_system_without_locks_is_warned_of(
         assert "file system without locks" in caplog.text
 
 
-def test_files_get_the_usual_permissions(data: Path, tmp_path: Path) -> None:
+def test_files_get_the_usual_permissions(folder: Path, tmp_path: Path) -> None:
     umask = os.umask(0o027)
     try:
-        trainer = make_trainer(data, output_dir=str(tmp_path / "run"), ema_decay=0.9, **SAVING)
+        trainer = make_trainer(folder, output_dir=str(tmp_path / "run"), ema_decay=0.9, **SAVING)
         trainer.train()
         trainer.save_model()
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,22 +31,10 @@ from crosskd_hf.training.guard import NonFiniteLossError
 from crosskd_hf.training.loss_parts import UpdateSums, add_up
 from crosskd_hf.training.saving import TRAINING_WEIGHTS
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_data, make_detector, make_trainer, processor, settings
+from tests.tiny_run import equal, load_data, losses, make_detector, make_trainer, processor, settings
 
 PARTS = {"loss_cls", "loss_bbox", "loss_dfl", "crosskd/cls", "crosskd/reg", "pkd/features"}
 SUMMARY = {"eval_map", "eval_map_50", "eval_map_75", "eval_map_small", "eval_map_medium", "eval_map_large"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made data, shared by all tests here."""
-    path = tmp_path_factory.mktemp("data")
-    make_data(path)
-    return path
-
-
-def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def copied(model: torch.nn.Module) -> dict[str, Tensor]:

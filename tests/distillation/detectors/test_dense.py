@@ -14,6 +14,7 @@ from crosskd_hf.distillation.methods.crosskd import PUBLISHED
 from crosskd_hf.distillation.passes import Comparison, Prediction
 from crosskd_hf.models import DenseDetector
 from crosskd_hf.models.losses import LossPart, divide
+from tests.distillation.step import distilled_parts
 from tests.tiny_dense import KINDS, make_batch, make_detector
 
 METHODS = [("crosskd",), ("kd",), ("pkd",), ("crosskd", "pkd"), ("crosskd", "kd")]
@@ -28,7 +29,7 @@ def kd_parts(
     student: DenseDetector, teacher: DenseDetector, method: MethodConfig | str, batch: dict[str, Any]
 ) -> dict[str, LossPart]:
     distiller = Distiller(student, teacher, [method])
-    return distiller(student(**batch, **distiller.student_request), batch)
+    return distilled_parts(distiller, student, batch)
 
 
 def total_of(parts: dict[str, LossPart]) -> Tensor:
@@ -230,7 +231,7 @@ class TestClasses:
         student = self.named("gfl", ("cow", "unicorn", "dog"), 0).train()
         teacher = self.named("gfl", ("dog", "cat", "cow", "bird"), 1)
         distiller, batch = Distiller(student, teacher, [method]), make_batch()
-        total_of(distiller(student(**batch, **distiller.student_request), batch)).backward()
+        total_of(distilled_parts(distiller, student, batch)).backward()
         expected = {"teacher": [2, 0], "student": [0, 2], "unknown": ["unicorn"]}
         assert distiller.describe()["classes"] == expected
         gradient = student.head.classifier.bias.grad
@@ -277,7 +278,7 @@ class TestRefusals:
             distiller(student(**batch, cut=3), batch)
         unlabelled = batch | {"labels": None}
         with pytest.raises(ValueError, match="The batch has no labels"):
-            distiller(student(**unlabelled, **distiller.student_request), unlabelled)
+            distilled_parts(distiller, student, unlabelled)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,5 +310,5 @@ def test_pixels_are_converted_for_the_teacher(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(teacher, "forward", record)
     distiller.pair.teacher.pixels = lambda pixels, mask: pixels * 2 * mask[:, None]
     batch = make_batch()
-    distiller(student(**batch, **distiller.student_request), batch)
+    distilled_parts(distiller, student, batch)
     assert torch.equal(seen[0], batch["pixel_values"] * 2)

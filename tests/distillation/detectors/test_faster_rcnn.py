@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from crosskd_hf.distillation import CrossKD, Distiller
 from crosskd_hf.models import FasterRCNNForObjectDetection
 from crosskd_hf.models.losses import divide
+from tests.distillation.step import distilled_losses
 from tests.tiny_dense import make_batch, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
 
@@ -22,16 +22,12 @@ def make_pair(**changes: Any) -> tuple[FasterRCNNForObjectDetection, FasterRCNNF
     return make_faster_rcnn(**changes).train(), make_faster_rcnn(seed=1)
 
 
-def distil(student: FasterRCNNForObjectDetection, distiller: Distiller, batch: dict[str, Any]) -> dict[str, Tensor]:
-    return divide(distiller(student(**batch, **distiller.student_request), batch))
-
-
 @pytest.mark.parametrize("methods", METHODS, ids="+".join)
 @pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])
 def test_every_method_on_every_batch(methods: tuple[str, ...], counts: tuple[int, int]) -> None:
     student, teacher = make_pair()
     distiller = Distiller(student, teacher, methods)
-    losses = distil(student, distiller, make_batch(counts=counts))
+    losses = distilled_losses(distiller, student, make_batch(counts=counts))
     assert all(loss.isfinite() for loss in losses.values())
     assert ("pkd/features" in losses) == ("pkd" in methods)
     for name in ("crosskd", "kd"):
@@ -47,7 +43,7 @@ def test_every_method_on_every_batch(methods: tuple[str, ...], counts: tuple[int
 def test_gradient_reaches_the_pyramid_but_neither_head(width: int) -> None:
     student, teacher = make_pair(fpn_channels=width)
     distiller = Distiller(student, teacher, ["crosskd"])
-    losses = distil(student, distiller, make_batch())
+    losses = distilled_losses(distiller, student, make_batch())
     torch.stack(list(losses.values())).sum().backward()
     assert student.neck.output[0].weight.grad.any()
     unreached = distiller.named_methods["crosskd"].unreached(distiller.pair.student)
@@ -62,7 +58,7 @@ def test_gradient_reaches_the_pyramid_but_neither_head(width: int) -> None:
 def test_zero_where_the_pyramids_are_equal() -> None:
     student = make_faster_rcnn(seed=1).train()
     distiller = Distiller(student, make_faster_rcnn(seed=1), ["crosskd", "kd"])
-    losses = distil(student, distiller, make_batch())
+    losses = distilled_losses(distiller, student, make_batch())
     assert losses["crosskd/reg"] == losses["kd/reg"] == 0
     assert losses["crosskd/cls"].abs() < 1e-6
     assert losses["kd/cls"].abs() < 1e-6
@@ -144,7 +140,7 @@ class TestClasses:
         for model in (teacher, other):
             torch.manual_seed(0)
             distiller = Distiller(student, model, ["crosskd", "kd"])
-            results.append(distil(student, distiller, batch))
+            results.append(distilled_losses(distiller, student, batch))
         assert distiller.describe()["classes"]["teacher"] == [3, 2, 1]
         for key, loss in results[0].items():
             torch.testing.assert_close(results[1][key], loss, rtol=1e-4, atol=1e-6)
@@ -154,7 +150,7 @@ class TestClasses:
         teacher = make_faster_rcnn(seed=1, id2label={0: "cow", 1: "cat"})
         distiller = Distiller(student, teacher, ["crosskd", "kd"])
         assert distiller.describe()["classes"]["unknown"] == ["dog"]
-        assert all(loss.isfinite() for loss in distil(student, distiller, make_batch()).values())
+        assert all(loss.isfinite() for loss in distilled_losses(distiller, student, make_batch()).values())
 
 
 class TestRefuses:
@@ -184,24 +180,24 @@ class TestRefuses:
         pair = make_pair(class_agnostic=True)
         with pytest.raises(ValueError, match="regions of class-agnostic heads have no classes"):
             Distiller(*pair, ["kd"])
-        losses = distil(pair[0], Distiller(*pair, ["crosskd"]), make_batch())
+        losses = distilled_losses(Distiller(*pair, ["crosskd"]), pair[0], make_batch())
         assert losses["crosskd/reg"] > 0
 
 
 def test_class_agnostic_teacher() -> None:
     student, teacher = make_faster_rcnn().train(), make_faster_rcnn(seed=1, class_agnostic=True)
-    losses = distil(student, Distiller(student, teacher, ["crosskd"]), make_batch())
+    losses = distilled_losses(Distiller(student, teacher, ["crosskd"]), student, make_batch())
     assert losses["crosskd/reg"] > 0
 
 
 def test_weights_and_temperature() -> None:
     student, teacher = make_pair(roi_samples=None)
     batch = make_batch()
-    plain = distil(student, Distiller(student, teacher, ["crosskd"]), batch)
-    heavy = distil(student, Distiller(student, teacher, ["crosskd:terms.cls=1,terms.reg=3"]), batch)
+    plain = distilled_losses(Distiller(student, teacher, ["crosskd"]), student, batch)
+    heavy = distilled_losses(Distiller(student, teacher, ["crosskd:terms.cls=1,terms.reg=3"]), student, batch)
     torch.testing.assert_close(heavy["crosskd/cls"], 2 * plain["crosskd/cls"])
     torch.testing.assert_close(heavy["crosskd/reg"], 3 * plain["crosskd/reg"])
-    sharp = distil(student, Distiller(student, teacher, ["crosskd:temperature=1"]), batch)
+    sharp = distilled_losses(Distiller(student, teacher, ["crosskd:temperature=1"]), student, batch)
     assert sharp["crosskd/cls"] != plain["crosskd/cls"]
 
 
@@ -210,7 +206,7 @@ def test_one_step_leaves_the_teacher_as_it_was() -> None:
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     distiller = Distiller(student, teacher, ["crosskd", "pkd"])
     optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], 0.1)
-    torch.stack(list(distil(student, distiller, make_batch()).values())).sum().backward()
+    torch.stack(list(distilled_losses(distiller, student, make_batch()).values())).sum().backward()
     optimizer.step()
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert not teacher.training

@@ -1,7 +1,5 @@
 """CrossKD's own invariants: where heads are cut, what is aligned and compared, and where gradient flows."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,22 +8,18 @@ from crosskd_hf.distillation import KD, CrossKD, Distiller, MethodConfig
 from crosskd_hf.distillation.passes import Cut
 from crosskd_hf.distillation.statistics import AXES, align
 from crosskd_hf.models import DenseDetector
-from crosskd_hf.models.losses import divide
 from tests.distillation import detector_zoo
+from tests.distillation.step import distilled_losses
 from tests.tiny_dense import KINDS, make_batch, make_detector
 
 CUTS = range(5)
-
-
-def losses_of(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str, Tensor]:
-    return divide(distiller(student(**batch, **distiller.student_request), batch))
 
 
 def distil(
     student: DenseDetector, teacher: DenseDetector, *methods: MethodConfig | str
 ) -> tuple[Distiller, dict[str, Tensor]]:
     distiller = Distiller(student, teacher, methods)
-    return distiller, losses_of(student, distiller, make_batch())
+    return distiller, distilled_losses(distiller, student, make_batch())
 
 
 class TestAlign:
@@ -244,7 +238,7 @@ class TestRegion:
         found = []
         for region in ("P", "N", "P+N"):
             distiller = Distiller(student, teacher, [CrossKD(region=region)])
-            found.append(losses_of(student, distiller, make_batch())["crosskd/cls"])
+            found.append(distilled_losses(distiller, student, make_batch())["crosskd/cls"])
         torch.testing.assert_close(found[0] + found[1], found[2])
 
 
@@ -255,7 +249,7 @@ def test_the_padding_can_be_taken_in() -> None:
     assert whole["crosskd/cls"] > masked["crosskd/cls"]
     full = make_batch(((64, 64), (64, 64)))
     both = [Distiller(student, teacher, [CrossKD(mask_padding=mask)]) for mask in (True, False)]
-    first, second = (losses_of(student, distiller, full) for distiller in both)
+    first, second = (distilled_losses(distiller, student, full) for distiller in both)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -14,6 +14,7 @@ from crosskd_hf.models.assigners import Assignment, Priors
 from crosskd_hf.models.boxes import aligned_iou, encode_delta, encode_distance
 from crosskd_hf.models.dense import DenseHead
 from crosskd_hf.models.losses import divide, integral
+from tests.distillation.step import distilled_losses
 from tests.tiny_dense import KINDS, make_batch, make_detector
 
 SHAPES = [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
@@ -224,7 +225,7 @@ class TestSameRows:
         distiller = Distiller(*models, ["kd"])
         assert distiller.named_methods["kd"].mapped
         batch = make_batch()
-        losses = divide(distiller(models[0](**batch, **distiller.student_request), batch))
+        losses = distilled_losses(distiller, models[0], batch)
         assert all(loss.isfinite() and loss > 0 for loss in losses.values())
         described = distiller.describe()["methods"]["kd"]
         assert described.get("reduce") == ("best" if (student[0], teacher[0]) == ("atss", "retinanet") else None)
@@ -244,7 +245,7 @@ class TestInTheDistiller:
     def test_trains_the_predictors(self, kind: str) -> None:
         student, teacher = make_detector(kind).train(), make_detector(kind, seed=1)
         distiller, batch = Distiller(student, teacher, ["kd"]), make_batch()
-        losses = divide(distiller(student(**batch, **distiller.student_request), batch))
+        losses = distilled_losses(distiller, student, batch)
         torch.stack(list(losses.values())).sum().backward()
         assert student.head.classifier.weight.grad.any()
         assert student.head.regressor.weight.grad.any()

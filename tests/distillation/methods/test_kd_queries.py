@@ -12,6 +12,7 @@ from crosskd_hf.distillation.passes import Batch, Pass, Prediction
 from crosskd_hf.models.boxes import to_absolute
 from crosskd_hf.models.losses import divide
 from tests.distillation.detr_zoo import batch, build
+from tests.distillation.step import distilled_parts
 from tests.parity.drawn import CLASSES, DrawnView
 from tests.parity.drawn import build as build_method
 
@@ -75,7 +76,7 @@ class TestLoss:
 def test_every_layer_of_the_students_decoder_learns(family: str) -> None:
     student, inputs = build(family), batch()
     distiller = Distiller(student, build(family, 1), ["kd"])
-    parts = distiller(student(**inputs, **distiller.student_request), inputs)
+    parts = distilled_parts(distiller, student, inputs)
     assert set(parts) == {"kd/cls", "kd/reg", "kd/iou"}
     assert all(part.total.shape == (student.config.decoder_layers,) for part in parts.values())
     torch.stack(list(divide(parts).values())).sum().backward()

@@ -10,6 +10,7 @@ from crosskd_hf.distillation import LD, Distiller
 from crosskd_hf.distillation.regions import valuable
 from crosskd_hf.models.assigners import Priors, Targets
 from crosskd_hf.models.losses import divide
+from tests.distillation.step import distilled_parts
 from tests.tiny_dense import make_batch, make_detector
 
 KINDS = ("gfl", "atss", "fcos", "retinanet")
@@ -21,7 +22,7 @@ def pair(kind: str = "gfl", config: LD | str = "ld", teacher_seed: int = 1, **ch
 
 
 def losses(distiller: Distiller, student: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-    parts = distiller(student(**batch, **distiller.student_request), batch)
+    parts = distilled_parts(distiller, student, batch)
     return {name.removeprefix("ld/"): loss for name, loss in divide(parts).items()}
 
 

@@ -6,6 +6,7 @@ import torch
 from crosskd_hf.distillation import PKD, Distiller
 from crosskd_hf.distillation.method import Method
 from crosskd_hf.models.losses import divide
+from tests.distillation.step import distilled_losses
 from tests.distillation.stubs import build_method, empty_batch, maps_pass
 from tests.tiny_dense import make_batch, make_detector
 
@@ -92,7 +93,7 @@ class TestLocation:
         student, teacher = make_detector("gfl").train(), make_detector("retinanet", seed=1)
         distiller = Distiller(student, teacher, [PKD(location=location)])
         batch = make_batch()
-        losses = divide(distiller(student(**batch, **distiller.student_request), batch))
+        losses = distilled_losses(distiller, student, batch)
         losses["pkd/features"].backward()
         for name, tower in (("cls", student.head.cls_tower), ("reg", student.head.reg_tower)):
             reached = [layer.conv.weight.grad is not None for layer in tower]
