@@ -255,7 +255,7 @@ def speed(report: Any, device: str, data: str | None) -> None:
     for setting in known[4:]:
         if setting.kind == "graphs":
             for workers in (0, 2) if small else (0, 8):
-                report.run(f"loader, {workers} workers", lambda w=workers: loader(w, size, 16 if small else 160))
+                report.run(f"loader, {workers} workers", lambda w=workers: loader(w, size, 16 if small else 48))
         report.run(str(setting), lambda setting=setting: measure_step(setting, device, size, rounds, peak))
         if device == "cuda":
             torch.cuda.empty_cache()
