@@ -742,7 +742,7 @@ TRAINING = (
     ),
     Fault(
         "detections of the last evaluation stay",
-        "training.coco_trainer:CocoTrainer.evaluation_loop",
+        "training.evaluating_trainer:EvaluatingTrainer.evaluation_loop",
         "evaluator.reset()",
         "pass",
         (
@@ -760,24 +760,24 @@ TRAINING = (
 )
 
 DATA_FAULTS = (
-    Fault("sizes taken for corners", "data.dataset:make_record", "boxes[:, 2:] += boxes[:, :2]", "pass", DATA),
+    Fault("sizes taken for corners", "data.collators:make_record", "boxes[:, 2:] += boxes[:, :2]", "pass", DATA),
     Fault(
         "boxes relative to height x width",
-        "data.dataset:_labels",
+        "data.collators:_labels",
         "[width, height, width, height]",
         "[height, width, height, width]",
         DATA,
     ),
     Fault(
         "width and height of the original swapped",
-        "data.dataset:_labels",
+        "data.collators:_labels",
         '[example["height"], example["width"]]',
         '[example["width"], example["height"]]',
         DATA,
     ),
     Fault(
         "crowd regions are learned",
-        "data.dataset:is_trained_on",
+        "data.collators:is_trained_on",
         "(crowd == 0)",
         "(crowd >= 0)",
         DATA,

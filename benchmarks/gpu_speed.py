@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crosskd_hf import create_detector
 from crosskd_hf.data import load_coco
-from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.collators import DetectionCollator
 from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.distillation import Distiller

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..create import Detector
-from ..data.dataset import DetectionCollator, DetectionData
+from ..data.collators import DetectionCollator
+from ..data.dataset import DetectionData
 from ..distillation import CrossKD, Distiller
 from ..distillation.detectors.dense import DenseView
 from ..distillation.methods.crosskd import CrossKDMethod

@@ -6,7 +6,8 @@ from ..lazy import from_modules
 
 if TYPE_CHECKING:
     from .categories import CategoryMap
-    from .dataset import DetectionCollator, DetectionData, load_coco, load_objects
+    from .collators import DetectionCollator
+    from .dataset import DetectionData, load_coco, load_objects
     from .inspection import check_data
     from .loading import DetectionSplits, check_detection_dataset, load_detection_dataset
     from .report import DataError, DataReport, Finding, Place
@@ -40,7 +41,7 @@ __getattr__ = from_modules(
         "CategoryMap": ".categories",
         "DataError": ".report",
         "DataReport": ".report",
-        "DetectionCollator": ".dataset",
+        "DetectionCollator": ".collators",
         "DetectionData": ".dataset",
         "DetectionSplits": ".loading",
         "Finding": ".report",

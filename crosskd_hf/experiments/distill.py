@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from ..create import Detector, ImageSize, chosen_weights, create_detector, is_new
-from ..data.dataset import DetectionCollator, DetectionData
+from ..data.collators import DetectionCollator
+from ..data.dataset import DetectionData
 from ..inference.evaluation import HEAD, ap_row
 from ..inference.loading import load_detector
 from ..sources import near

@@ -19,7 +19,8 @@ from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..create import Detector
-from ..data.dataset import DetectionCollator, DetectionData, make_record
+from ..data.collators import DetectionCollator, make_record
+from ..data.dataset import DetectionData
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.drawing import COLOURS, draw_objects
 from ..inference.evaluation import detect_dataset

@@ -17,7 +17,8 @@ from transformers.utils.logging import tqdm
 from ..data.categories import CategoryMap, match_categories
 from ..data.class_names import class_names, match_names
 from ..data.coco_json import read_coco
-from ..data.dataset import DetectionData, EvaluationCollator, load_coco
+from ..data.collators import EvaluationCollator
+from ..data.dataset import DetectionData, load_coco
 from ..data.sampling import ByShape
 from ..models.normalization import Normalizer
 from ..text import one_line

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
-from ..data.dataset import DetectionCollator
+from ..data.collators import DetectionCollator
 from ..data.transforms import Record
 
 _PRIMES = (1_000_003, 998_244_353)  # keep the seeds of neighbouring runs, epochs and images apart

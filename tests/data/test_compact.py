@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from crosskd_hf.data import DetectionCollator, KeepSize, TrainTransform
+from crosskd_hf.data.collators import EvaluationCollator
 from crosskd_hf.data.compact import compact_pixels
-from crosskd_hf.data.dataset import EvaluationCollator
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.normalization import Normalizer
 from crosskd_hf.models.processors import CAFFE_PIXELS

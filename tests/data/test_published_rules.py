@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from crosskd_hf.data import DetectionCollator, DetectionData, TrainTransform, load_coco
-from crosskd_hf.data.dataset import is_trained_on
+from crosskd_hf.data.collators import is_trained_on
 from crosskd_hf.data.sampling import ByShape, batches_of_one_orientation
 from crosskd_hf.data.transforms import RandomCrop, Record, crop, resize
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator

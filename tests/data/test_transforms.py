@@ -4,7 +4,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.collators import DetectionCollator
 from crosskd_hf.data.transforms import KeepSize, Record, TrainTransform, clean_objects, finish_record
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.image_processing import resized_size

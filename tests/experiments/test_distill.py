@@ -15,7 +15,7 @@ from transformers import AutoModelForObjectDetection
 import crosskd_hf
 from crosskd_hf.cli import main
 from crosskd_hf.create import ImageSize
-from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.collators import DetectionCollator
 from crosskd_hf.data.loading import DetectionSplits, load_detection_dataset
 from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.experiments.augmentation import AUGMENTATIONS, training_transform

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
-from crosskd_hf.data.dataset import DetectionCollator
+from crosskd_hf.data.collators import DetectionCollator
 from crosskd_hf.data.images import open_image
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models import pixels as conversion

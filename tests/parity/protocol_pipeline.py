@@ -20,7 +20,8 @@ from torchvision.ops import box_convert
 
 from crosskd_hf.create import DetectorSpec
 from crosskd_hf.data import DetectionCollator, TrainTransform, load_coco
-from crosskd_hf.data.dataset import DetectionData, is_trained_on, make_record
+from crosskd_hf.data.collators import is_trained_on, make_record
+from crosskd_hf.data.dataset import DetectionData
 from crosskd_hf.data.sampling import batches_of_one_orientation
 from crosskd_hf.data.transforms import RandomCrop, clean_objects, crop, resize, select_objects
 from crosskd_hf.models import DetectionImageProcessor, image_processor
