@@ -1,10 +1,10 @@
 """A first and a second start on a data set of COCO's size: seconds, processor seconds and peak memory of `load_coco`.
 
-    python benchmarks/start_time.py [--before WORKTREE] [--images 118287] [--boxes 860001] [--decode]
+    python benchmarks/start_time.py [--before WORKTREE] [--images 118287] [--boxes 860001] [--decode] [--folder]
 
 Makes hard links of one photograph and a json in a temporary folder, and prints JSON: of each start, in a process of its
-own and without its imports. `--decode` decodes every image in the first one, about 1.4 ms of a core each. `--before`
-adds a start of another checkout.
+own and without its imports. `--decode` decodes every image in the first one, about 1.4 ms of a core each. `--folder`
+takes `load_detection_dataset`, which draws a validation split. `--before` adds a start of another checkout.
 """
 
 import argparse
@@ -58,14 +58,17 @@ def make_data(folder: Path, images: int, boxes: int) -> None:
     (folder / "truth.json").write_text(json.dumps(content))
 
 
-def measure(folder: Path, decode: bool) -> dict[str, Any]:
+def measure(folder: Path, decode: bool, whole: bool) -> dict[str, Any]:
     """One start, in the checkout that the working directory is."""
     sys.path.insert(0, str(Path.cwd()))
-    from crosskd_hf.data import load_coco
+    from crosskd_hf.data import load_coco, load_detection_dataset
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, own = time.perf_counter(), time.process_time()
-    objects = load_coco(folder / "truth.json", folder / "images", decode=decode).report.objects
+    if whole:
+        objects = sum(data.report.objects for data in load_detection_dataset(folder, decode=decode).values())
+    else:
+        objects = load_coco(folder / "truth.json", folder / "images", decode=decode).report.objects
     return {
         "seconds": time.perf_counter() - start,
         "processor_seconds": time.process_time() - own,
@@ -75,11 +78,10 @@ def measure(folder: Path, decode: bool) -> dict[str, Any]:
     }
 
 
-def started(root: Path, folder: Path, decode: bool) -> dict[str, Any]:
-    """A start in a process of its own, whose cache lies in `folder`."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(folder)]
-    environment = {**os.environ, "HF_HOME": str(folder / "cache")}
-    command += ["--decode"] if decode else []
+def started(root: Path, folder: Path, options: list[str]) -> dict[str, Any]:
+    """A start in a process of its own, whose cache lies beside `folder`."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(folder), *options]
+    environment = {**os.environ, "HF_HOME": str(folder.parent / "cache")}
     made = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
     return result
@@ -92,17 +94,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=118_287, help="of the data")
     parser.add_argument("--boxes", type=int, default=860_001, help="of the data")
     parser.add_argument("--decode", action="store_true", help="decode every image in the first start")
+    parser.add_argument("--folder", action="store_true", help="read the folder, not the json")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure is not None:
-        print(json.dumps(measure(args.measure, args.decode)))
+        print(json.dumps(measure(args.measure, args.decode, args.folder)))
         return
     here = Path(__file__).resolve().parents[1]
+    options = [f"--{name}" for name in ("decode", "folder") if getattr(args, name)]
     with tempfile.TemporaryDirectory() as name:
-        make_data(Path(name), args.images, args.boxes)
-        result = {} if args.before is None else {"before": started(args.before, Path(name), args.decode)}
+        folder = Path(name) / "data"
+        folder.mkdir()
+        make_data(folder, args.images, args.boxes)
+        result = {} if args.before is None else {"before": started(args.before, folder, options)}
         for start in ("first", "second", "third"):
-            result[start] = started(here, Path(name), args.decode)
+            result[start] = started(here, folder, options)
     print(json.dumps({"images": args.images, "boxes": args.boxes, **result}, indent=2))
 
 

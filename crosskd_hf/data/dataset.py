@@ -83,6 +83,12 @@ class DetectionData:
         used = None if training else {self.categories.to_raw(label) for label in self._labels().tolist()}
         return self.with_classes(match_categories(config, self.categories, used))
 
+    def tell(self) -> None:
+        """Put the warnings of the report into the log."""
+        for finding in self.report.findings:
+            if finding.severity == "warning":
+                logger.warning("In the data set: %s", finding.describe(3))
+
     def _labels(self) -> NDArray[np.int64]:
         """The labels that occur."""
         objects = self.dataset.with_format("arrow").select_columns("objects")[:]["objects"]
@@ -146,7 +152,7 @@ def load_coco(
             inspection.demand_ok()
             data = data_of_files([Path(images) / name for name in inspection.table.file_names], inspection)
             return _kept(name, annotations, decode, data)
-    _tell(known.report)
+    known.tell()
     return known
 
 
@@ -157,7 +163,7 @@ def _known(name: str, annotations: str | os.PathLike[str], decode: bool) -> Dete
         if entry is None or (decode and not entry["decoded"]) or entry["json"] != cache.content_hash(annotations):
             return None
         dataset = cache.read_table(entry["table"])
-        if entry["stamps"] != cache.digest(cache.stamps(_paths(dataset))):
+        if entry["stamps"] != cache.digest(cache.stamps(image_paths(dataset))):
             return None
         report, categories = cache.report_of(entry)
     except (OSError, KeyError, TypeError, ValueError):  # files are gone, or the entry is damaged
@@ -170,7 +176,7 @@ def _kept(name: str, annotations: str | os.PathLike[str], decode: bool, data: De
     before = (cache.read_json(name) or {}).get("table")
     try:
         table = cache.write_table(name, data.dataset)
-        stamps = cache.digest(cache.stamps(_paths(data.dataset)))
+        stamps = cache.digest(cache.stamps(image_paths(data.dataset)))
         entry = {"json": cache.content_hash(annotations), "stamps": stamps, "table": table, "decoded": decode}
         cache.write_json(name, entry | cache.plain_report(data.report, data.categories))
         mapped = cache.read_table(table)
@@ -181,7 +187,7 @@ def _kept(name: str, annotations: str | os.PathLike[str], decode: bool, data: De
     return replace(data, dataset=mapped)
 
 
-def _paths(dataset: datasets.Dataset) -> list[str]:
+def image_paths(dataset: datasets.Dataset) -> list[str]:
     """The image files of a data set that `data_of_files` made."""
     column = dataset.with_format("arrow").select_columns("image")[:]["image"]
     paths: list[str] = pc.struct_field(column, "path").to_pylist()
@@ -286,12 +292,6 @@ def _detection_data(images: datasets.Dataset, inspection: Inspection) -> Detecti
     }
     annotations = datasets.Dataset.from_dict(columns, features=features_of(inspection.categories, bool(table.ignored)))
     dataset = datasets.concatenate_datasets([images, annotations], axis=1)
-    report = inspection.report()
-    _tell(report)
-    return DetectionData(dataset, inspection.categories, report)
-
-
-def _tell(report: DataReport) -> None:
-    for finding in report.findings:
-        if finding.severity == "warning":
-            logger.warning("In the data set: %s", finding.describe(3))
+    data = DetectionData(dataset, inspection.categories, inspection.report())
+    data.tell()
+    return data

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -17,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from ..text import one_line
+from . import cache
 from .categories import CategoryMap
 from .dataset import DetectionData
 from .formats import ALIASES, FORMATS, Folder, Format, ReadOptions
@@ -26,6 +28,7 @@ from .formats.raw import RawSplit
 from .formats.unknown import describe_unknown
 from .inspection import Inspection
 from .joining import join, union
+from .kept import KeptFolder
 from .report import DataError, DataReport, Finding, Place, found
 
 logger = logging.getLogger(__name__)
@@ -136,6 +139,9 @@ def load_detection_dataset(
         seed: of that drawing.
         decode: as of `load_coco`.
 
+    What was read and checked is kept as by `load_coco`, where all of it lies in the folder: the next start maps it
+    until a file of the folder comes, goes or changes.
+
     Returns:
         The splits. `print` shows what was found and decided.
 
@@ -144,13 +150,20 @@ def load_detection_dataset(
         DataError: the data set is of no known format, of two, or faulty; every fault is named with file and line.
         ValueError: an option that has no effect on this format.
     """
-    options = ReadOptions(one_based, difficult, bbox_format, drop)
-    plans = _plans(path, format, options, val_fraction, seed)
-    judged = [_Judged.of(plan, decode) for plan in plans]
-    errors = [finding for one in judged for finding in one.findings if finding.severity == "error"]
-    if errors:
-        raise DataError(errors)
-    parts = [one.finish() for one in judged]
+    wanted = _Wanted.of(format, ReadOptions(one_based, difficult, bbox_format, drop), val_fraction, seed)
+    sources = [_Source.of(root, wanted, decode) for root in _roots(path)]
+    with ExitStack() as locks:
+        for name in sorted({source.kept.name for source in sources if source.kept is not None}):
+            locks.enter_context(cache.alone(name))
+        read = [source.known() or source.plan() for source in sources]
+        judged = [_Judged.of(one, decode) if isinstance(one, _Plan) else one for one in read]
+        every = [finding for one in judged if isinstance(one, _Judged) for finding in one.findings]
+        errors = [finding for finding in every if finding.severity == "error"]
+        if errors:
+            raise DataError(errors)
+        parts = [
+            source.finish(one) if isinstance(one, _Judged) else one for source, one in zip(sources, judged, strict=True)
+        ]
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
@@ -170,9 +183,10 @@ def check_detection_dataset(
     Args:
         path, format, one_based, difficult, bbox_format, drop, val_fraction, seed: as there.
     """
-    options = ReadOptions(one_based, difficult, bbox_format, drop)
+    wanted = _Wanted.of(format, ReadOptions(one_based, difficult, bbox_format, drop), val_fraction, seed)
     try:
-        judged = [_Judged.of(plan, True) for plan in _plans(path, format, options, val_fraction, seed)]
+        plans = [_Source.of(root, wanted, True).plan() for root in _roots(path)]
+        judged = [_Judged.of(plan, True) for plan in plans]
     except DataError as error:
         return SplitReports({"all": DataReport(0, 0, 0, 0, error.findings)}, str(path))
     many = len(judged) > 1
@@ -195,6 +209,8 @@ class _Plan:
 
     splits: dict[str, RawSplit]
     source: str
+    format: str
+    alone: bool
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -205,21 +221,100 @@ class _Plan:
         return [finding for finding in every if finding.severity == "error"]
 
 
-def _plans(
-    path: DataPath | Sequence[DataPath], format: str | None, options: ReadOptions, fraction: float, seed: int
-) -> list[_Plan]:
-    if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction} must lie between 0 and 1.")
-    if options.difficult not in ("ignore", "keep"):
-        raise ValueError(f"difficult={options.difficult!r}; give 'ignore' or 'keep'.")
+@dataclass(frozen=True)
+class _Wanted:
+    """How folders shall be read; arguments as of `load_detection_dataset`."""
+
+    format: Format | None
+    options: ReadOptions
+    fraction: float
+    seed: int
+
+    @classmethod
+    def of(cls, format: str | None, options: ReadOptions, fraction: float, seed: int) -> _Wanted:
+        """Raise a ValueError for what is out of its range."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"val_fraction={fraction} must lie between 0 and 1.")
+        if options.difficult not in ("ignore", "keep"):
+            raise ValueError(f"difficult={options.difficult!r}; give 'ignore' or 'keep'.")
+        return cls(_known(format), options, fraction, seed)
+
+    @property
+    def others(self) -> tuple[str | None, float, int]:
+        """What beside the options decides on the splits."""
+        return None if self.format is None else self.format.name, self.fraction, self.seed
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One path of a data set, not yet read.
+
+    Args:
+        root: as it was given.
+        wanted: how it is read.
+        kept: its place in the cache; None if it isn't there.
+    """
+
+    root: DataPath
+    wanted: _Wanted
+    kept: KeptFolder | None
+
+    @classmethod
+    def of(cls, root: DataPath, wanted: _Wanted, decode: bool) -> _Source:
+        """Look what is there."""
+        path = Path(os.fspath(root)).expanduser()
+        kept = KeptFolder.of(Folder(path), wanted.options, decode, *wanted.others) if path.exists() else None
+        return cls(root, wanted, kept)
+
+    def known(self) -> DetectionSplits | None:
+        """What was read before, if nothing has changed."""
+        found = None if self.kept is None else self.kept.read()
+        if found is None:
+            return None
+        splits, format, notes = found
+        for data in splits.values():
+            data.tell()
+        return DetectionSplits(splits, self._told(format), notes)
+
+    def plan(self) -> _Plan:
+        """Read it, and draw a validation split where there is none."""
+        plan = self._read()
+        _hold_out(plan, self.wanted.fraction, self.wanted.seed)
+        _check_overlap(plan)
+        return plan
+
+    def finish(self, judged: _Judged) -> DetectionSplits:
+        """The splits, kept for the next start."""
+        made, plan = judged.finish(), judged.plan
+        if self.kept is None or not plan.alone:
+            return made
+        return replace(made, splits=self.kept.write(made.splits, plan.format, made.notes))
+
+    def _told(self, format: str) -> str:
+        return f"{Path(os.fspath(self.root)).expanduser()} ({format})"
+
+    def _read(self) -> _Plan:
+        format, options = self.wanted.format, self.wanted.options
+        if self.kept is None:
+            return _read_from_hub(os.fspath(self.root), format, options, isinstance(self.root, str))
+        folder, path = self.kept.folder, self.kept.folder.given
+        chosen = _recognised(folder) if format is None else format
+        if format is not None and not format.seen(folder):
+            raise _layout_error(f"{path} holds nothing of the format {format.name}", folder)
+        _check_options(chosen, options)
+        reading = chosen.read(folder, options)
+        if not any(len(split.names) for split in reading.splits.values()):
+            errors = [f for split in reading.splits.values() for f in split.findings if f.severity == "error"]
+            message = f"{path} holds no image of the format {chosen.name}"
+            raise DataError(errors) if errors else _layout_error(message, folder)
+        return _Plan(reading.splits, self._told(chosen.name), chosen.name, reading.alone, list(reading.notes))
+
+
+def _roots(path: DataPath | Sequence[DataPath]) -> list[DataPath]:
     roots = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not roots:
         raise ValueError("No path of a data set is given.")
-    plans = [_read(root, _known(format), options) for root in roots]
-    for plan in plans:
-        _hold_out(plan, fraction, seed)
-        _check_overlap(plan)
-    return plans
+    return roots
 
 
 def _known(format: str | None) -> Format | None:
@@ -231,25 +326,6 @@ def _known(format: str | None) -> Format | None:
         meant = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"format={format!r} is not known.{meant} Give one of {', '.join(FORMATS)}.")
     return FORMATS[name]
-
-
-def _read(root: DataPath, format: Format | None, options: ReadOptions) -> _Plan:
-    text = os.fspath(root)
-    path = Path(text).expanduser()
-    if not path.exists():
-        return _read_from_hub(text, format, options, isinstance(root, str))
-    folder = Folder(path)
-    chosen = _recognised(folder) if format is None else format
-    if format is not None and not format.seen(folder):
-        raise _layout_error(f"{path} holds nothing of the format {format.name}", folder)
-    _check_options(chosen, options)
-    reading = chosen.read(folder, options)
-    if not any(len(split.names) for split in reading.splits.values()):
-        errors = [f for split in reading.splits.values() for f in split.findings if f.severity == "error"]
-        raise (
-            DataError(errors) if errors else _layout_error(f"{path} holds no image of the format {chosen.name}", folder)
-        )
-    return _Plan(reading.splits, f"{path} ({chosen.name})", list(reading.notes))
 
 
 def _recognised(folder: Folder) -> Format:
@@ -308,7 +384,7 @@ def _read_from_hub(text: str, format: Format | None, options: ReadOptions, may_b
             f"There is no folder {one_line(text)} here, and the Hub has no data set of that name that can be read: "
             f"{one_line(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)}"
         ) from error
-    return _Plan(reading.splits, f"{hub} (Hub)", list(reading.notes))
+    return _Plan(reading.splits, f"{hub} (Hub)", "Hub", False, list(reading.notes))
 
 
 # ---- Splits ----

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from crosskd_hf.data import DataError, cache, check_images, dataset, load_coco, load_detection_dataset
+from crosskd_hf.data.formats import FORMATS
 from crosskd_hf.data.shapes import ShapesPaths, make_shapes
 
 
@@ -145,6 +146,149 @@ def test_images_of_any_format_are_decoded_once(files: ShapesPaths, looks: list[s
     second = load_detection_dataset(tmp_path / "shapes")
     assert len(looks) == 8
     assert second.train.report == first.train.report
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every folder that is read from now on, by the name of its format."""
+    seen: list[str] = []
+    for known in FORMATS.values():
+
+        def noting(folder: Any, options: Any, known: Any = known, read: Any = known.read) -> Any:
+            seen.append(known.name)
+            return read(folder, options)
+
+        monkeypatch.setattr(known, "read", noting)
+    return seen
+
+
+def as_coco(files: ShapesPaths, folder: Path) -> None:
+    shutil.copytree(files.train_annotations.parents[1], folder)
+
+
+def as_voc(files: ShapesPaths, folder: Path) -> None:
+    _each_image(files, folder, lambda name, box, label: (
+        folder / f"{name}.xml",
+        f"<annotation><filename>{name}.png</filename>"
+        f"<object><name>{label}</name><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[0] + box[2]}</xmax>"
+        f"<ymax>{box[1] + box[3]}</ymax></bndbox></object></annotation>",
+    ))  # fmt: skip
+
+
+def as_yolo(files: ShapesPaths, folder: Path) -> None:
+    _each_image(files, folder / "images", lambda name, box, label: (
+        folder / "labels" / f"{name}.txt",
+        f"0 {(box[0] + box[2] / 2) / 48} {(box[1] + box[3] / 2) / 48} {box[2] / 48} {box[3] / 48}",
+    ))  # fmt: skip
+    (folder / "data.yaml").write_text("names: [thing]\n")
+
+
+def as_csv(files: ShapesPaths, folder: Path) -> None:
+    rows = ["filename,xmin,ymin,xmax,ymax,class"]
+    _each_image(files, folder, lambda name, box, label: rows.append(
+        f"{name}.png,{box[0]},{box[1]},{box[0] + box[2]},{box[1] + box[3]},{label}"
+    ))  # fmt: skip
+    (folder / "boxes.csv").write_text("\n".join(rows))
+
+
+def as_image_folder(files: ShapesPaths, folder: Path) -> None:
+    rows: list[str] = []
+    _each_image(files, folder, lambda name, box, label: rows.append(
+        json.dumps({"file_name": f"{name}.png", "objects": {"bbox": [box], "category": [label]}})
+    ))  # fmt: skip
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+
+
+def _each_image(files: ShapesPaths, folder: Path, make: Any) -> None:
+    """Copy the training images, and write what `make` says of the first object of each: a path and a text."""
+    shutil.copytree(files.train_images, folder)
+    content = json.loads(files.train_annotations.read_text())
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    for image in content["images"]:
+        first = next(entry for entry in content["annotations"] if entry["image_id"] == image["id"])
+        made = make(Path(image["file_name"]).stem, first["bbox"], names[first["category_id"]])
+        if made is not None:
+            made[0].parent.mkdir(exist_ok=True)
+            made[0].write_text(made[1])
+
+
+LAYOUTS = {"coco": as_coco, "voc": as_voc, "yolo": as_yolo, "csv": as_csv, "imagefolder": as_image_folder}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_second_start_reads_no_folder_of_any_format(
+    name: str, files: ShapesPaths, reads: list[str], looks: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept" / "data"
+    folder.parent.mkdir()
+    LAYOUTS[name](files, folder)
+    first = load_detection_dataset(folder)
+    assert reads == [name]
+    reads.clear()
+    looks.clear()
+    second = load_detection_dataset(folder)
+    assert (reads, looks) == ([], [])
+    assert str(second) == str(first)
+    assert list(second) == list(first)
+    for split, data in first.items():
+        again = second[split]
+        assert (again.report, again.categories) == (data.report, data.categories)
+        assert again.dataset.features == data.dataset.features
+        assert again.dataset.cache_files
+        for ours, theirs in zip(again.dataset, data.dataset, strict=True):
+            assert ours["image"].tobytes() == theirs["image"].tobytes()
+            assert {**ours, "image": None} == {**theirs, "image": None}
+    load_detection_dataset(folder, decode=False)
+    assert (reads, looks) == ([], [])
+    load_detection_dataset([folder, folder], seed=1)
+    assert reads == [name, name]  # another split
+
+
+def grow(folder: Path) -> None:
+    shutil.copy(folder / "images" / "00001.png", folder / "images" / "00099.png")
+
+
+def relabel(folder: Path) -> None:
+    label = folder / "labels" / "00001.txt"
+    before = label.stat()
+    label.write_text(label.read_text().replace("0 ", "1 ", 1))
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))  # as some tools do
+
+
+def rename(folder: Path) -> None:
+    (folder / "data.yaml").write_text("names: [thing, other]\n")
+
+
+def unlabel(folder: Path) -> None:
+    (folder / "labels" / "00001.txt").unlink()
+
+
+@pytest.mark.parametrize("change", [grow, relabel, rename, unlabel])
+def test_a_change_of_any_file_of_the_folder_is_seen(
+    change: Any, files: ShapesPaths, reads: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    as_yolo(files, folder)
+    (folder / "data.yaml").write_text("names: [thing, another]\n")
+    before = load_detection_dataset(folder)
+    change(folder)
+    after = load_detection_dataset(folder)
+    assert reads == ["yolo", "yolo"]
+    assert str(after) + str(after.categories) + str([list(part.dataset["objects"]) for part in after.values()]) != (
+        str(before) + str(before.categories) + str([list(part.dataset["objects"]) for part in before.values()])
+    )
+    load_detection_dataset(folder)
+    assert reads == ["yolo", "yolo"]
+
+
+def test_what_lies_elsewhere_is_read_again(files: ShapesPaths, reads: list[str], tmp_path: Path) -> None:
+    as_yolo(files, tmp_path / "there")
+    yaml, images = tmp_path / "here" / "settings" / "data.yaml", tmp_path / "there" / "images"
+    yaml.parent.mkdir(parents=True)
+    yaml.write_text(f"names: [thing]\ntrain: {images}\nval: {images}\n")
+    for _ in range(2):
+        assert load_detection_dataset(yaml).train.report.objects == 6
+    assert reads == ["yolo", "yolo"]
 
 
 def _looked(files: ShapesPaths, results: Any) -> None:

@@ -89,7 +89,7 @@ def read_splits(given: Any, options: ReadOptions, source: str) -> Reading:
     ordered = {split: splits[split] for split in (*SPLITS, "all") if split in splits}
     left = [str(name) for name in splits if name not in ordered]
     unused = [f"splits {', '.join(left)} are not used"] if left else []
-    return Reading(ordered, [f"splits {', '.join(map(str, parts))}", *unused])
+    return Reading(ordered, [f"splits {', '.join(map(str, parts))}", *unused], alone=False)  # it has its own cache
 
 
 def _occurring(parts: Mapping[str, datasets.Dataset]) -> list[str] | None:

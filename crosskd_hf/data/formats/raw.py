@@ -68,10 +68,12 @@ class Reading(NamedTuple):
     Args:
         splits: by "train", "val" and "test"; "all", if nothing tells of splits.
         notes: sentences on what was decided, for whoever wants to know.
+        alone: whether nothing but the files below the folder decides on what is read.
     """
 
     splits: dict[str, RawSplit]
     notes: list[str]
+    alone: bool = True
 
 
 class Format(Protocol):

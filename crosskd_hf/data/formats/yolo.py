@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .raw import Box, FileSplit, RawSplit, Reading, ReadOptions, SplitBuilder, a
 
 _BEYOND = 0.1  # of the image's side; boxes may leave their image a little
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt", "_darknet.labels")  # the last of Roboflow
+_IMAGE_FOLDERS = ("images", "jpegimages", "img", "imgs")
 _FIXES = {
     "unknown-category": "add the class to `names` of data.yaml, or correct the number that the line begins with",
     "relative-boxes": "nothing",
@@ -65,6 +67,7 @@ class Yolo:
         settings, used = _settings(folder, faults), set()
         labels = _Labels(folder)
         builders = builders_by_split()
+        alone = _is_alone(folder, settings)
         for split, image, place in _images(folder, settings, faults):
             builder = builders[split]
             if image is None:
@@ -72,13 +75,27 @@ class Yolo:
                 continue
             row = builder.image(_relative(image, folder.root), image)
             label = labels.of(image)
+            alone = alone and _inside(label or image.parent, folder.root)  # its label may come to lie beside its folder
             if label is None:
                 builder.faults.add("no-label-file", as_place(_relative(image, folder.root)))
             else:
                 used.add(label.resolve())
                 _read_labels(builder, row, label, folder.root, settings)
         _check_orphans(folder, used, faults)
-        return Reading(_build(builders, settings, faults), [_told(settings, builders)])
+        return Reading(_build(builders, settings, faults), [_told(settings, builders)], alone)
+
+
+def _is_alone(folder: Folder, settings: _Yaml) -> bool:
+    """Whether neither lists nor labels are looked for outside of the folder."""
+    bases = [folder.root] if settings.file is None else [settings.file.parent / settings.base, folder.root]
+    named = [_existing(entry, bases) for entries in settings.splits.values() for entry in entries]
+    below_images = any(part.lower() in _IMAGE_FOLDERS for part in folder.root.absolute().parts)
+    return not below_images and all(path is not None and _inside(path, folder.root) for path in named)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Whether a path lies below a folder, and is another one."""
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), ""))
 
 
 def _told(settings: _Yaml, builders: Mapping[str, SplitBuilder]) -> str:
@@ -305,7 +322,7 @@ class _Labels:
 def _label_of(image: Path, root: Path) -> Path | None:
     """The label file of an image: below `labels` where the image is below `images`, or beside the image."""
     parts = image.parts
-    spots = [spot for spot in range(len(parts) - 1) if parts[spot].lower() in ("images", "jpegimages", "img", "imgs")]
+    spots = [spot for spot in range(len(parts) - 1) if parts[spot].lower() in _IMAGE_FOLDERS]
     names = ("labels", "Labels")
     candidates = [Path(*parts[:spot], name, *parts[spot + 1 :]) for spot in reversed(spots) for name in names]
     candidates += [image, image.parent / "labels" / image.name, image.parent.parent / "labels" / image.name]
