@@ -33,7 +33,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from crosskd_hf.distillation import MethodConfig
-from crosskd_hf.experiments.distill import half_width
+from crosskd_hf.experiments.verdict import half_width
 from crosskd_hf.inference.loading import load_detector
 from crosskd_hf.training.provenance import weight_hash
 

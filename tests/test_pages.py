@@ -14,7 +14,7 @@ from crosskd_hf.data.shapes import make_shapes
 from crosskd_hf.distillation import METHODS
 from crosskd_hf.distillation.detectors import VIEWS
 from crosskd_hf.experiments.command_line import Words, make_parser, parse
-from crosskd_hf.experiments.distill import DistillArguments
+from crosskd_hf.experiments.plan import DistillArguments
 from crosskd_hf.experiments.train import RunArguments
 from tests.page_runner import ROOT, blocks, commands, run_command, run_page, tiny
 from tests.tiny_formats import picture, write, xml

@@ -11,7 +11,7 @@ from .data_options import add_format, add_split, chosen_split, how_to_read
 if TYPE_CHECKING:
     from ..create import Detector
     from ..data.dataset import DetectionData
-    from ..data.loading import DetectionSplits
+    from ..data.splits import DetectionSplits
 
 
 def _add_analyse(commands: Commands, name: str, text: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..data.dataset import DetectionData
-    from ..data.loading import DetectionSplits
+    from ..data.splits import DetectionSplits
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

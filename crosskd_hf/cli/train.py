@@ -45,7 +45,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _distill(arguments: argparse.Namespace) -> int:
     from ..experiments.command_line import help_text, make_parser
-    from ..experiments.distill import DistillArguments, distill_from_words
+    from ..experiments.distill import distill_from_words
+    from ..experiments.plan import DistillArguments
 
     if arguments.full_help or arguments.help_all:
         print(help_text(make_parser(DistillArguments, "crosskd-hf distill"), arguments.help_all))

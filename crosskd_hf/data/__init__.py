@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from .collators import DetectionCollator
     from .dataset import DetectionData, load_coco, load_objects
     from .inspection import check_data
-    from .loading import DetectionSplits, check_detection_dataset, load_detection_dataset
+    from .loading import check_detection_dataset, load_detection_dataset
     from .report import DataError, DataReport, Finding, Place
     from .sampling import AspectRatioSampler
+    from .splits import DetectionSplits
     from .transforms import KeepSize, TrainTransform
 
 __all__ = [
@@ -43,7 +44,7 @@ __getattr__ = from_modules(
         "DataReport": ".report",
         "DetectionCollator": ".collators",
         "DetectionData": ".dataset",
-        "DetectionSplits": ".loading",
+        "DetectionSplits": ".splits",
         "Finding": ".report",
         "KeepSize": ".transforms",
         "Place": ".report",

@@ -13,7 +13,7 @@ import datasets
 from ..text import strict_json
 from .dataset import DetectionData
 from .framed_image import FramedImage
-from .loading import DetectionSplits
+from .splits import DetectionSplits
 
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"GI": ".gif", b"RI": ".webp"}
 

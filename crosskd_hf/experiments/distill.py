@@ -7,157 +7,33 @@ print(result.verdict)
 from __future__ import annotations
 
 import json
-import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy.stats import t as student_t
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
-from ..create import Detector, ImageSize, chosen_weights, create_detector, is_new
+from ..create import Detector, ImageSize, is_new
 from ..data.collators import DetectionCollator
 from ..data.dataset import DetectionData
-from ..inference.evaluation import HEAD, ap_row
 from ..inference.loading import load_detector
-from ..sources import near
 from ..text import strict_json
-from ..training.config import CrossKDConfig, option
+from ..training.config import CrossKDConfig
 from .augmentation import training_transform
 from .command_line import Words, make_parser, parse
 from .comparison import Comparison
+from .plan import DistillArguments, Plan
 from .recipe import Recipe, start_of
 from .report import first_batch, write_report
 from .run_file import NAME, write_run_file
-from .train import RunArguments, opening
+from .train import opening
+from .verdict import BASELINE, DISTILLED, TEACHER, Distillation, verdict
 
-ONE_SEED = 2.0
-"""Standard deviation, in AP points, of the difference of two runs that differ in their seed alone: the median over the
-three-seed rows of docs/results.md is 1.4 for one run, and a difference of two has the square root of two times that."""
-
-BASELINE, DISTILLED, TEACHER = "baseline", "distilled", "teacher"
 _OF_THE_START = ("learning_rate", "backbone_lr", "num_train_epochs", "max_grad_norm")  # what they depend on
-LARGER = "resnet50"  # backbone of a teacher that nobody named
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What came out.
-
-    Args:
-        results: Name of a run ("teacher", "baseline", "distilled", or with "-SEED" for several seeds) -> COCO metrics.
-        verdict: In one sentence.
-        gains: AP points of each seed that the distilled student has above the baseline.
-        folder: Where models and tables lie.
-    """
-
-    results: dict[str, dict[str, float]]
-    verdict: str
-    gains: tuple[float, ...]
-    folder: Path
-
-    @property
-    def students(self) -> list[Path]:
-        """Folders of the distilled students; `from_pretrained` loads them."""
-        return [self.folder / name for name in self.results if name.startswith(DISTILLED)]
-
-    def __str__(self) -> str:
-        lines = [f"{name:14s}{ap_row(metrics)}" for name, metrics in self.results.items()]
-        return "\n".join([f"{'':14s}{HEAD}", *lines, "", self.verdict, *self.advice])
-
-    @property
-    def advice(self) -> list[str]:
-        """What the figures ask for, in sentences; empty if nothing."""
-        teacher = self.results.get(TEACHER)
-        alone = [metrics["map"] for name, metrics in self.results.items() if name.startswith(BASELINE)]
-        if teacher is None or teacher["map"] > max(alone):
-            return []
-        return [
-            f"The teacher's AP {100 * teacher['map']:.1f} is not above the baseline's {100 * max(alone):.1f}: a "
-            "student learns little from it. Train it longer (teacher_settings, --teacher_settings "
-            "num_train_epochs=...), or take a better one."
-        ]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `distill` was asked for, apart from data and settings.
-
-    Args:
-        student, teacher: As of `create_detector`; teacher None is a larger one of the student's kind.
-        seeds: So many pairs of runs.
-        train_teacher: Train a given teacher on the data first: one of other classes gets a head for these.
-        backbone_weights, width, image_size, pixel_range, multi_scale, augment: As of `create_detector`, the image
-            processor and `training_transform`.
-        teacher_settings: Settings of the teacher's own training that differ from the students'.
-    """
-
-    student: str = "gfl:resnet18"
-    teacher: str | None = None
-    seeds: int = 1
-    train_teacher: bool = False
-    backbone_weights: str = "auto"
-    width: int = 256
-    image_size: ImageSize | None = None
-    pixel_range: Sequence[float] | None = None
-    multi_scale: Sequence[int] = ()
-    augment: Sequence[str] = ()
-    teacher_settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.teacher_settings if name not in CrossKDConfig.__dataclass_fields__]
-        if unknown:
-            hint = near(unknown[0], CrossKDConfig.__dataclass_fields__) or "."
-            raise ValueError(f"teacher_settings has an unknown option {unknown[0]!r}{hint}")
-        if self.teacher_settings and not self.trains_teacher:
-            raise ValueError("teacher_settings has no effect: the teacher is trained already (train_teacher=True).")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}: at least one run with and without a teacher is needed.")
-        if self.teacher is None and not is_new(self.student):
-            raise ValueError(
-                f"The student {self.student!r} is a trained detector: name its teacher (teacher=..., --teacher), a "
-                "trained one or a new one such as gfl:resnet50, which is trained first."
-            )
-
-    @property
-    def teacher_source(self) -> str:
-        """The teacher in a word."""
-        return self.teacher or f"{self.student.partition(':')[0]}:{LARGER}"
-
-    @property
-    def trains_teacher(self) -> bool:
-        """Whether the teacher has to learn first."""
-        return self.train_teacher or is_new(self.teacher_source)
-
-    def settled(self) -> Plan:
-        """With one choice of pretrained backbones for all runs, whatever a network does meanwhile."""
-        sources = [self.student, *([self.teacher_source] if self.trains_teacher else [])]
-        return replace(self, backbone_weights=chosen_weights(sources, self.backbone_weights))
-
-    def new_teacher(self, data: DetectionData, seed: int) -> Detector | None:
-        """The teacher as it is before it learns on `data`; None if it is trained already."""
-        if not self.trains_teacher:
-            return None
-        set_seed(seed)
-        return self.detector(self.teacher_source, data)
-
-    def detector(self, source: str, data: DetectionData) -> Detector:
-        """A model that is to be trained on `data`."""
-        made = create_detector(
-            source,
-            data,
-            backbone_weights=self.backbone_weights,
-            width=self.width,
-            image_size=self.image_size,
-        )
-        if self.pixel_range is not None:
-            made.processor.pixel_range = list(self.pixel_range)
-        return made
 
 
 def distill(
@@ -217,40 +93,6 @@ def distill_from_words(words: Sequence[str]) -> Distillation:
     settings = {name: getattr(config, name) for name in given.names if hasattr(config, name)}
     settings = {"output_dir": "run", "report_to": "none"} | settings
     return run_plan(options.plan(), train, val, settings, options)
-
-
-@dataclass
-class DistillArguments(RunArguments):
-    """As of `crosskd-hf train`, and how often."""
-
-    teacher: str | None = option(
-        None,
-        "Folder or Hub id of a trained teacher, or a new one as ARCHITECTURE:BACKBONE, which is trained first. "
-        "Default: the student's architecture on a ResNet-50.",
-    )
-    seeds: int = option(1, "Pairs of runs, with and without a teacher; from two on the verdict has an interval.")
-    train_teacher: bool = option(
-        False, "Train a given teacher on the data first; one of other classes gets a head for these."
-    )
-    teacher_settings: list[str] = option(
-        [], "Settings of the teacher's own training that differ from the students', as NAME=VALUE."
-    )
-
-    def plan(self) -> Plan:
-        """What is asked for, apart from data and settings."""
-        return Plan(
-            self.student,
-            self.teacher,
-            self.seeds,
-            self.train_teacher,
-            self.backbone_weights,
-            self.width,
-            self.image_size,
-            self.pixel_range,
-            self.multi_scale,
-            self.augment,
-            dict(map(_setting, self.teacher_settings)),
-        )
 
 
 def _splits(data: Any) -> tuple[DetectionData, DetectionData]:
@@ -343,16 +185,6 @@ def _changes(plan: Plan, model: PreTrainedModel, images: int, given: Mapping[str
     return own | dict(plan.teacher_settings)
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """A setting from the command line, as of YAML, which takes 1e-4 for a text."""
-    name, _, value = text.partition("=")
-    read = yaml.safe_load(value)
-    try:
-        return name, float(read) if isinstance(read, str) else read
-    except ValueError:
-        return name, read
-
-
 def _ap_of_teacher(comparison: Comparison) -> float | None:
     """In [0, 1]; None if it doesn't know all classes of the data, so that it wasn't evaluated."""
     return comparison.results.get(TEACHER, {}).get("map")
@@ -410,39 +242,3 @@ def report(folder: str | os.PathLike[str]) -> list[Path]:
     if (path / "config.json").is_file():
         models["student"] = Detector(*load_detector(path))
     return write_report(path, data, val, models)
-
-
-def verdict(gains: Sequence[float]) -> str:
-    """Whether distillation helped, in one sentence, with the noise beside it.
-
-    Args:
-        gains: AP points of each pair of runs.
-    """
-    mean = statistics.fmean(gains)
-    if len(gains) == 1:
-        noise = 2 * ONE_SEED
-        if abs(mean) <= noise:
-            return (
-                f"Undecided: the distilled student is {mean:+.1f} AP from the baseline, and two runs that differ in "
-                f"their seed alone differ by up to {noise:.0f} AP; three seeds tell more (seeds=3, --seeds 3)."
-            )
-        word = "helped" if mean > 0 else "harmed"
-        return (
-            f"Distillation {word}: {mean:+.1f} AP with one seed, more than the {noise:.0f} AP by which two runs that "
-            "differ in their seed alone may differ."
-        )
-    half = half_width(gains)
-    interval = f"{mean:+.1f} AP, 95 % interval {mean - half:+.1f} to {mean + half:+.1f} over {len(gains)} seeds"
-    if abs(mean) <= half:
-        return f"Undecided: {interval}, which holds 0."
-    word = "helped" if mean > 0 else "harmed"
-    return f"Distillation {word}: {interval}."
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half of the interval that holds the mean of all seeds with 95 %, by Student's t.
-
-    Args:
-        values: Of two seeds or more.
-    """
-    return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..distillation.method import spell_value, without_none
 from ..training.config import OURS, CrossKDConfig, Help
 from .comparison_options import ComparisonOptions, DenseOptions, DetrOptions
-from .distill import DistillArguments
+from .plan import DistillArguments
 from .train import RunArguments
 
 HEAD = """# Options

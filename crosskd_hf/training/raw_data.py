@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig
 from ..data.categories import CategoryMap
 from ..data.class_names import are_placeholders, class_names
 from ..data.dataset import DetectionData, load_objects
-from ..data.loading import DetectionSplits
 from ..data.schema import class_label
+from ..data.splits import DetectionSplits
 from ..data.streaming import stream_objects
 
 logger = logging.getLogger(__name__)

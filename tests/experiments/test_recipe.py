@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from crosskd_hf.data.report import Finding, Place
 from crosskd_hf.experiments.augmentation import training_transform
-from crosskd_hf.experiments.distill import Distillation, Plan, verdict
 from crosskd_hf.experiments.recipe import Recipe, Start, in_words
 from crosskd_hf.experiments.train import opening
 from crosskd_hf.models import GFLConfig
@@ -78,36 +76,6 @@ def test_what_is_given_wins_and_is_not_contradicted(given: dict[str, object]) ->
     assert {name: getattr(args, name) for name in given if "strategy" not in name} == {
         name: value for name, value in given.items() if "strategy" not in name
     }
-
-
-def test_a_verdict_knows_the_noise_of_one_seed() -> None:
-    assert verdict([5.1]).startswith("Distillation helped: +5.1 AP with one seed")
-    assert verdict([-5.1]).startswith("Distillation harmed: -5.1 AP with one seed")
-    assert verdict([1.2]).startswith("Undecided: the distilled student is +1.2 AP from the baseline")
-    # mean 3, standard deviation 1, t(0.975, 2) = 4.303: 3 +- 2.484
-    assert verdict([2.0, 3.0, 4.0]) == "Distillation helped: +3.0 AP, 95 % interval +0.5 to +5.5 over 3 seeds."
-    assert verdict([0.0, 1.0, 2.0]).startswith("Undecided: +1.0 AP, 95 % interval -1.5 to +3.5 over 3 seeds")
-
-
-def test_a_teacher_below_the_baseline_is_told() -> None:
-    def made(teacher: float, *baselines: float) -> Distillation:
-        students = {f"baseline-{seed}": {"map": value} for seed, value in enumerate(baselines)}
-        return Distillation({"teacher": {"map": teacher}, **students}, "Undecided.", (0.0,), Path())
-
-    (told,) = made(0.011, 0.02, 0.029).advice
-    assert told.startswith("The teacher's AP 1.1 is not above the baseline's 2.9")
-    assert made(0.3, 0.2, 0.25).advice == []
-    assert Distillation({"baseline": {"map": 0.1}}, "", (0.0,), Path()).advice == []  # it knows other classes
-
-
-def test_a_plan_names_its_teacher() -> None:
-    assert Plan("gfl:resnet18").teacher_source == "gfl:resnet50"
-    assert Plan("gfl:resnet18").trains_teacher
-    assert not Plan("gfl:resnet18", "some/folder").trains_teacher
-    with pytest.raises(ValueError, match="is a trained detector: name its teacher"):
-        Plan("some/folder")
-    with pytest.raises(ValueError, match="seeds=0"):
-        Plan(seeds=0)
 
 
 def test_an_unknown_augmentation_is_told() -> None:
