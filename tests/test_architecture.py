@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 import crosskd_hf
 from crosskd_hf.training.trainer import CrossKDTrainer
@@ -43,6 +44,14 @@ def test_the_picture_is_that_of_the_code() -> None:
 def test_implied_arrows_are_left_out() -> None:
     essential = house().essential
     assert essential({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == {("a", "b"), ("b", "c"), ("a", "d")}
+
+
+def test_the_trainers_classes_are_those_of_the_page() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([\w/]+\.py)`|transformers) \|", PAGE, re.MULTILINE)
+    classes = [kind for kind in reversed(CrossKDTrainer.__mro__) if issubclass(kind, Trainer)]
+    assert [name for name, _ in rows] == [kind.__name__ for kind in classes]
+    files = [Path(sys.modules[kind.__module__].__file__) for kind in classes[1:]]
+    assert [file for _, file in rows[1:]] == [file.relative_to(PACKAGE).as_posix() for file in files]
 
 
 def test_a_step_goes_the_way_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

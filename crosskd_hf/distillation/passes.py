@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..models.assigners import Assignment, Priors, Targets
 from ..models.boxes import image_sizes
-from .classes import ClassMap, class_names, match_classes
+from .classes import ClassMap, match_classes
 from .pixels import PixelAdapter
 
 T = TypeVar("T")
@@ -260,25 +260,6 @@ class DetectorView(abc.ABC):
         found = dict(zip(strides, features, strict=True))
         return [FeatureMap(stride, found[stride]) for stride in self.strides]
 
-    def check_heir(self, teacher: DetectorView) -> None:
-        """Raises ValueError if the model can't begin with the head of the teacher's."""
-        classes = [class_names(each.model.config) for each in (self, teacher)]
-        heads = [_shapes(each.model, each.head_modules) for each in (self, teacher)]
-        if not self.head_modules or heads[0] != heads[1] or classes[0] != classes[1]:
-            raise ValueError(
-                f"{Pair(self, teacher)} can't inherit: heads and classes must be equal. Leave inherit=False, or build "
-                "the student with the teacher's head and classes."
-            )
-
-    @torch.no_grad()
-    def inherit(self, teacher: DetectorView) -> None:
-        """Begin with the teacher's head, and with those parts of its neck that have the same shapes."""
-        names = (*self.head_modules, "neck")
-        given = {name: value for name, value in teacher.model.state_dict().items() if name.split(".")[0] in names}
-        for name, value in self.model.state_dict().items():
-            if name in given and given[name].shape == value.shape:
-                value.copy_(given[name])
-
     def without_box_labels(self) -> None:
         """Switch off the losses by which labels train the model's boxes, now and in what is saved of it.
 
@@ -399,9 +380,3 @@ def same_size(feature: Tensor, target: Tensor) -> Tensor:
 def shared_classes(student: DetectorView, teacher: DetectorView) -> ClassMap:
     """The classes that both models know, by name. Raises ValueError if there is none."""
     return match_classes(student.model.config, teacher.model.config)
-
-
-def _shapes(model: nn.Module, modules: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights of these children."""
-    weights = model.state_dict().items()
-    return {name: tuple(value.shape) for name, value in weights if name.split(".")[0] in modules}

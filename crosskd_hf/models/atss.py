@@ -11,7 +11,7 @@ from .centerness import centerness_targets, losses_with_centerness
 from .configuration import SquareAnchorConfig
 from .dense import DenseDetector, Predictions
 from .losses import LossPart
-from .square_anchors import SquareAnchorHead
+from .two_towers import SquareAnchorHead
 
 
 class ATSSConfig(SquareAnchorConfig):

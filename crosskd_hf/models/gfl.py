@@ -10,7 +10,7 @@ from .boxes import both_ious, complete_iou
 from .configuration import SquareAnchorConfig
 from .dense import DenseDetector, Predictions
 from .losses import LossPart, distribution_focal, quality_focal
-from .square_anchors import SquareAnchorHead
+from .two_towers import SquareAnchorHead
 
 
 class GFLConfig(SquareAnchorConfig):

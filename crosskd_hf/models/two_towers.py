@@ -1,11 +1,16 @@
-"""A head of two towers: one row of convolutions for classes, one for boxes (RetinaNet, ICCV 2017, and later heads)."""
+"""A head of two towers: one row of convolutions for classes, one for boxes (RetinaNet, ICCV 2017, and later heads).
+
+:class:`SquareAnchorHead` is what GFL and ATSS share beyond that.
+"""
 
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from .assigners import Assignment, Priors, Targets, assign_atss
 from .box_coders import BoxCoder, DistributionCoder
-from .configuration import TwoTowerConfig
+from .boxes import square_around_origin
+from .configuration import SquareAnchorConfig, TwoTowerConfig
 from .dense import DenseHead, Predictions, Taps
 from .layers import Conv, Scale, Tower, maps_to_rows, prior_bias
 
@@ -76,3 +81,21 @@ class TwoTowerHead(DenseHead):
     def modules_before(self, cut: int) -> list[nn.Module]:
         """See :meth:`DenseHead.modules_before`."""
         return [*list(self.cls_tower)[:cut], *list(self.reg_tower)[:cut]]
+
+
+class SquareAnchorHead(TwoTowerHead):
+    """One square anchor per location, assigned by ATSS."""
+
+    config: SquareAnchorConfig
+
+    @property
+    def assignment_rule(self) -> tuple[object, ...]:
+        return "atss", self.grid, self.config.anchor_scale
+
+    def prior_boxes(self, stride: int) -> Tensor:
+        """(1, 4) xyxy pixels: the square of `anchor_scale` strides around the corner of the cell (ATSS, CVPR 2020)."""
+        return square_around_origin(self.config.anchor_scale * stride)
+
+    def assign(self, priors: Priors, valid: Tensor, targets: Targets, *_: Any) -> Assignment:
+        """Adaptive training sample selection (ATSS, CVPR 2020, algorithm 1); see :meth:`DenseHead.assign`."""
+        return assign_atss(priors, valid, targets)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...models.boxes import row_of
 from ...models.losses import LossPart
 from ..adapters import adapter
+from ..classes import class_names
 from ..method import Method, MethodConfig, Paper, option
 from ..passes import Batch, DetectorView, FeatureMap, Pair, Pass, same_size
 
@@ -78,12 +79,12 @@ class FGDMethod(Method):
         self.student_blocks = nn.ModuleList(ContextBlock(channels) for _, channels in blocks)
         self.teacher_blocks = nn.ModuleList(ContextBlock(channels) for _, channels in blocks)
         if config.inherit:
-            student.check_heir(teacher)
+            _check_heir(Pair(student, teacher))
 
     def prepare_student(self, student: DetectorView, teacher: DetectorView) -> None:
         """With `inherit` the student begins with the teacher's neck and head."""
         if self.config.inherit:
-            student.inherit(teacher)
+            _inherit(student, teacher)
 
     def forward(self, student: Pass, teacher: Pass, batch: Batch) -> dict[str, LossPart]:
         """Sums over each level's elements, divided by the number of images."""
@@ -173,3 +174,30 @@ class FGD(MethodConfig):
         if not any(weight for name, weight in weights.items() if name != "relation"):
             known.pop("temperature")
         return known
+
+
+def _check_heir(pair: Pair) -> None:
+    """Raises ValueError if the student can't begin with the teacher's head."""
+    classes = [class_names(view.model.config) for view in pair]
+    heads = [_shapes(view.model, view.head_modules) for view in pair]
+    if not pair.student.head_modules or heads[0] != heads[1] or classes[0] != classes[1]:
+        raise ValueError(
+            f"{pair} can't inherit: heads and classes must be equal. Leave inherit=False, or build the student with "
+            "the teacher's head and classes."
+        )
+
+
+@torch.no_grad()
+def _inherit(student: DetectorView, teacher: DetectorView) -> None:
+    """Begin with the teacher's head, and with those parts of its neck that have the same shapes."""
+    names = (*student.head_modules, "neck")
+    given = {name: value for name, value in teacher.model.state_dict().items() if name.split(".")[0] in names}
+    for name, value in student.model.state_dict().items():
+        if name in given and given[name].shape == value.shape:
+            value.copy_(given[name])
+
+
+def _shapes(model: nn.Module, modules: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of these children."""
+    weights = model.state_dict().items()
+    return {name: tuple(value.shape) for name, value in weights if name.split(".")[0] in modules}
