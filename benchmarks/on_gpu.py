@@ -242,7 +242,7 @@ def one_process(folder: Path, device: str) -> dict[str, Any]:
     """A launched process (NCCL on a GPU, gloo on the CPU) against none."""
     baseline = trained(folder, device, "gfl")
     (folder / "launched.py").write_text(LAUNCHED.format(updates=UPDATES, use_cpu=device == "cpu"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command += [str(folder / "launched.py"), str(folder)]
