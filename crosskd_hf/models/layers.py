@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .group_norm import GroupNorm
-
 FPNExtra = Literal["on_output", "on_input", "max_pool"]
 
 
@@ -68,7 +66,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int | None, bias: bool | None = None):
         super().__init__()
         self.conv = Conv(in_channels, out_channels, 3, bias=norm_groups is None if bias is None else bias)
-        self.norm = nn.Identity() if norm_groups is None else GroupNorm(norm_groups, out_channels)
+        self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, out_channels)
 
     def forward(self, x: Tensor, activated: bool = True) -> Tensor:
         x = self.norm(self.conv(x))

@@ -14,7 +14,6 @@ from .boxes import aligned_iou, encode_distance, pairwise_iou, row_of, square_ar
 from .centerness import centerness_targets
 from .configuration import DenseDetectorConfig
 from .dense import DenseDetector, DenseHead, Predictions, Taps
-from .group_norm import GroupNorm
 from .layers import Conv, ConvNormAct, Scale, maps_to_rows, prior_bias
 from .losses import LossPart, focal_loss, logit_of, quality_focal
 
@@ -76,7 +75,7 @@ class TaskDecomposition(nn.Module):
         self.squeeze = Conv(width * depth, hidden, 1, std=0.001)
         self.excite = Conv(hidden, depth, 1, std=0.001)
         self.reduce = Conv(width * depth, width, 1, bias=False)
-        self.norm = nn.Identity() if norm_groups is None else GroupNorm(norm_groups, width)
+        self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, width)
 
     def forward(self, stack: Tensor) -> Tensor:
         """Layers side by side (B, depth * width, H, W) to (B, width, H, W)."""
