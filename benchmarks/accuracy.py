@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py benchmarks/grids/gfl_shapes.yaml            # trains what has no row yet
     python benchmarks/accuracy.py benchmarks/grids/gfl_shapes.yaml --table    # only prints
     python benchmarks/accuracy.py benchmarks/grids/gfl_bccd.yaml --data PATH  # folder of the data set
-    python benchmarks/accuracy.py benchmarks/grids/gfl_bccd_gpu.yaml --jobs 12 --data PATH  # twelve runs at once
+    python benchmarks/accuracy.py benchmarks/grids/gpu_bccd.yaml --jobs 6 --data PATH  # six runs at once
 
 A grid is a YAML file: an example, the settings of all its runs, seeds, and the methods of each run. One teacher, of the
 first seed, teaches all students of a data set; it is kept in `--out`, and its hash stands in the row of every student.
