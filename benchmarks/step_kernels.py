@@ -33,10 +33,13 @@ class KernelCount(TorchDispatchMode):
     """Counts operators inside the context.
 
     Attributes:
+        packages: Parts of the paths of the files whose functions are named.
         kernels: How often each operator ran that is no view.
         places: The same by the innermost function of the package, as "file:function"; "?" in the backward pass.
         copies: Functions in which a tensor went from one device to another.
     """
+
+    packages = (PACKAGE,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,26 +54,47 @@ class KernelCount(TorchDispatchMode):
         given = {t.device.type for t in _tensors([*args, *(kwargs or {}).values()])}
         made = {t.device.type for t in _tensors([result])}
         if given and made and given != made:
-            self.copies.append(_place())
+            self.copies.append(self._place())
         if not any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns):
             self.kernels[str(func)] += 1
-            self.places[_place()] += 1
+            self.places[self._place()] += 1
         return result
+
+    def _place(self) -> str:
+        frame = sys._getframe(2)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            for package in self.packages:
+                if package in name:
+                    return f"{name.rsplit(package, 1)[1]}:{frame.f_code.co_qualname}"
+            frame = frame.f_back  # type: ignore[assignment]
+        return "?"
+
+
+class WaitCount(KernelCount):
+    """Counts with fake tensors where the host waits, transformers' functions included: who asks for a value gets 1.
+
+    Attributes:
+        values: Functions that asked for a value on the device.
+    """
+
+    packages = (PACKAGE, "/transformers/")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        if args[0].device.type != "cpu":
+            self.values.append(self._place())
+        return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
     flat = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
     return [item for item in flat if isinstance(item, Tensor)]
-
-
-def _place() -> str:
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if PACKAGE in name:
-            return f"{name.rsplit(PACKAGE, 1)[1]}:{frame.f_code.co_qualname}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "?"
 
 
 def faked(model: nn.Module, device: str) -> nn.Module:

@@ -16,11 +16,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..distillation.detectors.detr_families import FAMILIES
+from ..models.boxes import aligned_iou
 from ..models.losses import LossPart
 from . import upstream
 from .loss_parts import INNER_LAYER, MATCHED, UNMATCHED, balanced
@@ -33,6 +35,7 @@ Labels = Sequence[Mapping[str, Tensor]]
 
 _UNWEIGHTED: Mapping[str, float] = {}
 _WEIGHT_SUM_FLOOR = 1e-6  # of DETR's class term, whose normalizer is a sum of class weights
+_TINY = 1e-30  # transformers divides by areas however small they are
 _NO_CLASS = -1e4  # a logit whose probability is 0, and so is its loss
 _NAME = re.compile(r"(?P<term>loss_[a-z_]+?)(?:(?P<dn>_dn)|(?P<aux>_aux))?(?:_(?P<layer>\d+))?(?P<enc>_enc)?")
 
@@ -151,6 +154,7 @@ class _Recording:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.matcher = _OnDevice(self.matcher)
         self.normalizers: list[tuple[float, float]] = []  # with their floors, in the order of the terms
         self.terms: dict[str, Tensor] = {}
         weights = getattr(self, "weight_dict", {})
@@ -163,6 +167,8 @@ class _Recording:
         if meta is not None and layers is not None:
             real = _real_denoising_queries(targets, layers[0]["logits"], meta["dn_num_group"])
             outputs = outputs | {"dn_auxiliary_outputs": [_without_fillers(layer, real) for layer in layers]}
+        if not torch.distributed.is_initialized():  # a number of boxes is read where the first output is
+            outputs = {"on_host": torch.empty(0), **outputs}
         self.terms = super().forward(outputs, targets)  # type: ignore[misc]
         return dict(zip(self.terms, torch.eye(len(self.terms)), strict=True))
 
@@ -188,6 +194,17 @@ class _Recording:
                 self.normalizers.append((counts.get(name, float(max(matched, boxes))), floor))
         return terms
 
+    def loss_boxes(
+        self, outputs: dict[str, Tensor], targets: Labels, indices: Any, num_boxes: float
+    ) -> dict[str, Tensor]:
+        """L1 and GIoU of matched boxes. Transformers compares all boxes with all, and waits for the device twice."""
+        image, query = _places(indices)
+        boxes = outputs["pred_boxes"][image, query]
+        goal = torch.cat([target["boxes"][box] for target, (_, box) in zip(targets, indices, strict=True)])
+        corners = (box_convert(each, "cxcywh", "xyxy") for each in (boxes, goal))
+        distance = 1 - aligned_iou(*corners, generalized=True, eps=_TINY)
+        return {"loss_bbox": (boxes - goal).abs().sum() / num_boxes, "loss_giou": distance.sum() / num_boxes}
+
     def _local(
         self, outputs: dict[str, Tensor], targets: Labels, indices: Any
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -196,8 +213,7 @@ class _Recording:
         Transformers computes both, each on predictions without the other's queries.
         """
         given = {name: value for name, value in outputs.items() if name != "real"}
-        image = torch.cat([torch.full_like(queries, number) for number, (queries, _) in enumerate(indices)])
-        query = torch.cat([queries for queries, _ in indices])
+        image, query = _places(indices)
         boxes = torch.cat([target["boxes"][box] for target, (_, box) in zip(targets, indices, strict=True)])
         rest = torch.ones_like(given["logits"][..., 0], dtype=torch.bool) & outputs.get("real", torch.tensor(True))
         rest[image, query] = False
@@ -210,6 +226,26 @@ class _Recording:
         counts = {MATCHED: 4.0 * len(query), UNMATCHED: 4.0 * other["logits"].shape[1]}  # four sides of a box
         terms = {MATCHED: matched.pop("loss_ddf"), UNMATCHED: unmatched.pop("loss_ddf")}
         return matched | {name: value * counts[name] for name, value in terms.items()}, counts
+
+
+class _OnDevice(nn.Module):
+    """A matcher whose pairs go to the device in one copy; transformers sends those of each image, and waits for it."""
+
+    def __init__(self, matcher: nn.Module) -> None:
+        super().__init__()
+        self.matcher = matcher
+
+    def forward(self, outputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
+        pairs = [column for pair in self.matcher(outputs, *args, **kwargs) for column in pair]
+        packed = torch.cat(pairs).to(outputs["logits"].device, non_blocking=True)
+        moved = packed.split([len(column) for column in pairs])
+        return list(zip(moved[::2], moved[1::2], strict=True))
+
+
+def _places(indices: Any) -> tuple[Tensor, Tensor]:
+    """Image and query of each matched pair, image by image."""
+    image = torch.cat([torch.full_like(queries, number) for number, (queries, _) in enumerate(indices)])
+    return image, torch.cat([queries for queries, _ in indices])
 
 
 @functools.cache
@@ -230,7 +266,7 @@ def _without_fillers(layer: dict[str, Tensor], real: Tensor) -> dict[str, Tensor
 
 def _weighted(recorded: _Recording, weights: Sequence[float], device: torch.device) -> dict[str, LossPart]:
     """The recorded terms of weight above 0, under the names of transformers."""
-    counts = torch.tensor([count for count, _ in recorded.normalizers], device=device).unbind()
+    counts = [torch.full((), float(count), device=device) for count, _ in recorded.normalizers]  # copies would wait
     rows = zip(recorded.terms.items(), weights, counts, recorded.normalizers, strict=True)
     return {name: LossPart(term * weight, count, floor) for (name, term), weight, count, (_, floor) in rows if weight}
 

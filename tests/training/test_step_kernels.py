@@ -2,18 +2,21 @@
 
 import contextlib
 import copy
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.step_kernels import KernelCount, batch, build, count_step, faked, main
+from benchmarks.step_kernels import KernelCount, WaitCount, batch, build, count_step, faked, main
 from crosskd_hf.distillation import METHODS, Distiller
 from crosskd_hf.models.assigners import SizeCache, Targets
 from crosskd_hf.models.boxes import image_sizes
 from crosskd_hf.models.pyramid import valid_priors
 from crosskd_hf.models.rpn import Proposals
+from crosskd_hf.training.detr_loss import take_over
+from tests.distillation import detr_zoo
 from tests.tiny_dense import KINDS, make_batch, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
 
@@ -78,6 +81,49 @@ def test_faster_rcnn_waits_for_proposals_alone() -> None:
                 parts |= model.roi_head.loss(model.roi_head(features, rois.boxes), rois)
     assert len(parts) == 4
     assert count.copies == []
+
+
+IN_THE_MODEL = {  # functions of transformers' models that ask for values, or send sizes of maps
+    "deformable_detr": {"DeformableDetrEncoderLayer.forward", "DeformableDetrModel.forward"},
+    "deformable_detr two-stage": {"DeformableDetrEncoderLayer.forward", "DeformableDetrModel.forward"},
+    "rt_detr": {"RTDetrEncoderLayer.forward", "RTDetrModel.forward", "RTDetrForObjectDetectionLoss"},
+    "detr": {"DetrEncoderLayer.forward", "ForObjectDetectionLoss"},
+    "conditional_detr": {"ConditionalDetrEncoderLayer.forward"},
+    "dab-detr": set(),
+    "lw_detr": {"LwDetrModel.forward"},
+    "rf_detr": {"RfDetrModel.forward"},
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_MODEL)
+def test_losses_of_detrs_ask_for_no_value_on_given_matches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matching waits, and so do models of transformers; in neither the losses nor the distillation anybody does."""
+
+    def given(matcher: Any, outputs: Any, targets: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return [(torch.arange(3), torch.arange(3)) for _ in targets]
+
+    for module in ("loss_for_object_detection", "loss_deformable_detr", "loss_rt_detr", "loss_lw_detr", "loss_rf_detr"):
+        for found in vars(importlib.import_module(f"transformers.loss.{module}")).values():
+            if isinstance(found, type) and found.__name__.endswith("HungarianMatcher"):
+                monkeypatch.setattr(found, "forward", given)
+    changes = {"num_denoising": 0} if "rt" in name else {}  # the number of denoising queries depends on values
+    student, teacher = detr_zoo.build(name, **changes), detr_zoo.build(name, 1, **changes)
+    take_over(student)
+    distiller = Distiller(student.train(), teacher, ["crosskd", "pkd"])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in (student, teacher, distiller):
+            faked(module, "cuda")
+        inputs = batch("cuda", 64, 96)
+        with WaitCount() as supervised:
+            outputs = student(**inputs, **distiller.student_request)
+        with WaitCount() as distilled:
+            parts = distiller(outputs, inputs)
+    assert any("crosskd" in part for part in parts)
+    assert any("pkd" in part for part in parts)
+    assert distilled.values == []
+    every = {*supervised.values, *supervised.copies, *distilled.copies}
+    assert {place.rsplit(":", 1)[1] for place in every} - {"_OnDevice.forward"} == IN_THE_MODEL[name]
+    assert not [place for place in supervised.values if "loss" in place or "crosskd" in place]
 
 
 @pytest.mark.parametrize("kind", ["gfl", pytest.param("fcos", marks=pytest.mark.slow)])
