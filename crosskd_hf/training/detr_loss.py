@@ -152,6 +152,8 @@ def proposal_parts(model: PreTrainedModel, outputs: ModelOutput, labels: Labels)
 class _Recording:
     """Mixed into a criterion of transformers: its terms are sums, and `normalizers` holds what each is divided by."""
 
+    matcher: nn.Module
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.matcher = _OnDevice(self.matcher)
@@ -201,8 +203,8 @@ class _Recording:
         image, query = _places(indices)
         boxes = outputs["pred_boxes"][image, query]
         goal = torch.cat([target["boxes"][box] for target, (_, box) in zip(targets, indices, strict=True)])
-        corners = (box_convert(each, "cxcywh", "xyxy") for each in (boxes, goal))
-        distance = 1 - aligned_iou(*corners, generalized=True, eps=_TINY)
+        found, wanted = (box_convert(each, "cxcywh", "xyxy") for each in (boxes, goal))
+        distance = 1 - aligned_iou(found, wanted, generalized=True, eps=_TINY)
         return {"loss_bbox": (boxes - goal).abs().sum() / num_boxes, "loss_giou": distance.sum() / num_boxes}
 
     def _local(

@@ -3,11 +3,13 @@
 import contextlib
 import copy
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import TrainerCallback
 
 from benchmarks.step_kernels import KernelCount, WaitCount, batch, build, count_step, faked, main
 from crosskd_hf.distillation import METHODS, Distiller
@@ -19,6 +21,7 @@ from crosskd_hf.training.detr_loss import take_over
 from tests.distillation import detr_zoo
 from tests.tiny_dense import KINDS, make_batch, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
+from tests.tiny_run import make_trainer
 
 
 def fitting(kind: str) -> list[str]:
@@ -134,12 +137,57 @@ def test_model_and_losses_are_one_graph(kind: str) -> None:
     assert float(compiled(**inputs).detach()) == pytest.approx(float(model(**inputs).loss.detach()), rel=1e-5)
 
 
+class Asking(KernelCount):
+    """Counts who asks for values of real tensors, which on a CPU are all there: each would wait for a GPU."""
+
+    packages = WaitCount.packages
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = "aten.index" in str(func) and any(rows is not None and rows.dtype == torch.bool for rows in args[1])
+        if by_mask or any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            self.asked.append(self._place())
+        return func(*args, **(kwargs or {}))
+
+
+class ThirdUpdate(TrainerCallback):
+    """Counts from the begin to the end of the third update: the first checks more, and fills caches."""
+
+    def __init__(self) -> None:
+        self.count = Asking()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.count.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            self.count.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}])
+def test_an_update_of_the_trainer_asks_for_one_value(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Whether it is finite: the whole update from forward pass to optimiser, with logging and saving elsewhere."""
+    third = ThirdUpdate()
+    trainer = make_trainer(tmp_path, max_steps=4, logging_steps=100, save_strategy="no", eval_strategy="no", **changes)
+    trainer.add_callback(third)
+    trainer.train()
+    assert third.count.asked == ["training/guard.py:NonFiniteGuard.triggered"]
+
+
 def test_the_count_sees_copies_and_values() -> None:
 
     with FakeTensorMode(), KernelCount() as count:
         torch.tensor([1.0, 2.0], device="cuda")
         torch.ones(2, device="cuda").to("cpu")
     assert len(count.copies) == 2
+    with Asking() as asking:
+        values = torch.arange(3.0)
+        assert values[values > 1].sum() == 2
+    assert len(asking.asked) >= 2
     with FakeTensorMode(), pytest.raises(Exception, match="_local_scalar_dense"):
         torch.ones(2).sum().item()
 
