@@ -80,27 +80,29 @@ def _stays_inside(name: str) -> bool:
 
 
 def check_files(
-    names: Sequence[str], sizes: Ints, sources: Iterable[ImageSource | None], decode: bool
+    names: Sequence[str], sizes: Ints, sources: Iterable[ImageSource | None], decode: bool, identity: str = ""
 ) -> tuple[Ints, list[Finding]]:
     """Look into image files (None: not there) and compare them with the sizes that the annotations say.
 
-    Files that were decoded once and found sound aren't decoded again until they change.
+    Files that were decoded once and found sound aren't decoded again until they change. `identity` is another one if
+    images that are no files have changed; without, they are decoded each time.
 
     Returns:
         sizes (I, 2) with the zeros filled in from the files, and the findings.
     """
     paths = [source for source in sources if isinstance(source, str | Path)] if isinstance(sources, list) else []
-    if not paths or len(paths) < len(names):
+    if not identity and (not paths or len(paths) < len(names)):
         return _looked_into(names, sizes, sources, decode)
     try:
-        name = cache.digest(list(names), list(map(str, paths)), sizes.tobytes(), cache.stamps(paths))
+        seen = identity.encode() or cache.stamps(paths)
+        name = cache.digest(list(names), list(map(str, paths)), sizes.tobytes(), seen)
     except OSError:
-        return _looked_into(names, sizes, paths, decode)
+        return _looked_into(names, sizes, sources, decode)
     with cache.alone(name):
         known = cache.read_json(name)
         if known is not None:
             return np.array(known["sizes"], dtype=np.int64), list(cache.findings_of(known["findings"]))
-        sizes, findings = _looked_into(names, sizes, paths, decode)
+        sizes, findings = _looked_into(names, sizes, sources, decode)
         if decode and not any(finding.severity == "error" for finding in findings):
             with contextlib.suppress(OSError):
                 cache.write_json(name, {"sizes": sizes.tolist(), "findings": cache.plain_findings(findings)})

@@ -238,28 +238,43 @@ def inspect_objects(
     bbox_format: str | enum.Enum = "xywh",
     drop: Collection[str] = (),
     names: Sequence[str] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> tuple[datasets.Dataset, Inspection]:
     """Judge a data set with the columns `image` and `objects`.
 
     Args:
         dataset, categories, bbox_format, drop: as of `load_objects`.
         names: the classes, where a column of numbers or texts doesn't list them.
+        rows: what each row is called; None: 0, 1, 2, ...
 
     Returns:
         The images of the rows that are kept, not decoded, and what was found.
     """
     dataset = dataset.with_format(None)
-    table = table_of_objects(dataset, categories, bbox_format, names=names)
+    table = table_of_objects(dataset, categories, bbox_format, rows, names)
     stored = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sources = ({"path": None, "bytes": b""} if image is None else image for image in stored["image"])
-    sizes, findings = check_files(table.file_names, table.sizes, sources, decode=True)
+    sizes, findings = check_files(table.file_names, table.sizes, sources, True, _identity(stored))
     findings = [for_rows(finding, drop) for finding in findings]
     dropped = {place.file for finding in findings if finding.kind in drop for place in finding.places}
     if dropped:
         kept = [row for row, name in enumerate(table.file_names) if name not in dropped]
         stored, sizes = stored.select(kept), sizes[kept]
-        table = table_of_objects(dataset.select(kept), categories, bbox_format, kept, names)
+        called = kept if rows is None else [rows[row] for row in kept]
+        table = table_of_objects(dataset.select(kept), categories, bbox_format, called, names)
     return stored, inspect_table(table, sizes, categories, findings)
+
+
+def _identity(stored: datasets.Dataset) -> str:
+    """What is another text if one of the images is another one; empty where that can't be told.
+
+    Files of the library are never changed; images of paths may be, and those in memory have no name.
+    """
+    files = [entry["filename"] for entry in stored.cache_files]
+    images = stored.with_format("arrow")[:]["image"] if files else None
+    if images is None or pc.struct_field(images, "bytes").null_count:
+        return ""
+    return cache.digest(stored._fingerprint, cache.stamps(files))
 
 
 def data_of_objects(stored: datasets.Dataset, inspection: Inspection) -> DetectionData:

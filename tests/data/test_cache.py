@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import PIL.Image
 import pytest
 
-from crosskd_hf.data import DataError, cache, check_images, dataset, load_coco, load_detection_dataset
+from crosskd_hf.data import DataError, cache, check_images, dataset, load_coco, load_detection_dataset, load_objects
 from crosskd_hf.data.formats import FORMATS
 from crosskd_hf.data.shapes import ShapesPaths, make_shapes
 
@@ -242,6 +243,32 @@ def test_a_second_start_reads_no_folder_of_any_format(
     assert (reads, looks) == ([], [])
     load_detection_dataset([folder, folder], seed=1)
     assert reads == [name, name]  # another split
+
+
+def test_images_of_a_saved_data_set_are_decoded_once(files: ShapesPaths, looks: list[str], tmp_path: Path) -> None:
+    data = load(files).dataset.cast_column("image", datasets.Image())
+    stored = [{"bytes": path.read_bytes(), "path": None} for path in sorted(files.train_images.iterdir())]
+    image = datasets.Dataset.from_dict({"image": stored}, features=datasets.Features({"image": datasets.Image()}))
+    whole = datasets.concatenate_datasets([image, data.remove_columns("image")], axis=1)
+    whole.save_to_disk(tmp_path / "saved")
+    looks.clear()
+    first = load_detection_dataset(tmp_path / "saved")
+    assert len(looks) == 6
+    assert "split-overlap" not in str(first)  # its rows are those of the whole, of which each is in one split
+    second = load_detection_dataset(tmp_path / "saved")
+    assert len(looks) == 6
+    assert str(second) == str(first)
+    load_detection_dataset(tmp_path / "saved", seed=5)  # other images of each split
+    assert len(looks) == 12
+    whole.select([5, 4, 3, 2, 1, 0]).save_to_disk(tmp_path / "turned")
+    shutil.rmtree(tmp_path / "saved")
+    shutil.move(tmp_path / "turned", tmp_path / "saved")
+    load_detection_dataset(tmp_path / "saved")
+    assert len(looks) == 18
+    in_memory = datasets.Dataset.from_list(list(whole.cast_column("image", datasets.Image(decode=False))))
+    for _ in range(2):  # it has no files that tell of a change
+        load_objects(in_memory.cast_column("image", datasets.Image()))
+    assert len(looks) == 30
 
 
 def grow(folder: Path) -> None:

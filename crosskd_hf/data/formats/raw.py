@@ -151,6 +151,8 @@ class ObjectsSplit:
         options: `bbox_format` and `drop` are used.
         class_names: the classes, where the column doesn't name them.
         findings: what the reader saw.
+        source: where the rows are from.
+        rows: number of each row there; None: 0, 1, 2, ...
     """
 
     dataset: datasets.Dataset
@@ -158,20 +160,25 @@ class ObjectsSplit:
     class_names: Sequence[str] | None = None
     findings: list[Finding] = field(default_factory=list)
     source: str = ""
+    rows: Sequence[int] | None = None
 
     @property
     def names(self) -> Sequence[str]:
         """Rows have no names: none is the same in two splits."""
-        return [f"{self.source} row {row}" for row in range(len(self.dataset))]
+        return [f"{self.source} row {row}" for row in self._rows]
+
+    @property
+    def _rows(self) -> Sequence[int]:
+        return range(len(self.dataset)) if self.rows is None else self.rows
 
     def select(self, rows: Sequence[int]) -> ObjectsSplit:
         """The rows `rows`."""
-        return replace(self, dataset=self.dataset.select(rows), findings=[])
+        return replace(self, dataset=self.dataset.select(rows), findings=[], rows=[self._rows[row] for row in rows])
 
     def inspect(self, categories: CategoryMap | None, decode: bool) -> Inspection:
         """Judge it; all images are decoded."""
         options = (self.options.bbox_format, self.options.drop, self.class_names)
-        self._judged = inspect_objects(self.dataset, categories, *options)
+        self._judged = inspect_objects(self.dataset, categories, *options, self.rows)
         inspection = self._judged[1]
         return replace(inspection, findings=(*self.findings, *inspection.findings))
 
