@@ -26,7 +26,7 @@ TRIED_ELSEWHERE = {
     "cli.md": "COCO and published checkpoints; its options are read below, its commands run in tests/cli",
     "data.md": "tests/test_code_blocks.py",
     "detr.md": "parts of examples/distill_deformable_detr.py, which tests/experiments/test_example.py runs",
-    "figures.md": "trained models; tests/analysis/test_command.py runs every command on tiny ones",
+    "figures.md": "trained models; tests/cli/test_analyse.py runs every command on tiny ones",
     "pairs.md": "models of full size; tests/experiments/test_check_pair.py has small ones",
     "reproduce.md": "COCO on eight GPUs; tests/experiments/test_presets_dry.py runs every preset in small",
     "results.md": "tests/parity holds the golden cases",

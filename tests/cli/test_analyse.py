@@ -1,11 +1,11 @@
-"""The figures from the command line, on saved models and a data set in a folder."""
+"""`crosskd-hf analyse` and `predict --nms`, on saved models and a data set in a folder."""
 
 from pathlib import Path
 
 import pytest
 
-from crosskd_hf.cli import main
 from tests.analysis.test_probe import detector, rows_of
+from tests.cli.running import run
 from tests.tiny_run import make_data
 
 
@@ -33,7 +33,7 @@ def test_a_figure(
     figure: str, teachers: list[str], more: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    assert main(["analyse", figure, "student", *teachers, "--data", "data", *more, "--out", "out"]) == 0
+    assert run("analyse", figure, "student", *teachers, "--data", "data", *more, "--out", "out") == 0
     assert (folder / "out" / f"{figure}.png").stat().st_size > 5000
     rows = rows_of(folder / "out" / f"{figure}.csv")
     if figure == "conflict":
@@ -45,7 +45,7 @@ def test_a_figure(
 def test_curves_train_each_method(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     new = ["gfl:test_efficientnet_gn", "teacher", "--width", "16", "--longest-edge", "64", "--epochs", "1"]
-    assert main(["analyse", "curves", *new, "--methods", "baseline", "crosskd", "--data", "data", "--out", "out"]) == 0
+    assert run("analyse", "curves", *new, "--methods", "baseline", "crosskd", "--data", "data", "--out", "out") == 0
     assert (folder / "out" / "curves.png").stat().st_size > 5000
     rows = rows_of(folder / "out" / "curves.csv")
     assert [row["run"] for row in rows] == ["baseline", "crosskd"]
@@ -55,7 +55,7 @@ def test_curves_train_each_method(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_nms_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert main(["predict", "teacher", "data/val", "--nms", "0.3", "0.9", "--threshold", "0.2", "--out", "found"]) == 0
+    assert run("predict", "teacher", "data/val", "--nms", "0.3", "0.9", "--threshold", "0.2", "--out", "found") == 0
     assert {float(row["nms"]) for row in rows_of(folder / "found" / "nms.csv")} == {0.3, 0.9}
 
 
@@ -63,7 +63,7 @@ def test_what_has_no_effect_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    assert main(["predict", "teacher", "data/val", "--nms", "0.3", "--format", "csv", "--out", "found"]) == 1
+    assert run("predict", "teacher", "data/val", "--nms", "0.3", "--format", "csv", "--out", "found") == 1
     assert "--format has no effect beside --nms" in capsys.readouterr().err
-    assert main(["analyse", "conflict", "student", "teacher", "--data", "data", "--number", "0"]) == 1
+    assert run("analyse", "conflict", "student", "teacher", "--data", "data", "--number", "0") == 1
     assert "--number 0 must be at least 1" in capsys.readouterr().err
