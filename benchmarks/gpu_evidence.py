@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -38,8 +39,9 @@ def evidence(report: Any, device: str, data: str | None) -> None:
         runners = [Runner(grid, results, folder, words) for grid in grids]
         report.run("teacher", lambda: _figures(runners[0], "teacher"))
         with concurrent.futures.ThreadPoolExecutor(len(runners)) as threads:
-            runs = [threads.submit(runner.run, len(runner.grid.runs) * len(runner.grid.seeds)) for runner in runners]
-            for runner, run in zip(runners, runs, strict=True):
+            jobs = [len(runner.grid.runs) * len(runner.grid.seeds) for runner in runners if not report.over]
+            runs = [threads.submit(runner.run, number) for runner, number in zip(runners, jobs, strict=False)]
+            for runner, run in itertools.zip_longest(runners, runs):
                 report.run(runner.grid.title, lambda runner=runner, run=run: run.result() or _figures(runner))
 
 

@@ -74,7 +74,7 @@ class Report:
 
     def run(self, name: str, check: Callable[[], dict[str, Any]]) -> None:
         """Run a check and keep its figures; `ok` says whether it passed, None that it could not run here."""
-        if time.monotonic() > self.end:
+        if self.over:
             figures: dict[str, Any] = {"ok": None, "reason": "the time given by --seconds was over"}
         else:
             start = time.monotonic()
@@ -88,6 +88,11 @@ class Report:
         self.content["checks"][name] = figures
         self.path.write_text(json.dumps(self.content, indent=1) + "\n")
         print({True: "ok  ", False: "FAIL", None: "-   "}[figures["ok"]], name, json.dumps(figures), flush=True)
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is over, so that nothing is begun."""
+        return time.monotonic() > self.end
 
     @property
     def failed(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def test_with_a_gpu_the_page_has_its_figures() -> None:
     assert "| step | median_seconds 0.1235 |" in text
     assert "| one | **failed** error a/b c |" in text
     assert "| two | not measured reason time |" in text
+    nested = page([report("NVIDIA H100", step={"ok": True, "errors": {"losses": 1.234e-7, "n": 2}, "wrong": []})])
+    assert "| step | errors (losses 1.2e-07, n 2) |" in nested
     assert "speed: not run on a GPU." not in text
 
 
@@ -61,15 +64,16 @@ def test_a_step_is_measured(family: str, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_evidence_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher of an epoch may find nothing, which stops a run."""
-    monkeypatch.setattr("crosskd_hf.experiments.distill._ap_of_teacher", lambda comparison: 0.5)
-    monkeypatch.setattr("benchmarks.gpu_evidence.SEEDS", (0, 1))
+def test_evidence_is_rehearsed(tmp_path: Path) -> None:
     written = Report(tmp_path / "out.json", "evidence", 1000.0, "cpu")
     evidence(written, "cpu", None)
-    found = written.content["checks"]
+    teacher, *grids = written.content["checks"].values()
     assert not written.failed
-    assert [set(figures) >= {"teacher", "baseline", "distilled", "gain"} for figures in found.values()] == [True, True]
+    assert len(teacher["teacher"]) == 1
+    assert [len(grid["baseline"]) == len(grid["crosskd"]) == 1 for grid in grids] == [True, True]
+    assert all(grid["crosskd minus baseline"] == grid["crosskd"][0] - grid["baseline"][0] for grid in grids)
+    with (tmp_path / "out.csv").open() as rows:
+        assert [row["run"] for row in csv.DictReader(rows)].count("crosskd") == 2
 
 
 @pytest.mark.parametrize("part", [speed, evidence])

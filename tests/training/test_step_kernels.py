@@ -23,6 +23,11 @@ from tests.tiny_dense import KINDS, make_batch, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
 from tests.tiny_run import make_trainer
 
+# In torch 2.8 a convolution of fake tensors on a GPU that is not there aborts the process; 2.11 was the next one tried.
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="needs torch 2.11's fake tensors"
+)
+
 
 def fitting(kind: str) -> list[str]:
     """The methods that such a pair can be distilled by."""
@@ -183,7 +188,8 @@ def test_the_count_sees_copies_and_values() -> None:
     with FakeTensorMode(), KernelCount() as count:
         torch.tensor([1.0, 2.0], device="cuda")
         torch.ones(2, device="cuda").to("cpu")
-    assert len(count.copies) == 2
+    # Where there is a GPU, torch makes the tensor of a list there without an operation that could be counted.
+    assert len(count.copies) == (1 if torch.cuda.is_available() else 2)
     with Asking() as asking:
         values = torch.arange(3.0)
         assert values[values > 1].sum() == 2
