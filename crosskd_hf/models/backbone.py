@@ -77,10 +77,10 @@ class Backbone(nn.Module):
         self.name, self.given_arguments = plain_net(name, arguments)
         self.arguments = {**FAMILY_ARGUMENTS.get(self.name.split("_")[0], {}), **(self.given_arguments or {})}
         self.net = timm.create_model(self.name, features_only=True, pretrained=False, **self.arguments)
-        if "img_size" not in self.arguments:
-            check_sizes(self.name, self.net, self.arguments)
         info = self.net.feature_info
         self.selected = select_features(name, info.reduction(), strides, out_indices)
+        if "img_size" not in self.arguments:  # after the strides, which no size of images would mend
+            check_sizes(self.name, self.net, self.arguments)
         self.channels = [info.channels()[index] for index in self.selected]
         # timm's feature lists hand features out as the net computes them; only Swin-like nets do so channels last.
         self.channels_last = isinstance(self.net, FeatureListNet) and self.net.output_fmt == Format.NHWC

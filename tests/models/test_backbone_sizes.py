@@ -56,3 +56,10 @@ def test_one_size_on_purpose() -> None:
     with torch.no_grad():
         features = backbone(torch.randn(1, 3, 64, 64))
     assert [feature.shape[-1] for feature in features] == [8, 4, 2]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "cait_xxs24_224"])
+def test_features_of_one_stride_are_told_before_the_size(name: str) -> None:
+    """Images of one size, which such a net asks for too, would not make a pyramid of it."""
+    with pytest.raises(ValueError, match=rf"{name} has features of strides \[16, 16, 16\], none of stride \[8, 32\]"):
+        Backbone(name, (8, 16, 32), {"depth": 3})
