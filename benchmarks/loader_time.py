@@ -1,11 +1,12 @@
 """Milliseconds an image costs the loader: batches of uint8 against batches of floats, side by side.
 
-    python benchmarks/loader_time.py [--before WORKTREE]
+    python benchmarks/loader_time.py [--before WORKTREE] [--data JSON FOLDER]
 
 Prints JSON: for 0 and 2 workers the time of an image of 640 x 480 px at 800 px, 8 a batch, median and minimum of rounds
 that take turns, by the clock and in time of processors, which other programs change less; the same with the
 normalisation in the training process; and the bytes of a batch. `--before` takes the loader of another checkout of this
-repository instead of today's batches of floats. About two minutes.
+repository instead of today's batches of floats, `--data` the first images of a COCO json instead of made ones. About
+two minutes.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def make_data(folder: Path, images: int) -> None:
     (folder / "truth.json").write_text(json.dumps(content))
 
 
-def measure(folder: Path, compact: bool, workers: int) -> dict[str, Any]:
+def measure(data: list[Path], images: int, compact: bool, workers: int) -> dict[str, Any]:
     """One pass over the data, in the checkout that the working directory is."""
     sys.path.insert(0, str(Path.cwd()))
     import torch
@@ -57,7 +58,8 @@ def measure(folder: Path, compact: bool, workers: int) -> dict[str, Any]:
 
         normalize = Normalizer(processor)
     collator = DetectionCollator(processor, TrainTransform(), **({"compact": True} if compact else {}))
-    dataset: Any = load_coco(folder / "truth.json", folder, decode=False).dataset
+    whole = load_coco(*data, decode=False).dataset
+    dataset: Any = whole.select(range(min(images, len(whole))))
     result: dict[str, Any] = {}
     for name, finish in (("loader", dict), ("with_normalisation", normalize)):
         loader = DataLoader(dataset, 8, collate_fn=collator, num_workers=workers, persistent_workers=workers > 0)
@@ -80,13 +82,14 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def side_by_side(folder: Path, workers: int, rounds: int, before: Path | None) -> dict[str, Any]:
+def side_by_side(data: list[Path], images: int, workers: int, rounds: int, before: Path | None) -> dict[str, Any]:
     """Both loaders turn and turn about, each in a process of its own."""
     here = Path(__file__).resolve()
     found: dict[str, list[dict[str, Any]]] = {"before": [], "now": []}
     for _ in range(rounds):
         for name, compact, root in (("before", False, before or here.parents[1]), ("now", True, here.parents[1])):
-            command = [sys.executable, str(here), "--measure", str(folder), "--workers", str(workers)]
+            command = [sys.executable, str(here), "--measure", "--data", *map(str, data), "--images", str(images)]
+            command += ["--workers", str(workers)]
             made = subprocess.run(
                 [*command, *(["--compact"] if compact else [])], cwd=root, check=True, capture_output=True, text=True
             )
@@ -104,19 +107,24 @@ def main() -> None:
     """Measure 0 and 2 workers, or one loader for the parent process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="a checkout of this repository")
-    parser.add_argument("--images", type=int, default=64, help="of the data")
+    parser.add_argument("--data", type=Path, nargs=2, metavar=("JSON", "FOLDER"), help="annotations and images")
+    parser.add_argument("--images", type=int, default=64, help="so many are loaded")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each loader")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--compact", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure is not None:
-        print(json.dumps(measure(args.measure, args.compact, args.workers)))
+    if args.measure:
+        print(json.dumps(measure(args.data, args.images, args.compact, args.workers)))
         return
     with tempfile.TemporaryDirectory() as name:
-        make_data(Path(name), args.images)
+        made = [Path(name) / "truth.json", Path(name)]
+        data = made if args.data is None else [path.resolve() for path in args.data]
+        if args.data is None:
+            make_data(Path(name), args.images)
         figures = {
-            f"{workers} workers": side_by_side(Path(name), workers, args.rounds, args.before) for workers in (0, 2)
+            f"{workers} workers": side_by_side(data, args.images, workers, args.rounds, args.before)
+            for workers in (0, 2)
         }
     print(json.dumps(figures, indent=2))
 

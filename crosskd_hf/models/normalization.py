@@ -58,6 +58,12 @@ class Normalizer:
 
     def _finish(self, made: Tensor, pixels: Tensor, mask: Tensor | None) -> None:
         mean, std = self._on(pixels.device)
+        inside = _rectangle(mask[0]) if mask is not None and mask.device.type == "cpu" else None
+        if inside is not None:  # nothing is computed of the padding
+            rows, columns = inside
+            made[..., rows:, :] = 0
+            made[..., :rows, columns:] = 0
+            made, pixels, mask = made[..., :rows, :columns], pixels[..., :rows, :columns], None
         torch.sub(pixels.flip(1) if self.source.bgr else pixels, mean, out=made).div_(std)
         if mask is not None:
             made.mul_(mask[:, None].float())
@@ -74,3 +80,10 @@ class Normalizer:
             mean, std = rows.to(device)[..., None, None]
             self._constants[device] = mean, std
         return self._constants[device]
+
+
+def _rectangle(mask: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of the image in a mask (H, W) on the CPU; None where it isn't a rectangle in the corner."""
+    rows, columns = int(mask[:, 0].count_nonzero()), int(mask[0].count_nonzero())
+    counts = {rows * columns, int(mask[:rows, :columns].count_nonzero()), int(mask.count_nonzero())}
+    return (rows, columns) if len(counts) == 1 else None

@@ -98,6 +98,20 @@ def test_a_fifth_of_the_bytes() -> None:
     assert sizes[0] * 5 == sizes[1]
 
 
+@pytest.mark.parametrize("shape", ["corner", "elsewhere", "nothing", "everything"])
+def test_a_mask_of_any_shape_leaves_zeros_outside(shape: str) -> None:
+    pixels = torch.randint(256, (2, 3, 12, 10), dtype=torch.uint8)
+    mask = (
+        torch.ones(2, 12, 10, dtype=torch.bool) if shape == "everything" else torch.zeros(2, 12, 10, dtype=torch.bool)
+    )
+    mask[:, :7, :9] |= shape == "corner"
+    mask[:, 2:, 3:] |= shape == "elsewhere"
+    normalize = Normalizer(PROCESSORS["bgr"])
+    made = normalize({"pixel_values": pixels, "pixel_mask": mask})["pixel_values"]
+    whole = normalize({"pixel_values": pixels})["pixel_values"]
+    assert torch.equal(made, torch.where(mask[:, None], whole, torch.zeros(())))
+
+
 def test_floats_of_a_users_own_collator_stay() -> None:
     values, mask = torch.randn(2, 3, 4, 4), torch.ones(2, 4, 4)
     made = Normalizer(PROCESSORS["ours"])({"pixel_values": values, "pixel_mask": mask})
