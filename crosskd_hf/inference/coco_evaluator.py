@@ -29,6 +29,12 @@ BY_IOU = ("map_60", "map_70", "map_80", "map_90")
 """AP at further IoUs, which papers print for PASCAL VOC beside those at .50 and .50:.95."""
 
 
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """The keys of what :meth:`CocoEvaluator.compute` returns, those of the classes last and in their order."""
+    known = SUMMARY + BY_IOU
+    return [*known, *(f"map_class_{name}" if f"map_{name}" in known else f"map_{name}" for name in classes)]
+
+
 class CocoEvaluator:
     """Collects the detections of a data set image by image and computes COCO AP when every image is there.
 
@@ -116,8 +122,8 @@ class CocoEvaluator:
         figures = self._figures()
         metrics = dict(zip(SUMMARY, map(_defined, figures.stats), strict=False))
         metrics |= {key: _mean(figures.precision[2 * index]) for index, key in enumerate(BY_IOU, start=1)}
-        for name, values in zip(self.categories.names, np.moveaxis(figures.precision, -1, 0), strict=True):
-            key = f"map_class_{name}" if f"map_{name}" in SUMMARY + BY_IOU else f"map_{name}"
+        of_classes = metric_names(self.categories.names)[len(metrics) :]
+        for key, values in zip(of_classes, np.moveaxis(figures.precision, -1, 0), strict=True):
             metrics[key] = _mean(values)
         return metrics
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -113,15 +112,15 @@ def move_teacher(teacher: PreTrainedModel, device: torch.device) -> None:
 
 
 def check_data(training: Any, evaluation: Any, args: CrossKDConfig) -> None:
-    """Find out before training whether the data can be sampled and evaluated, and the best model be chosen.
+    """Find out before training whether the data can be sampled and evaluated.
 
     Args:
         training: A data set, or None.
         evaluation: A data set, several by name, or None.
 
     Raises:
-        ValueError: A data set has no truth that COCO's AP could be computed from, the metric will not be there, or
-            the training data tell no sizes to group images by.
+        ValueError: A data set has no truth that COCO's AP could be computed from, or the training data tell no sizes to
+            group images by.
     """
     columns = getattr(training, "column_names", None) or ()
     sized = isinstance(training, datasets.Dataset) and {"width", "height"} <= set(columns)
@@ -133,11 +132,9 @@ def check_data(training: Any, evaluation: Any, args: CrossKDConfig) -> None:
     _demand_batches(training, args)
     if isinstance(evaluation, Mapping) and not evaluation:
         raise ValueError("eval_dataset is an empty dict: give data sets by name, or leave it out.")
-    for name, dataset in _named(evaluation).items():
+    for name, dataset in named(evaluation).items():
         if dataset is not None:
             check_truth(dataset, name)
-    if evaluation is not None and args.metric_for_best_model is not None:
-        check_metric(args.metric_for_best_model, evaluation)
 
 
 def _demand_batches(training: Any, args: CrossKDConfig) -> None:
@@ -154,19 +151,8 @@ def _demand_batches(training: Any, args: CrossKDConfig) -> None:
         )
 
 
-def check_metric(metric: str, evaluation: Any) -> None:
-    """Raise `ValueError` if `metric` is an AP or a loss that evaluating `evaluation` does not give."""
-    prefixes = ["eval" if name is None else f"eval_{name}" for name in _named(evaluation)]
-    full = f"eval_{metric.removeprefix('eval_')}"
-    if any(full.startswith(f"{prefix}_map") for prefix in prefixes) or not re.match(r"eval_(map|loss)(_|$)", full):
-        return
-    raise ValueError(
-        f"metric_for_best_model={metric!r} is no result of this evaluation, which gives "
-        f"{', '.join(f'{prefix}_map' for prefix in prefixes)} and the like: choose one of these."
-    )
-
-
-def _named(evaluation: Any) -> Mapping[Any, Any]:
+def named(evaluation: Any) -> Mapping[Any, Any]:
+    """Evaluation sets by name; that of one alone is None."""
     return evaluation if isinstance(evaluation, Mapping) else {None: evaluation}
 
 

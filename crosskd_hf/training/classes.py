@@ -39,7 +39,7 @@ def check_classes(model: PreTrainedModel, train: Any, evaluation: Any, columns: 
             head is not as wide as its `id2label` has names.
         DataError: Labels of a data set outside of [0, K), with their images.
     """
-    _check_width(model, _head_width(model))
+    check_width(model)
     nameless = False
     for what, dataset in (*_parts("training data", train), *_parts("evaluation data", evaluation)):
         names = names_of(dataset)
@@ -77,6 +77,11 @@ def check_head(model: PreTrainedModel, outputs: Any, processor: BaseImageProcess
         check_processor(model, processor, no_object=width > len(class_names(model.config)))
 
 
+def check_width(model: PreTrainedModel, what: str = "student") -> None:
+    """Raise `ValueError` if a head that is known here is not as wide as the `id2label` of `model`, the `what`."""
+    _check_width(model, _head_width(model), what)
+
+
 def _head_width(model: PreTrainedModel) -> int | None:
     """How many logits a model makes of a box; None if it is of no family that is known here."""
     family = FAMILIES.get(model.config.model_type)
@@ -88,16 +93,22 @@ def _head_width(model: PreTrainedModel) -> int | None:
     return model.head.num_labels if isinstance(model, DenseDetector) else None
 
 
-def _check_width(model: PreTrainedModel, width: int | None) -> None:
-    """Raise `ValueError` if a head of `width` outputs is not that of the classes in `id2label`."""
+def _check_width(model: PreTrainedModel, width: int | None, what: str = "student") -> None:
     names, no_object = class_names(model.config), has_no_object(model)
     possible = (False, True) if no_object is None else (no_object,)
-    if width is not None and width not in {len(names) + extra for extra in possible}:
-        raise ValueError(
-            f"The student's head has {width} outputs{', the last for no object' if no_object else ''}, but its "
-            f"id2label names {listing(names)}. Changing id2label changes no head: load the student by "
-            f"from_pretrained(..., id2label=..., label2id=..., ignore_mismatched_sizes=True)."
-        )
+    if width is None or width in {len(names) + extra for extra in possible}:
+        return
+    left_out = sorted(set(range(len(names))) - set(map(int, model.config.id2label)))
+    way_out = (
+        f"Changing id2label changes no head: load the {what} by from_pretrained(..., id2label=..., label2id=..., "
+        "ignore_mismatched_sizes=True)."
+    )
+    if left_out:
+        way_out = f"It leaves out {left_out[0]}: its keys are numbers of outputs, 0 to {width - 1 - bool(no_object)}."
+    raise ValueError(
+        f"The {what}'s head has {width} outputs{', the last for no object' if no_object else ''}, but its id2label "
+        f"names {listing(names)}. {way_out}"
+    )
 
 
 class CheckedLabels:

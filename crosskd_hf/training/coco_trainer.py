@@ -21,6 +21,7 @@ from ..inference.speed import to_channels_last
 from ..models.dense import DenseDetector
 from . import arguments, ineffective, upstream
 from .arguments import WithoutMask
+from .best_metric import adds_metrics, check_best
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .evaluating_trainer import EvaluatingTrainer
@@ -90,8 +91,9 @@ class CocoTrainer(EvaluatingTrainer):
         check_classes(student, train_dataset, eval_dataset, data_collator is None)
         if train_dataset is not None:
             demand_trained_backbone(student)
-        num_classes = len(class_names(student.config))
-        collators = _collators(processing_class, train_transform, data_collator, args.seed, num_classes)
+        names = class_names(student.config)
+        check_best(args, eval_dataset, names, adds_metrics(type(self), compute_metrics, callbacks))
+        collators = _collators(processing_class, train_transform, data_collator, args.seed, len(names))
         super().__init__(
             model=model,
             args=args,

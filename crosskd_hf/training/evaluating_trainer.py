@@ -13,12 +13,14 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ..data.categories import CategoryMap
+from ..data.class_names import class_names
 from ..data.sampling import ByShape
 from ..inference.coco_evaluator import CocoEvaluator
 from ..inference.detection import detections, forward, parts_of_one_canvas
 from ..inference.precision import widened
 from ..models.normalization import Normalizer
 from . import arguments
+from .best_metric import adds_metrics, check_metric
 from .classes import check_classes
 from .config import CrossKDConfig
 from .loading import bare_model
@@ -64,7 +66,9 @@ class EvaluatingTrainer(Trainer):
         """
         metric = self.args.metric_for_best_model or "eval_map"
         if compute_objective is None:
-            arguments.check_metric(metric, self.eval_dataset)
+            names = class_names(bare_model(self.model).config)
+            others = adds_metrics(type(self), self.compute_metrics, self.callback_handler.callbacks)
+            check_metric(metric, self.eval_dataset, names, others=others)
             metric = f"eval_{metric.removeprefix('eval_')}"
 
         def objective(metrics: dict[str, float]) -> float:

@@ -20,6 +20,7 @@ from ..inference.precision import widen
 from ..inference.processors import check_image_size, check_processor
 from ..inference.speed import to_channels_last
 from . import adapters, arguments, provenance, run_folder, supervision
+from .classes import check_width
 from .config import CrossKDConfig
 from .loading import bare_model
 from .teacher_check import teacher_metrics
@@ -177,6 +178,7 @@ class CrossKDTrainer(UpdateTrainer):
             teacher, found = load_teacher(teacher, self.args.teacher_revision, self.args.teacher_trust_remote_code)
             processor = processor or found
         arguments.check_apart(self.model, teacher)
+        check_width(teacher, "teacher")
         widen(teacher)  # its head sees the student's float32 features, with or without autocast
         teacher.requires_grad_(False).eval()
         arguments.move_teacher(teacher, self.args.device)

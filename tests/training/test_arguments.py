@@ -13,14 +13,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
 from transformers.utils import ModelOutput
 
 from crosskd_hf.data import DetectionCollator
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.models import FasterRCNNConfig, GFLConfig
 from crosskd_hf.training import arguments, predictions
-from crosskd_hf.training.arguments import check_metric, move_teacher
+from crosskd_hf.training.arguments import move_teacher
+from crosskd_hf.training.best_metric import check_metric
 from crosskd_hf.training.guard import NonFiniteLossError
 from crosskd_hf.training.predictions import KeptPredictions
 from crosskd_hf.training.trainer import CrossKDTrainer
@@ -164,7 +165,7 @@ def test_the_best_of_several_evaluation_sets(folder: Path, tmp_path: Path) -> No
     train, val = load_data(folder)
     sets = {"a": val.dataset, "b": train.dataset}
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    with pytest.raises(ValueError, match="metric_for_best_model='eval_map' .* gives eval_a_map, eval_b_map"):
+    with pytest.raises(ValueError, match="metric_for_best_model='eval_map' .* gives eval_a_map, eval_a_map_50"):
         build(folder, tmp_path, eval_dataset=sets, args=steps | {"load_best_model_at_end": True})
     chosen = steps | {"load_best_model_at_end": True, "metric_for_best_model": "b_map", "max_steps": 1}
     trainer = build(folder, tmp_path, eval_dataset=sets, args=chosen)
@@ -173,11 +174,45 @@ def test_the_best_of_several_evaluation_sets(folder: Path, tmp_path: Path) -> No
     assert trainer.state.best_metric == results[0]
 
 
-def test_a_metric_that_evaluation_does_not_give() -> None:
-    check_metric("eval_map_75", None)
-    check_metric("eval_f1", {"a": None})  # of a compute_metrics
-    with pytest.raises(ValueError, match="gives eval_map and the like"):
-        check_metric("loss", None)
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("loss", "is no result of this evaluation, which gives eval_map, eval_map_50, .*eval_map_star: choose"),
+        ("mAP", "is no result of this evaluation"),
+        ("map_circel", "is no result of this evaluation"),
+        ("map_large", r"eval_map_large would be NaN each time.*no object of an area from 9216 to inf px.*eval_map,"),
+        ("eval_map_moon", "eval_map_moon would be NaN each time.*no object of the class 'moon'"),
+    ],
+)
+def test_a_metric_that_evaluation_does_not_give(folder: Path, metric: str, words: str) -> None:
+    """The first evaluation, an epoch later, would stop the run, or no model would ever be the best."""
+    val, names = load_data(folder)[1].dataset, ("circle", "square", "moon", "star")
+    for good in ("map", "eval_map_75", "map_small", "map_circle"):
+        check_metric(good, val, names)
+    with pytest.raises(ValueError, match=words):
+        check_metric(metric, val, names)
+
+
+def test_metrics_beside_ap(folder: Path, tmp_path: Path) -> None:
+    """Of `compute_metrics`, of a subclass's `evaluate` and of a callback; nothing says which they are."""
+
+    class Adding(TrainerCallback):
+        def on_evaluate(self, *args: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+            metrics["eval_f1"] = 1.0
+
+    chosen = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "f1"}
+    with pytest.raises(ValueError, match="metric_for_best_model='f1' is no result"):
+        build(folder, tmp_path, args=chosen, callbacks=[EarlyStoppingCallback()])
+    build(folder, tmp_path, args=chosen, callbacks=[Adding()])
+    build(folder, tmp_path, args=chosen, compute_metrics=lambda results: {"f1": 1.0})
+    with pytest.raises(ValueError, match="metric_for_best_model='loss' is no result"):
+        build(folder, tmp_path, args=chosen | {"metric_for_best_model": "loss"}, callbacks=[Adding()])
+
+
+def test_the_lowest_ap_is_never_the_best(folder: Path, tmp_path: Path) -> None:
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(ValueError, match="greater_is_better=False would keep the model of the lowest eval_map, an AP"):
+        build(folder, tmp_path, args=steps | {"load_best_model_at_end": True, "greater_is_better": False})
 
 
 def test_a_plateau_is_one_of_ap(folder: Path, tmp_path: Path) -> None:

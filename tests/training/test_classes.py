@@ -28,7 +28,7 @@ from crosskd_hf.training.trainer import CrossKDTrainer
 from tests.distillation import detr_zoo
 from tests.tiny_dense import KINDS, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
-from tests.tiny_run import SIZE, load_data, losses, make_data, processor, settings
+from tests.tiny_run import SIZE, load_data, losses, make_data, make_pair, processor, settings
 
 NAMES = ("circle", "square", "triangle", "star")
 FAMILIES = (*KINDS, "faster_rcnn", *detr_zoo.MODELS)
@@ -441,3 +441,21 @@ class TestProcessors:
         assert make(SIZE).distiller is not None
         with pytest.raises(ValueError, match=rf"The {who} has anchors for images of {SIZE} x {SIZE}.*makes 96 x 96"):
             make(96)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "way_out"),
+    [
+        ((0, 1, 2, 4), "It leaves out 3: its keys are numbers of outputs, 0 to 3"),
+        ((0, 1, 2), "changes no head"),
+    ],
+)
+@pytest.mark.parametrize("family", ["gfl", "faster_rcnn"])
+def test_names_of_a_teacher_that_are_not_those_of_its_outputs(
+    folder: Path, data: tuple[Any, Any], family: str, numbers: tuple[int, ...], way_out: str
+) -> None:
+    """A name too high would be an output that is not there, in the loss of the first update."""
+    pupil, teacher, _ = make_pair(family)
+    teacher.config.id2label = dict(zip(numbers, NAMES, strict=False))
+    with pytest.raises(ValueError, match=f"The teacher's head has 4 outputs, but its id2label names .*{way_out}"):
+        CrossKDTrainer(pupil, settings(folder), data[0], None, processor(), teacher_model=teacher)
