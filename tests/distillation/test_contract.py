@@ -13,7 +13,7 @@ from crosskd_hf.distillation import methods
 from crosskd_hf.distillation.detectors import VIEWS, view
 from crosskd_hf.distillation.distiller import Distiller
 from crosskd_hf.distillation.method import MethodConfig
-from crosskd_hf.distillation.methods import METHODS
+from crosskd_hf.distillation.methods import METHODS, kd
 from crosskd_hf.distillation.passes import Batch
 from tests import tiny_dense
 from tests.distillation import detector_zoo, detr_zoo
@@ -62,7 +62,12 @@ CASES = [(name, family) for name in NAMES for family in (FAMILIES if name in EVE
 
 @pytest.mark.parametrize(("name", "family"), CASES)
 class TestEveryMethodOnEveryFamily:
-    def test_a_student_that_is_its_teacher_has_no_loss(self, name: str, family: str) -> None:
+    def test_a_student_that_is_its_teacher_has_no_loss(
+        self, name: str, family: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Matched boxes of a teacher are cut off at the border of the image, as published; whether random weights make
+        # one that reaches over it is chance.
+        monkeypatch.setattr(kd, "clipped", lambda boxes, sizes: boxes)
         distiller, student = distil(family, zero(name, family), teacher_seed=0)
         for key, loss in distilled_losses(distiller, student, detector_zoo.batch(family)).items():
             assert loss.item() == pytest.approx(0, abs=1e-4), key
