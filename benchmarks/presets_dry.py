@@ -39,6 +39,7 @@ from crosskd_hf.models.backbone import NORMS, weights_follow
 NEAR = Path(__file__).parents[2] / "shared" / "data" / "coco_tiny"
 IMAGES, EVALUATED = 6, 2
 SIZE = {"shortest_edge": 128, "longest_edge": 160}
+LARGER = {"shortest_edge": 160, "longest_edge": 224}  # 300 queries are chosen among the locations of an image
 CHANGES: dict[str, Any] = {
     "max_steps": 2,
     "per_device_train_batch_size": 2,
@@ -119,7 +120,12 @@ def teacher_of(model: Model, classes: CategoryMap) -> PreTrainedModel:
 
 def processor_of(model: Model) -> BaseImageProcessor:
     """The published one, for small images."""
-    return model.image_processor(size=SIZE)
+    return model.image_processor(size=size_of(model))
+
+
+def size_of(model: Model) -> dict[str, int]:
+    """Edges of the images."""
+    return LARGER if model.spec.architecture == "deformable_detr" else SIZE
 
 
 def dry_run(entry: Preset, data: tuple[DetectionData, DetectionData], folder: Path) -> str:
@@ -129,8 +135,9 @@ def dry_run(entry: Preset, data: tuple[DetectionData, DetectionData], folder: Pa
         RuntimeError: A loss is not finite, or a method has none.
     """
     args = CrossKDConfig(str(folder / entry.name), **entry.training_arguments() | CHANGES)
-    edges = (96, 128) if len(entry.training.shortest_edges) > 1 else ()
-    transform = TrainTransform(shortest_edges=edges, longest_edge=SIZE["longest_edge"])
+    shortest, longest = size_of(entry.model).values()
+    edges = (shortest, shortest + 32) if len(entry.training.shortest_edges) > 1 else ()
+    transform = TrainTransform(shortest_edges=edges, longest_edge=longest)
     torch.manual_seed(0)
     comparison = Comparison(*data, processor_of(entry.model), args, transform)
     teacher = (None, None)

@@ -24,7 +24,29 @@ from .speed import FLOAT32, Speed, running
 def forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """What a model makes of a batch, in float32, even if its weights are in half precision."""
     pixels = in_type_of(model, inputs["pixel_values"])
-    return widen_outputs(model(**{**inputs, "pixel_values": pixels}))
+    try:
+        return widen_outputs(model(**{**inputs, "pixel_values": pixels}))
+    except RuntimeError as error:
+        explain_small_images(error, pixels)
+        raise
+
+
+def explain_small_images(error: RuntimeError, pixels: Tensor) -> None:
+    """Say what it means if a detector chooses its queries among too few locations.
+
+    Args:
+        error: Of a pass of a model.
+        pixels: Its batch, (B, C, H, W) or (B, H, W, C).
+
+    Raises:
+        ValueError: It is the error that torch has for that.
+    """
+    if "selected index k out of range" in str(error):
+        shape = " x ".join(map(str, pixels.shape))
+        raise ValueError(
+            f"A batch of shape {shape} has fewer locations than a two-stage detector chooses its queries from: give "
+            "larger images (the image processor's size, shortest_edges), or a model with fewer queries (num_queries)."
+        ) from error
 
 
 def parts_of_one_canvas(

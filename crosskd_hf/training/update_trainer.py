@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..distillation import Distiller
+from ..inference.detection import explain_small_images
 from ..models.losses import LossPart, divide
 from . import adapters, supervision, upstream
 from .checkpointing_trainer import CheckpointingTrainer
@@ -24,6 +25,8 @@ from .loading import bare_model
 from .loss_parts import UpdateSums, add_up, balanced, folded, normalizer_pass, weighted
 
 logger = logging.getLogger(__name__)
+
+Losses = tuple[Any, dict[str, LossPart], dict[str, LossPart]]  # outputs of the student, its own parts, the teacher's
 
 
 class UpdateTrainer(CheckpointingTrainer):
@@ -115,10 +118,15 @@ class UpdateTrainer(CheckpointingTrainer):
 
     # ---- Loss ----
 
-    def _forward(
-        self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[Any, dict[str, LossPart], dict[str, LossPart]]:
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Losses:
         """Outputs of the student, the parts of its own loss, and those of the distillation."""
+        try:
+            return self._forward_both(model, inputs)
+        except RuntimeError as error:
+            explain_small_images(error, inputs["pixel_values"])
+            raise
+
+    def _forward_both(self, model: nn.Module, inputs: dict[str, Any]) -> Losses:
         request = {} if self.distiller is None else self.distiller.student_request
         outputs = model(**inputs, **request, **self._student_request)  # `compute_loss` divides the parts, once
         if not self._head_checked:

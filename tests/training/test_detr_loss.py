@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState, debug_launcher
 from torch import Tensor, distributed
 from transformers import (
+    DeformableDetrForObjectDetection,
     DeformableDetrImageProcessor,
     DetrImageProcessor,
     RTDetrImageProcessor,
@@ -37,6 +38,7 @@ from crosskd_hf.training.trainer import CrossKDTrainer
 from crosskd_hf.training.upstream import LOSSES, UpstreamError
 from tests.distillation.detr_zoo import MODELS, batch, build
 from tests.parity import parity_detr
+from tests.tiny_backbone import as_if_loaded
 from tests.tiny_run import load_data, make_data, make_deformable_detr, make_pair, settings
 
 Batch = dict[str, Any]
@@ -382,6 +384,25 @@ def test_terms_of_labels_add_up_to_the_loss_in_the_log(tmp_path: Path) -> None:
     terms = {f"{prefix}loss_{term}" for prefix in ("", "aux_") for term in ("ce", "bbox", "giou")}
     assert terms == {name for name in entry if "loss_" in name}
     assert sum(entry[name] for name in terms) == pytest.approx(entry["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_images_with_fewer_locations_than_queries_are_told(tmp_path: Path, role: str) -> None:
+    make_data(tmp_path)
+    train, val = load_data(tmp_path)
+    student, _, images = make_pair("deformable_detr")
+    config = copy.deepcopy(student.config)
+    config.two_stage = config.with_box_refine = True
+    config.two_stage_num_proposals = config.num_queries = 500
+    greedy = as_if_loaded(DeformableDetrForObjectDetection(config))
+    pair = (greedy, None) if role == "student" else (student, greedy)
+    options = {"schedule": None, "max_steps": 1, "methods": ["fitnets"]}
+    trainer = CrossKDTrainer(
+        pair[0], settings(tmp_path, **options), train.dataset, val.dataset, images, teacher_model=pair[1]
+    )
+    for run in (trainer.train, *[trainer.evaluate] * (role == "student")):
+        with pytest.raises(ValueError, match="fewer locations than a two-stage detector chooses its queries from"):
+            run()
 
 
 @pytest.mark.slow
