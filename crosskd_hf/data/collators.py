@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor
 from ..models.pixels import PixelRange
 from .compact import CompactPixels, compact_pixels, stacked
 from .images import open_image
-from .schema import demand_classes
+from .schema import demand_classes, demand_example
 from .transforms import Record, clean_objects, finish_record, select_objects, undone_resizes
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,10 @@ class DetectionCollator:
         Boxes are clipped, and those left without area dropped; so is what `is_trained_on` leaves out.
 
         Raises:
-            ValueError: a label is none of `num_classes`; the message names its image.
+            ValueError: an example is in another schema, or a label none of `num_classes`; the message names its image.
         """
+        for example in examples:
+            demand_example(example)
         records = [self._record(example) for example in examples]
         images = [record["image"].as_subclass(Tensor) for record in records]
         options = {"do_resize": False} if _are_resized(records) else {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -25,6 +27,37 @@ def features_of(categories: CategoryMap, ignore: bool = False) -> datasets.Featu
         "iscrowd": datasets.List(integer),
     } | ({"ignore": datasets.List(integer)} if ignore else {})
     return datasets.Features({"image_id": integer, "width": integer, "height": integer, "objects": objects})
+
+
+COLUMNS = ("image", "image_id", "width", "height", "objects")
+FIELDS = ("id", "bbox", "category", "area", "iscrowd")
+
+
+def demand_example(example: Any) -> None:
+    """Check one row of a data set of the user's own, which a collator is to read.
+
+    Raises:
+        ValueError: It isn't in the schema of `load_coco`, or its image is none that is decoded here.
+    """
+    if not isinstance(example, Mapping):
+        fault = f"is a {type(example).__name__}"
+    elif missing := [*_lacking(example, COLUMNS), *_lacking(example.get("objects", {}), FIELDS, "objects.")]:
+        fault = f"lacks {', '.join(missing)}"
+    elif not isinstance(example["image"], PIL.Image.Image | str | os.PathLike | Mapping):
+        fault = f"has a {type(example['image']).__name__} for its image, not a PIL image or a path"
+    else:
+        return
+    raise ValueError(
+        f"A row of the data {fault}. Rows are read as load_coco makes them: dicts with {', '.join(COLUMNS)}, where "
+        f"objects has lists of {', '.join(FIELDS)} (bbox: x, y, width and height in px). Read files by "
+        "load_detection_dataset; make a datasets.Dataset of your own rows, which needs image and objects with bbox "
+        "and category alone; or give a data_collator that makes batches of them."
+    )
+
+
+def _lacking(mapping: Any, keys: Sequence[str], prefix: str = "") -> list[str]:
+    there = mapping if isinstance(mapping, Mapping) else {}
+    return [prefix + key for key in keys if key not in there]
 
 
 _OTHER_NAMES = {

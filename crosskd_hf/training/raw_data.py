@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import datasets
@@ -13,14 +13,12 @@ from transformers import PreTrainedConfig
 from ..data.categories import CategoryMap
 from ..data.class_names import are_placeholders, class_names
 from ..data.dataset import DetectionData, load_objects
-from ..data.schema import class_label
+from ..data.schema import COLUMNS, FIELDS, class_label, demand_example
 from ..data.splits import DetectionSplits
 from ..data.streaming import stream_objects
+from .arguments import same_chance
 
 logger = logging.getLogger(__name__)
-
-_COLUMNS = {"image", "image_id", "width", "height", "objects"}
-_FIELDS = {"id", "bbox", "category", "area", "iscrowd"}
 
 
 def in_schema(dataset: Any, config: PreTrainedConfig, what: str) -> Any:
@@ -36,7 +34,8 @@ def in_schema(dataset: Any, config: PreTrainedConfig, what: str) -> Any:
 
     Raises:
         DataError: It is faulty.
-        ValueError: It has other classes than the student, or is no data set but where to find one.
+        ValueError: It has other classes than the student, is no data set but where to find one, or has rows in another
+            schema.
     """
     if isinstance(dataset, DetectionSplits):
         raise ValueError(
@@ -54,7 +53,16 @@ def in_schema(dataset: Any, config: PreTrainedConfig, what: str) -> Any:
         data = _loaded(dataset, config, training=what.startswith("training"))
         logger.warning("The %s are raw; they were read by load_objects: %s", what, data.report)
         return data.dataset
+    if what.startswith("training") and isinstance(dataset, Sized) and not isinstance(dataset, datasets.Dataset):
+        _demand_rows(dataset)
     return dataset
+
+
+def _demand_rows(dataset: Any) -> None:
+    """Judge the first row of a list or a data set of torch, which tells nothing of its columns."""
+    if len(dataset) > 0:
+        with same_chance():
+            demand_example(dataset[0])
 
 
 def _is_raw(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
@@ -63,7 +71,7 @@ def _is_raw(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
     if not {"image", "objects"} <= set(features):
         return False
     objects = features["objects"]
-    return not (set(features) >= _COLUMNS and isinstance(objects, dict) and set(objects) >= _FIELDS)
+    return not (set(features) >= set(COLUMNS) and isinstance(objects, dict) and set(objects) >= set(FIELDS))
 
 
 def _loaded(dataset: datasets.Dataset, config: PreTrainedConfig, training: bool) -> DetectionData:

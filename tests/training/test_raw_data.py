@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import IterableDataset
 
 from crosskd_hf.data import DataError, load_detection_dataset
 from crosskd_hf.data.streaming import stream_objects
@@ -108,3 +112,49 @@ def test_a_stream_is_checked_at_its_beginning_and_where_it_is_read(folder: Path)
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
     return {"objects": {**row["objects"], "categories": ["ring"] * len(row["objects"]["categories"])}}
+
+
+class Rows(IterableDataset[Any]):
+    """A stream of torch."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+ROWS: dict[str, tuple[Any, str]] = {
+    "pairs of torchvision": (lambda row: (row["image"], row["objects"]), "is a tuple"),
+    "nothing": (lambda row: None, "is a NoneType"),
+    "schema of the Hub": (
+        lambda row: {"image": row["image"], "objects": {key: row["objects"][key] for key in ("bbox", "category")}},
+        "lacks image_id, width, height, objects.id, objects.area, objects.iscrowd",
+    ),
+    "annotations": (lambda row: row | {"objects": None}, "lacks objects.id, objects.bbox, "),
+    "arrays": (lambda row: row | {"image": np.array(row["image"])}, "has a ndarray for its image"),
+    "tensors": (lambda row: row | {"image": torch.zeros(3, 8, 8)}, "has a Tensor for its image"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_in_another_schema_are_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    """Those of a list or a data set of torch in the constructor, those of a stream of torch at their batch."""
+    change, words = ROWS[name]
+    rows = [change(row) for row in load_data(folder)[0].dataset]
+    with pytest.raises(ValueError, match=f"A row of the data {words}.*make a datasets.Dataset of your own rows"):
+        trainer(tmp_path, rows)
+    made = trainer(tmp_path, Rows(rows))
+    with pytest.raises(ValueError, match=f"A row of the data {words}"):
+        made.train()
+
+
+def test_rows_in_the_schema_train_wherever_they_are(folder: Path, tmp_path: Path) -> None:
+    data = load_data(folder)[0].dataset
+    logged = []
+    for number, given in enumerate((data, list(data), Rows(list(data)))):
+        made = trainer(tmp_path / str(number), given)
+        made.train()
+        logged.append(losses(made))
+    assert len(logged[0]) == 2
+    assert logged[1:] == logged[:1] * 2
