@@ -180,7 +180,10 @@ def test_an_update_of_the_trainer_asks_for_one_value(changes: dict[str, Any], tm
     trainer = make_trainer(tmp_path, max_steps=4, logging_steps=100, save_strategy="no", eval_strategy="no", **changes)
     trainer.add_callback(third)
     trainer.train()
-    assert third.count.asked == ["training/guard.py:NonFiniteGuard.triggered"]
+    on_hosts_alone = "models/normalization.py:_rectangle"  # of a mask on the CPU: no device is waited for
+    assert [place for place in third.count.asked if place != on_hosts_alone] == [
+        "training/guard.py:NonFiniteGuard.triggered"
+    ]
 
 
 def test_the_count_sees_copies_and_values() -> None:
