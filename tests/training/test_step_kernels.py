@@ -13,8 +13,10 @@ from transformers import TrainerCallback
 
 from benchmarks.step_kernels import KernelCount, WaitCount, batch, build, count_step, faked, main
 from crosskd_hf.distillation import METHODS, Distiller
+from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.assigners import SizeCache, Targets
 from crosskd_hf.models.boxes import image_sizes
+from crosskd_hf.models.normalization import Normalizer
 from crosskd_hf.models.pyramid import valid_priors
 from crosskd_hf.models.rpn import Proposals
 from crosskd_hf.training.detr_loss import take_over
@@ -69,6 +71,22 @@ def test_folded_batch_norms_launch_nothing() -> None:
 def test_a_backward_pass_asks_for_no_value() -> None:
     counts = count_step(make_detector("gfl"), make_detector("gfl", 1), fitting("gfl"), "cpu", 64, 96)
     assert all(count.kernels for count in counts.values())
+
+
+def test_pixels_are_normalised_without_a_wait() -> None:
+    normalize = Normalizer(DetectionImageProcessor())
+    with FakeTensorMode():
+        given = {
+            "pixel_values": torch.empty(2, 3, 64, 96, dtype=torch.uint8, device="cuda"),
+            "pixel_mask": torch.empty(2, 64, 96, dtype=torch.bool, device="cuda"),
+        }
+        normalize(given)  # sends mean and deviation
+        with KernelCount() as count:
+            made = normalize(given)["pixel_values"]
+    assert made.dtype == torch.float32
+    assert made.is_contiguous()
+    assert count.copies == []
+    assert sum(count.kernels.values()) <= 6  # memory, pixels less mean, deviation, twice the mask, and its product
 
 
 def test_faster_rcnn_waits_for_proposals_alone() -> None:
