@@ -213,34 +213,6 @@ class WithoutMask:
         return batch
 
 
-def check_batch(batch: Mapping[str, Any], model: nn.Module, evaluated: bool) -> None:
-    """Find out whether a collator makes what the model and, if `evaluated`, the evaluation need.
-
-    Args:
-        batch: What the collator made of some examples.
-        model: The student.
-        evaluated: Whether detections are looked for in such batches.
-
-    Raises:
-        ValueError: Something is missing, or something is there that the model doesn't take.
-    """
-    unknown = [key for key in batch if not takes(model, key)]
-    if unknown:
-        raise ValueError(
-            f"The batches have {', '.join(unknown)}, which {type(model).__name__}.forward does not take: leave "
-            "it out in the collator, or let the forward take it."
-        )
-    needed = {"class_labels", "boxes"} | ({"image_id", "orig_size"} if evaluated else set())
-    labels = batch.get("labels") or [{}]
-    missing = sorted(needed - set(labels[0]))
-    if missing:
-        raise ValueError(
-            f"The labels that the collator makes lack {', '.join(missing)}; they have {sorted(labels[0])}. The "
-            "image processor makes all of it from annotations={'image_id': ..., 'annotations': [...]}, as "
-            "DetectionCollator calls it."
-        )
-
-
 @contextmanager
 def same_chance() -> Iterator[None]:
     """After the context, random numbers go on as if nothing had happened inside."""

@@ -124,9 +124,14 @@ class CheckedLabels:
         self.num_classes = num_classes
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """The collator's batch; raises as `demand_classes`."""
+        """The collator's batch, labels in the types that every loss takes; raises as `demand_classes`."""
         batch = self.collator(examples)
-        demand_classes(batch.get("labels", ()), self.num_classes)
+        labels = batch.get("labels", ())
+        demand_classes(labels, self.num_classes)
+        for label in labels:
+            label["class_labels"] = label["class_labels"].long()
+            if "boxes" in label:
+                label["boxes"] = label["boxes"].float()
         return batch
 
 

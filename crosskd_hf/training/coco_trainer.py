@@ -25,6 +25,7 @@ from .best_metric import adds_metrics, check_best
 from .classes import CheckedLabels, check_classes
 from .config import CrossKDConfig
 from .evaluating_trainer import EvaluatingTrainer
+from .first_batch import check_batch
 from .loading import bare_model
 from .packing import Packing
 from .raw_data import in_schema
@@ -139,7 +140,7 @@ class CocoTrainer(EvaluatingTrainer):
             if count > 0:
                 with arguments.same_chance():
                     batch = self._fitting(collator)([dataset[number] for number in range(count)])
-                arguments.check_batch(batch, bare_model(self.model), evaluated)
+                check_batch(batch, bare_model(self.model), evaluated)
 
     def get_train_dataloader(self) -> Any:
         """As of `Trainer`, uint8 pixels; labels that are none of the student's classes stop it at their batch."""

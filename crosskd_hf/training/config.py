@@ -213,6 +213,8 @@ class CrossKDConfig(TrainingArguments):
             self.lr_scheduler_kwargs = {"mode": mode} | given
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = self.device.type != "cpu"
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16=True would have no effect on a CPU: leave it out, or take bf16=True.")
         self._check_processes()
 
     def to_dict(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def note_callback_states(state: TrainerState, callbacks: Sequence[Any]) -> None:
 
 
 def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
-    """Upload a checkpoint's student and, by `args.hub_strategy`, all of it.
+    """Upload a checkpoint's student and, by `args.hub_strategy`, all of it. A Hub that fails doesn't stop the run.
 
     Args:
         folder: `checkpoint-N`.
@@ -110,10 +110,16 @@ def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
     options = {"repo_id": repository, "folder_path": str(folder), "token": args.hub_token}
     options |= {"commit_message": f"Update {number}", "revision": args.hub_revision}
     api = HfApi()
-    api.upload_folder(**options, ignore_patterns=[*_NOT_THE_STUDENT, checkpoints.MANIFEST])
-    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-        last = args.hub_strategy == HubStrategy.CHECKPOINT
-        api.upload_folder(**options, path_in_repo="last-checkpoint" if last else folder.name)
+    try:
+        api.upload_folder(**options, ignore_patterns=[*_NOT_THE_STUDENT, checkpoints.MANIFEST])
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            api.upload_folder(**options, path_in_repo="last-checkpoint" if last else folder.name)
+    except Exception as error:  # of the Hub, of its client, of the network: each has classes of its own
+        logger.warning(
+            "%s could not be uploaded to %s (%s: %s). It is not lost, and the run goes on; the next checkpoint is "
+            "uploaded again.", folder, repository, type(error).__name__, str(error).partition("\n")[0],
+        )  # fmt: skip
 
 
 def load_if_there(model: nn.Module, folder: Path | None, name: str) -> None:

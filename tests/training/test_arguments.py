@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,11 @@ from crosskd_hf.models import FasterRCNNConfig, GFLConfig
 from crosskd_hf.training import arguments, predictions
 from crosskd_hf.training.arguments import move_teacher
 from crosskd_hf.training.best_metric import check_metric
+from crosskd_hf.training.first_batch import check_batch
 from crosskd_hf.training.guard import NonFiniteLossError
 from crosskd_hf.training.predictions import KeptPredictions
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_detector, make_pair, make_trainer, processor, settings
+from tests.tiny_run import SIZE, load_data, losses, make_detector, make_pair, make_trainer, processor, settings
 
 
 def build(folder: Path, tmp_path: Path, **given: Any) -> CrossKDTrainer:
@@ -250,6 +252,67 @@ def test_a_batch_that_the_model_does_not_take(folder: Path, tmp_path: Path) -> N
     collator.extra = {"file_names": ["a", "b"]}
     with pytest.raises(ValueError, match=r"The batches have file_names, which GFLForObjectDetection.forward"):
         build(folder, tmp_path, data_collator=collator)
+
+
+def changed(key: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
+    """A change of one value of every label of a batch."""
+
+    def of_batch(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {"labels": [label | {key: change(label[key])} for label in batch["labels"]]}
+
+    return of_batch
+
+
+BATCHES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a pair": (lambda batch: (batch["pixel_values"], batch["labels"]), "The collator makes a tuple; needed is a dict"),
+    "one label": (lambda batch: batch | {"labels": batch["labels"][0]}, "a list with a dict for each image"),
+    "a list of images": (lambda batch: batch | {"pixel_values": list(batch["pixel_values"])}, "of the form list"),
+    "channels last": (lambda b: b | {"pixel_values": b["pixel_values"].permute(0, 2, 3, 1)}, r"64, 3\), channels last"),
+    "whole numbers": (lambda batch: batch | {"pixel_values": batch["pixel_values"].int()}, "of torch.int32; needed"),
+    "lists": (changed("boxes", lambda boxes: boxes.tolist()), "boxes that are a list; needed is a float tensor"),
+    "five columns": (changed("boxes", lambda boxes: boxes[:, [0, 1, 2, 3, 3]]), r"torch.float32 \(\d, 5\); needed"),
+    "pixels": (
+        changed("boxes", lambda boxes: boxes * SIZE),
+        r"boxes of up to \d\d.*relative to the image",
+    ),
+    "fewer classes": (changed("class_labels", lambda classes: classes[1:]), "class_labels that are .* beside . boxes"),
+    "fractions": (changed("class_labels", lambda classes: classes.float()), "class_labels that are torch.float32"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_another_form(folder: Path, tmp_path: Path, name: str) -> None:
+    """Boxes in pixels were trained on without a word, the others were errors of torch."""
+    change, words = BATCHES[name]
+    collator = DetectionCollator(processor())
+    with pytest.raises(ValueError, match=words):
+        build(folder, tmp_path, data_collator=lambda examples: change(collator(examples)))
+
+
+def test_types_of_labels_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    """Deformable DETR's loss takes neither int32 classes nor float64 boxes."""
+    model, _, images = make_pair("deformable_detr")
+    before, logged = copy.deepcopy(model.state_dict()), []
+    collator = DetectionCollator(images)
+    for change in (dict, changed("class_labels", Tensor.int), changed("boxes", Tensor.double)):
+        model.load_state_dict(before)
+        given: dict[str, Any] = {"model": model, "processing_class": images, "args": {"schedule": None}}
+        trainer = build(folder, tmp_path, data_collator=lambda examples, c=change: c(collator(examples)), **given)
+        trainer.train()
+        logged.append(losses(trainer))
+    assert len(logged[0]) == 2
+    assert logged[1:] == logged[:1] * 2
+
+
+def test_boxes_that_may_be_corners(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_detector(2)
+    pixels, classes = torch.zeros(1, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+    centres = torch.tensor([[0.4, 0.4, 0.6, 0.7], [0.8, 0.3, 0.3, 0.5], [0.5, 0.5, 1.0, 1.0], [0.2, 0.2, 0.3, 0.3]])
+    corners = torch.cat([centres[:, :2] - centres[:, 2:] / 2, centres[:, :2] + centres[:, 2:] / 2], 1)
+    for boxes, told in ((centres, 0), (corners[:3], 0), (corners, 1)):
+        label = {"boxes": boxes, "class_labels": classes[: len(boxes)]}
+        check_batch({"pixel_values": pixels, "labels": [label]}, model, evaluated=False)
+        assert caplog.text.count("all of them could be corners") == told
 
 
 def test_judging_a_batch_leaves_chance_alone() -> None:

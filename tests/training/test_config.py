@@ -187,6 +187,12 @@ WITHOUT_EFFECT: dict[str, Any] = {
 }
 
 
+def test_float16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    """accelerate leaves it out there without a word: losses were those of float32, bit by bit."""
+    with pytest.raises(ValueError, match="fp16=True would have no effect on a CPU"):
+        config(tmp_path, fp16=True)
+
+
 @pytest.mark.parametrize(("name", "value"), WITHOUT_EFFECT.items())
 def test_an_option_without_effect_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))} (would have no effect|has nothing)"):

@@ -648,6 +648,28 @@ def test_no_pickle_is_uploaded(folder: Path, tmp_path: Path, monkeypatch: pytest
     assert during["folder_path"].endswith("checkpoint-1")
 
 
+def test_a_failing_hub_stops_no_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first checkpoint that could not be uploaded ended the training. At the end the error is the user's to see."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("server error 500")
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="org/student"))
+    monkeypatch.setattr(HfApi, "upload_folder", fail)
+    changes = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": True, "hub_model_id": "org/student"}
+    trainer = run_in(folder, tmp_path, max_steps=2, **changes)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
+    for number in (1, 2):
+        assert f"checkpoint-{number} could not be uploaded to org/student (ConnectionError: server error" in caplog.text
+    with pytest.raises(ConnectionError):
+        trainer.push_to_hub()
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
 def _listed(options: dict[str, Any]) -> dict[str, Any]:
     names = [str(p.relative_to(options["folder_path"])) for p in Path(options["folder_path"]).rglob("*") if p.is_file()]
     return {"files": set(filter_repo_objects(names, ignore_patterns=options["ignore_patterns"]))}

@@ -1,0 +1,99 @@
+"""A first batch of a collator that isn't of this package: judged before the first update, part by part."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import takes
+
+logger = logging.getLogger(__name__)
+
+MOST = 2.0  # of a relative box that reaches over the border; pixels are more
+_FEW = 4  # boxes, of which corners and centres can't be told apart
+_WAY_OUT = "as DetectionCollator makes it"
+
+
+def check_batch(batch: Any, model: nn.Module, evaluated: bool) -> None:
+    """Find out whether a collator makes what the model and, if `evaluated`, the evaluation need.
+
+    Args:
+        batch: What the collator made of some examples.
+        model: The student.
+        evaluated: Whether detections are looked for in such batches.
+
+    Raises:
+        ValueError: Something is missing or of another form, or something is there that the model doesn't take.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"The collator makes a {type(batch).__name__}; needed is a dict with pixel_values, pixel_mask and labels, "
+            f"{_WAY_OUT}."
+        )
+    unknown = [key for key in batch if not takes(model, key)]
+    if unknown:
+        raise ValueError(
+            f"The batches have {', '.join(unknown)}, which {type(model).__name__}.forward does not take: leave "
+            "it out in the collator, or let the forward take it."
+        )
+    labels = batch.get("labels") or [{}]
+    if isinstance(labels, Mapping) or not all(isinstance(label, Mapping) for label in labels):
+        raise ValueError(f"labels of a batch must be a list with a dict for each image, {_WAY_OUT}.")
+    needed = {"class_labels", "boxes"} | ({"image_id", "orig_size"} if evaluated else set())
+    missing = sorted(needed - set(labels[0]))
+    if missing:
+        raise ValueError(
+            f"The labels that the collator makes lack {', '.join(missing)}; they have {sorted(labels[0])}. The "
+            "image processor makes all of it from annotations={'image_id': ..., 'annotations': [...]}, as "
+            "DetectionCollator calls it."
+        )
+    faults = [*_of_pixels(batch.get("pixel_values")), *(fault for label in labels for fault in _of_label(label))]
+    if faults:
+        raise ValueError(f"The collator makes {faults[0]}, {_WAY_OUT}.")
+    _tell_of_corners(labels)
+
+
+def _of_pixels(values: Any) -> Iterator[str]:
+    if not isinstance(values, Tensor) or values.ndim != 4:
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        yield f"pixel_values of the form {shape}; needed is one tensor (B, 3, H, W)"
+    elif values.shape[1] != 3 and values.shape[-1] == 3:
+        yield f"pixel_values of the form {tuple(values.shape)}, channels last; needed is (B, 3, H, W)"
+    elif values.dtype != torch.uint8 and not values.is_floating_point():
+        yield f"pixel_values of {values.dtype}; needed is float32, or uint8 that is not normalised"
+
+
+def _of_label(label: Mapping[str, Any]) -> Iterator[str]:
+    boxes, classes = label["boxes"], label["class_labels"]
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point() or boxes.ndim != 2 or boxes.shape[1] != 4:
+        yield f"boxes that are {_form(boxes)}; needed is a float tensor (n, 4)"
+    elif not isinstance(classes, Tensor) or classes.is_floating_point() or classes.shape != boxes.shape[:1]:
+        yield f"class_labels that are {_form(classes)} beside {len(boxes)} boxes; needed is an int64 tensor (n,)"
+    elif len(boxes) and boxes.abs().max() > MOST:
+        yield (
+            f"boxes of up to {boxes.abs().max():.4g}; needed are centre, width and height relative to the image, "
+            "in [0, 1]"
+        )
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _tell_of_corners(labels: Sequence[Mapping[str, Any]]) -> None:
+    boxes = torch.cat([label["boxes"].float().reshape(-1, 4) for label in labels])
+    if len(boxes) < _FEW:
+        return
+    first, second = boxes[:, :2], boxes[:, 2:]
+    reach_out = ((first - second / 2 < -0.05) | (first + second / 2 > 1.05)).any(1)
+    if bool((second > first).all()) and 2 * int(reach_out.sum()) >= len(boxes):
+        logger.warning(
+            "%d of %d boxes of the first batch reach over the border, and all of them could be corners (x1, y1, x2, "
+            "y2): boxes of labels are centre, width and height.",
+            int(reach_out.sum()),
+            len(boxes),
+        )
