@@ -315,7 +315,14 @@ class CocoTrainer(EvaluatingTrainer):
 
 
 def _laid_out(model: PreTrainedModel, args: CrossKDConfig) -> PreTrainedModel:
-    """The model, its weights in the layout that was asked for."""
+    """The model, its weights in the layout that was asked for, each in memory of its own.
+
+    transformers loads some weights as parts of one tensor (RF-DETR's queries, keys and values); safetensors saves no
+    part of a tensor.
+    """
+    for parameter in model.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.nbytes:
+            parameter.data = parameter.data.clone()
     if args.channels_last:
         to_channels_last(model, needed=not args.fast)
     return model

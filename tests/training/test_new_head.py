@@ -45,7 +45,7 @@ def test_a_checkpoint_with_a_new_head(family: str, named: bool, folder: Path, tm
     def make() -> CrossKDTrainer:
         torch.manual_seed(0)  # of the head
         model = AutoModelForObjectDetection.from_pretrained(source, **head, ignore_mismatched_sizes=True)
-        options = {"methods": ["crosskd"], "schedule": None, "learning_rate": 1e-4, "max_steps": 2}
+        options = {"methods": ["crosskd"], "schedule": None, "learning_rate": 1e-4, "max_steps": 2, "ema_decay": 0.9}
         args = settings(tmp_path, **options, save_strategy="steps", save_steps=1)
         return CrossKDTrainer(model, args, train.dataset, val.dataset, images, teacher_model=teacher)
 

@@ -623,6 +623,20 @@ def test_evaluation_data_of_another_kind_is_refused(folder: Path, tmp_path: Path
         trainer.evaluate(Dataset.from_dict({"image": [0]}))
 
 
+def test_weights_that_are_parts_of_one_tensor(folder: Path, tmp_path: Path) -> None:
+    """As transformers loads RF-DETR: the first checkpoint with averaged weights could not be written."""
+    train, _ = load_data(folder)
+    student = make_detector(2)
+    layers = [module for module in student.modules() if isinstance(module, torch.nn.GroupNorm)]
+    whole = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, part in zip(layers, whole.split([len(layer.weight) for layer in layers]), strict=True):
+        layer.weight = torch.nn.Parameter(part)
+    changes = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "ema_decay": 0.9}
+    trainer = CrossKDTrainer(student, settings(tmp_path, **changes), train.dataset, processing_class=processor())
+    trainer.train()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
+
+
 # ---- Hub ----
 
 
