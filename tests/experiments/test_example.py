@@ -18,6 +18,7 @@ from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.models import DetectionImageProcessor
 from tests import fresh
 from tests.fake_hub import FakeHub
+from tests.ports import free_port
 from tests.tiny_run import make_deformable_detr
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,16 @@ def test_two_processes_log_the_losses_of_one(tmp_path: Path) -> None:
     assert one.returncode == 0, one.stderr[-2000:]
     launcher = (
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29641"),
+        *(
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            str(free_port()),
+        ),
     )
     two = example(
         *SMALL, *steps, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two"), launcher=launcher

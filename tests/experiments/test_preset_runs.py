@@ -17,6 +17,7 @@ from crosskd_hf.convert.class_names import COCO_IDS, COCO_NAMES
 from crosskd_hf.data.categories import CategoryMap
 from crosskd_hf.experiments.presets import preset
 from tests.experiments.test_example import ROOT
+from tests.ports import free_port
 
 SMALL = [
     *(
@@ -34,7 +35,7 @@ SMALL = [
 ]
 TWO = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29643"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())),
 ]
 IMAGES = 6  # of each split: the second update of an epoch holds fewer than the first
 WORKER = """

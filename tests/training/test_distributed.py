@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from crosskd_hf.distillation.methods import METHODS as ALL_METHODS
+from tests.ports import free_port
 from tests.tiny_run import make_data, perform
 
 ROOT = Path(__file__).parents[2]
@@ -21,16 +22,17 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]  # of a busy ma
 
 ACCELERATE = (
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
 def launch(launcher: tuple[str, ...], folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Perform `cases` one after the other in two processes; returns their results."""
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
-    command = [sys.executable, *launcher, "-m", "tests.tiny_run", str(path)]
+    port = () if launcher == TORCHRUN else ("--main_process_port", str(free_port()))
+    command = [sys.executable, *launcher, *port, "-m", "tests.tiny_run", str(path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
