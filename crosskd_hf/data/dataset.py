@@ -274,7 +274,8 @@ def _identity(stored: datasets.Dataset) -> str:
     images = stored.with_format("arrow")[:]["image"] if files else None
     if images is None or pc.struct_field(images, "bytes").null_count:
         return ""
-    return cache.digest(stored._fingerprint, cache.stamps(files))
+    sizes = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()  # tells which rows, and in which order
+    return cache.digest(files, sizes, cache.stamps(files))
 
 
 def data_of_objects(stored: datasets.Dataset, inspection: Inspection) -> DetectionData:

@@ -56,6 +56,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
+        """Draw the initial values that the constructor was given."""
         if self.std is None:
             init.xavier_uniform_(self.weight)
         else:

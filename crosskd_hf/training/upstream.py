@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers import __version__ as installed
 
-TRIED = ("5.17", "5.24")  # first and last minor release of transformers with which these tables were compared
+TRIED = ("5.18", "5.24")  # first and last minor release of transformers with which these tables were compared
 
 
 class UpstreamError(RuntimeError):

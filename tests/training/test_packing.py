@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.step_kernels import KernelCount
 from crosskd_hf.training.packing import PackedLabels, Packing
+from tests.versions import needs_fake_gpu
 
 
 def labels(images: int = 3) -> list[dict[str, Any]]:
@@ -41,6 +42,7 @@ def test_labels_are_the_same_after_the_copy() -> None:
     assert len({tensor.untyped_storage().data_ptr() for tensor in copied[1].values() if torch.is_tensor(tensor)}) == 1
 
 
+@needs_fake_gpu
 def test_one_copy_takes_a_batch_to_the_device() -> None:
     with FakeTensorMode():
         given = labels()

@@ -24,11 +24,9 @@ from tests.distillation import detr_zoo
 from tests.tiny_dense import KINDS, make_batch, make_detector
 from tests.tiny_faster_rcnn import make_faster_rcnn
 from tests.tiny_run import make_trainer
+from tests.versions import needs_fake_gpu
 
-# In torch 2.8 a convolution of fake tensors on a GPU that is not there aborts the process; 2.11 was the next one tried.
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="needs torch 2.11's fake tensors"
-)
+pytestmark = needs_fake_gpu
 
 
 def fitting(kind: str) -> list[str]:
