@@ -7,13 +7,18 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel
 
 from ..sources import check_source
 from .downloads import check_download
+from .head_width import check_width
 from .processors import check_processor
 
 logger = logging.getLogger(__name__)
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_detector(
@@ -43,22 +48,42 @@ def load_teacher(
         trust_remote_code: Whether code that lies beside the weights may run.
 
     Raises:
-        OSError: There is no model at `source`, or the Hub doesn't answer.
-        ValueError: Weights are missing or have another shape, so that such a teacher would be random in part; or a
-            configuration asks for what it may not, see `check_download`; or the image processor can't be made.
+        OSError: There is no model at `source`, its file of weights is damaged, or the Hub doesn't answer.
+        ValueError: Weights are missing or have another shape, so that such a teacher would be random in part, or aren't
+            finite; `id2label` has other classes than the outputs; a configuration asks for what it may not, see
+            `check_download`; or the image processor can't be made.
     """
     check_source(source, revision)
     if not trust_remote_code:
         check_download(source, revision or "main")
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    teacher, report = AutoModelForObjectDetection.from_pretrained(source, output_loading_info=True, **options)
-    demand_complete(report, f"The teacher {os.fspath(source)!r}", "a checkpoint of the whole detector")
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    teacher = _load_whole(os.fspath(source), options)
+    check_width(teacher, "model")
     try:
         BaseImageProcessor.get_image_processor_dict(source, revision=options["revision"])
     except OSError:
         logger.warning("No image processor lies beside the teacher %s: it sees the student's pixels.", source)
         return teacher, None
     return teacher, AutoImageProcessor.from_pretrained(source, **options)
+
+
+def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
+    loading = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}  # refused below, with names
+    try:
+        model, report = AutoModelForObjectDetection.from_pretrained(source, **loading)
+    except SafetensorError as error:
+        raise OSError(
+            f"The weights in {source} can't be read ({error}): the file is cut short or damaged. Copy it once more."
+        ) from error
+    demand_complete(report, f"The model {source!r}", "a checkpoint of the whole detector")
+    floats = {name: value for name, value in model.state_dict().items() if value.dtype in _FLOATS}
+    wrong = [name for name, value in floats.items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights of the model {source!r} have NaN or infinity in them, such as {wrong[:3]}: it would "
+            "find nothing. Take an earlier checkpoint."
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def demand_complete(report: Mapping[str, Any], what: str, needed: str) -> None:

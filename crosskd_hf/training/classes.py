@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.class_names import are_placeholders, class_names, demand_same, listing
 from ..data.report import DataError, found
 from ..data.schema import demand_classes, labels_outside, names_of
-from ..distillation.detectors.detr_families import FAMILIES
+from ..inference.head_width import check_width, demand_width
 from ..inference.processors import check_processor, has_no_object
-from ..models import FasterRCNNForObjectDetection
-from ..models.dense import DenseDetector
 
 logger = logging.getLogger(__name__)
 
@@ -72,43 +70,9 @@ def check_head(model: PreTrainedModel, outputs: Any, processor: BaseImageProcess
     if not isinstance(logits, Tensor):
         return
     width = logits.shape[-1]
-    _check_width(model, width)
+    demand_width(model, width)
     if has_no_object(model) is None and processor is not None:
         check_processor(model, processor, no_object=width > len(class_names(model.config)))
-
-
-def check_width(model: PreTrainedModel, what: str = "student") -> None:
-    """Raise `ValueError` if a head that is known here is not as wide as the `id2label` of `model`, the `what`."""
-    _check_width(model, _head_width(model), what)
-
-
-def _head_width(model: PreTrainedModel) -> int | None:
-    """How many logits a model makes of a box; None if it is of no family that is known here."""
-    family = FAMILIES.get(model.config.model_type)
-    if family is not None:
-        layer = family.classifier(model)
-        return layer.out_features if isinstance(layer, nn.Linear) else None
-    if isinstance(model, FasterRCNNForObjectDetection):
-        return model.roi_head.num_labels
-    return model.head.num_labels if isinstance(model, DenseDetector) else None
-
-
-def _check_width(model: PreTrainedModel, width: int | None, what: str = "student") -> None:
-    names, no_object = class_names(model.config), has_no_object(model)
-    possible = (False, True) if no_object is None else (no_object,)
-    if width is None or width in {len(names) + extra for extra in possible}:
-        return
-    left_out = sorted(set(range(len(names))) - set(map(int, model.config.id2label)))
-    way_out = (
-        f"Changing id2label changes no head: load the {what} by from_pretrained(..., id2label=..., label2id=..., "
-        "ignore_mismatched_sizes=True)."
-    )
-    if left_out:
-        way_out = f"It leaves out {left_out[0]}: its keys are numbers of outputs, 0 to {width - 1 - bool(no_object)}."
-    raise ValueError(
-        f"The {what}'s head has {width} outputs{', the last for no object' if no_object else ''}, but its id2label "
-        f"names {listing(names)}. {way_out}"
-    )
 
 
 class CheckedLabels:

@@ -15,12 +15,12 @@ from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedMo
 
 from ..data.transforms import Record, TrainTransform
 from ..distillation import Distiller
+from ..inference.head_width import check_width
 from ..inference.loading import load_teacher
 from ..inference.precision import widen
 from ..inference.processors import check_image_size, check_processor
 from ..inference.speed import to_channels_last
 from . import adapters, arguments, provenance, run_folder, supervision
-from .classes import check_width
 from .config import CrossKDConfig
 from .loading import bare_model
 from .teacher_check import teacher_metrics
