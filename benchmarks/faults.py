@@ -331,8 +331,8 @@ DISTILLATION = (
     Fault(
         "biased deviation",
         "distillation.statistics:_standardised",
-        "/ (elements - 1)",
-        "/ elements",
+        "rows.std(axes, keepdim=True)",
+        "rows.std(axes, keepdim=True, correction=0)",
         CROSSKD + PKD,
     ),
     Fault(

@@ -23,10 +23,9 @@ def standardise(feature: Tensor, statistics: Statistics) -> Tensor:
         feature: (B, C, H, W).
         statistics: "image" takes them over (H, W), "batch" over (B, H, W) as the authors' code does.
     """
-    elements = count(feature, statistics)
-    if elements == 1:
+    if count(feature, statistics) == 1:
         return feature.float() * 0
-    return _standardised(feature.float(), AXES[statistics], elements)
+    return _standardised(feature.float(), AXES[statistics])
 
 
 def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") -> Tensor:
@@ -46,16 +45,14 @@ def align(feature: Tensor, reference: Tensor, statistics: Statistics = "image") 
     return _Align.apply(feature.float(), mean, deviation, AXES[statistics], elements)
 
 
-def _standardised(rows: Tensor, axes: tuple[int, ...], elements: int) -> Tensor:
+def _standardised(rows: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The map with zero mean and unit unbiased deviation, to which 1e-6 is added as in the authors' code.
 
-    Of two elements the results are always the same, and in a channel that is nearly constant the deviation is hardly
-    more than what is added: there it decides the gradient. The clamp gives the deviation of a constant channel no
-    gradient, as `torch.std` does.
+    Mean and deviation are taken apart, by torch's own operations, as there: of two elements the results are always the
+    same, and in a channel that is nearly constant the deviation is hardly more than what is added. There the rounding
+    of each operation decides the gradient.
     """
-    centered = rows - rows.mean(axes, keepdim=True)
-    variance = centered.square().sum(axes, keepdim=True) / (elements - 1)
-    return centered / (variance.clamp(min=1e-30).sqrt() + _SMALLEST)
+    return (rows - rows.mean(axes, keepdim=True)) / (rows.std(axes, keepdim=True) + _SMALLEST)
 
 
 class _Align(torch.autograd.Function):
