@@ -1,7 +1,6 @@
 """MMDetection's files end to end: options from the config text, channel order, names of classes, and refusals."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from crosskd_hf.convert import CheckpointError, convert_mmdet_checkpoint
 from crosskd_hf.convert.class_names import COCO_IDS, COCO_NAMES
 from crosskd_hf.convert.mmdet_config import UNKNOWN, parse_config, read_config, read_settings
 from crosskd_hf.data.categories import CategoryMap
+from tests.golden.seeded import seeded_state_dict
+from tests.pictures import noise
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-sys.path.insert(0, str(GOLDEN))
-from seeded import seeded_state_dict  # noqa: E402
+
 
 RGB = "data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)"
 BGR = "data_preprocessor=dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)"
@@ -70,7 +70,7 @@ class TestWholeFiles:
         state = small_state("fcos_r50_from_r50_caffe")
         config = f"model = dict(backbone=dict(style='caffe'), neck=dict(relu_before_extra_convs=True), {BGR})"
         conversion = convert_mmdet_checkpoint(save(tmp_path, state, config))
-        image = Image.effect_noise((64, 64), 80).convert("RGB")
+        image = noise((64, 64), 80).convert("RGB")
         image = Image.merge("RGB", [image.getchannel(0).point(lambda v, k=k: v // k) for k in (1, 2, 3)])
         size = {"height": 64, "width": 64}
         ours = conversion.processor(images=[image], size=size, return_tensors="pt")["pixel_values"]

@@ -1,6 +1,5 @@
 """Detections end where their image ends, whatever the image processor."""
 
-import PIL.Image
 import pytest
 import torch
 from transformers import BaseImageProcessor, DeformableDetrImageProcessor
@@ -10,6 +9,7 @@ from crosskd_hf.inference.detection import detect, detections, handing_on
 from crosskd_hf.inference.evaluation import _renamed
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.processors import image_processor
+from tests.pictures import noise
 from tests.tiny_dense import make_detector
 
 
@@ -26,7 +26,7 @@ def test_boxes_of_a_transformers_processor_are_clipped() -> None:
 def test_boxes_are_in_the_pixels_of_the_photo() -> None:
     model = make_detector("gfl").eval()
     processor = DetectionImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
-    photo = PIL.Image.effect_noise((192, 96), 50)
+    photo = noise((192, 96), 50, seed=2)
     (found,) = detect(model, processor, [photo], 0.0)
     with torch.no_grad():
         outputs = model(**processor(images=[photo.convert("RGB")], return_tensors="pt"))

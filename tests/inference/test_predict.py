@@ -24,6 +24,7 @@ from crosskd_hf.inference.predict import predict_to_folder
 from crosskd_hf.inference.video import VideoWriter, read_frames
 from crosskd_hf.inference.web import download
 from crosskd_hf.models import DetectionImageProcessor, GFLForObjectDetection
+from tests.pictures import noise
 
 Output = pytest.CaptureFixture[str]
 SIZE = 64, 48
@@ -43,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for number, name in enumerate(("a.png", "b.JPG", "deep/a.png", "deep/er/c.png")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.effect_noise(SIZE, 40 + number).convert("RGB").save(folder / name)
+        noise(SIZE, 40 + number, number).convert("RGB").save(folder / name)
     (folder / "notes.txt").write_text("no image")
     return folder
 
