@@ -281,7 +281,9 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="also the peak of both kinds of step")
     parser.add_argument("--peer", choices=("torchvision",))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=200.0, help="begin no further round after so long")
+    parser.add_argument(
+        "--seconds", dest="limit", type=float, default=200.0, help="begin no further round after so long"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     options = parser.parse_args()
     if options.fast:
@@ -303,7 +305,7 @@ def main() -> None:
             f"{kind}_predict": peer.our_prediction,
             f"torchvision_{kind}_predict": peer.their_prediction,
         }
-    seconds = measured(tasks, options.rounds, options.seconds)
+    seconds = measured(tasks, options.rounds, options.limit)
     ratios = {"crosskd over plain and teacher": ratio(seconds, "crosskd", "plain", "teacher")}
     for name in tasks:
         if f"torchvision_{name}" in tasks:
