@@ -34,8 +34,9 @@ What the runs of 2026-11-26 on an H200 found:
 - float16's scaler begins at 65536 and skips 2 (GFL), 3 (Faster R-CNN) and 6 (Deformable DETR) updates of tiny nets.
 - The memory of a Deformable DETR's encoder differs from the CPU's in rows of padding, whose position embedding is the
   sine of some three million radians; rows of pixels agree.
-- The default tests of commit 2889932, 13 processes: none failed for the GPU's sake but two that compared a tensor with
-  its copy on the CPU, or counted copies of a device that isn't there; those that need an installed package failed."""
+- The default tests ran at commit 2889932 with 13 processes. Two failed because a GPU was there: one compared a tensor
+  on it with a copy on the CPU, one counted copies to a GPU that is not there. One failed with torch 2.11 alone. About
+  a hundred told nothing: they need the package installed, and there it was only on the path."""
 
 
 def page(reports: Sequence[dict[str, Any]]) -> str:
