@@ -161,6 +161,19 @@ def float_array(values: Sequence[Any]) -> Floats:
     return np.array([_number(value) for value in values], dtype=np.float64)
 
 
+def flag(value: Any) -> bool:
+    """Whether a mark such as `iscrowd` is set; None and what isn't there are False.
+
+    Raises:
+        ValueError: it is neither True or False nor 0 or 1.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if not isinstance(value, int | float | np.integer | np.bool_) or value not in (0, 1):
+        raise ValueError(f"iscrowd of an object is {value!r}; give true or false, or 1 or 0")
+    return bool(value)
+
+
 def rotations_of(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """The angle of each turned box by its row: from a field such as `rotation`, or from `attributes`, as of CVAT."""
     rotations = {}

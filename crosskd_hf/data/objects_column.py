@@ -13,7 +13,7 @@ import numpy as np
 from .box_formats import to_xywh
 from .categories import CategoryMap
 from .class_names import are_placeholders
-from .coco_json import CocoTable, Floats, Ints, box_array, float_array, rotation_fields, rotations_of
+from .coco_json import Bools, CocoTable, Floats, Ints, box_array, flag, float_array, rotation_fields, rotations_of
 from .report import DataError, Finding, Place, found
 from .schema import canonical_field, class_label
 
@@ -58,7 +58,7 @@ def table_of_objects(
         annotation_categories=np.array(raw, dtype=np.int64),
         boxes=boxes,
         areas=_joined(rows, "area", sum(counts)),
-        crowds=np.nan_to_num(_joined(rows, "iscrowd", sum(counts))) != 0,
+        crowds=_crowds(rows, sum(counts)),
         categories=[{"id": raw, "name": name} for name, raw in listed.items()],
         rotations=rotations_of([entry for row in rows for entry in _entries(row)]),
     )
@@ -153,6 +153,12 @@ def _joined(rows: Sequence[Mapping[str, list[Any]]], key: str, count: int) -> Fl
     """The numbers of all `count` objects; NaN where the data set has no such field."""
     values = [value for row in rows for value in row.get(key) or ()]
     return float_array(values) if len(values) == count else np.full(count, np.nan)
+
+
+def _crowds(rows: Sequence[Mapping[str, list[Any]]], count: int) -> Bools:
+    """Which of all `count` objects are crowd regions; none where the data set has no such field."""
+    values = [value for row in rows for value in row.get("iscrowd") or ()]
+    return np.array([flag(value) for value in values] if len(values) == count else [False] * count, dtype=bool)
 
 
 def category_values(dataset: datasets.Dataset) -> set[Any]:

@@ -214,9 +214,10 @@ def _read_from_hub(text: str, format: Format | None, options: ReadOptions, may_b
 def _hold_out(raw: RawData, fraction: float, seed: int) -> None:
     """Draw a validation split, if there are images to train on and none to validate."""
     splits = raw.splits
-    if "all" in splits:
-        splits["train" if "train" not in splits else "val"] = splits.pop("all")
+    if "all" in splits and "train" not in splits:
+        splits["train"] = splits.pop("all")
     raw.findings = [finding for split in splits.values() if not len(split.names) for finding in split.findings]
+    raw.findings += _left_out(splits.pop("all", None))
     raw.splits = {name: splits[name] for name in SPLITS if name in splits and len(splits[name].names)}
     if "train" not in raw.splits or "val" in raw.splits or raw.errors:
         return
@@ -229,6 +230,16 @@ def _hold_out(raw: RawData, fraction: float, seed: int) -> None:
         f"no validation split: {len(val):,} of {len(whole.names):,} images were drawn for one "
         f"(val_fraction={fraction:g}, seed={seed})"
     )
+
+
+def _left_out(split: RawSplit | None) -> list[Finding]:
+    """Of images beside the splits, of which nothing tells to which they belong: no split is a guess."""
+    if split is None or not len(split.names):
+        return []
+    message = "images belong to no split, where others are in train: they are left out"
+    fix = "put them into the folder or the list of a split"
+    told = found("warning", "no-split", message, fix, [Place(name) for name in split.names])
+    return [*told, *(finding for finding in split.findings if finding.severity != "note")]
 
 
 def _drawn(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:

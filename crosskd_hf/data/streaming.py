@@ -12,7 +12,7 @@ import numpy as np
 from .box_formats import to_xywh
 from .categories import CategoryMap
 from .class_names import listing, match_names
-from .coco_json import box_array, float_array
+from .coco_json import box_array, flag, float_array
 from .dataset import inspect_objects
 from .images import probe_image
 from .objects_column import fields_of_objects
@@ -84,7 +84,7 @@ class _Example:
                 "bbox": boxes[keep].tolist(),
                 "category": labels,
                 "area": areas[keep].tolist(),
-                "iscrowd": [int(bool(crowds[place])) for place in keep],
+                "iscrowd": [int(flag(crowds[place])) for place in keep],
             },
         }
 

@@ -53,7 +53,7 @@ class CocoEvaluator:
         stats: COCO's twelve numbers, in [0, 1] or -1, once `compute` was called.
 
     Raises:
-        ValueError: the data set names other classes, or in another order.
+        ValueError: the data set names other classes, or in another order, or several of its images have one id.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class CocoEvaluator:
         self._most = max(most, COUNTED)
         self._columns = Truth.of(dataset)
         self.image_ids = frozenset(self._columns.image_ids.tolist())
+        _demand_own_ids(self._columns.image_ids)
         self.rows: Rows = {}
         self.stats: tuple[float, ...] = ()
 
@@ -193,6 +194,17 @@ class CocoEvaluator:
             for image_id, rows in zip(sorted(self.rows), self._ordered_rows(), strict=True)
             for row in rows.astype(np.float64)
         ]
+
+
+def _demand_own_ids(image_ids: NDArray[np.int64]) -> None:
+    """Refuse two images of one id: detections of the one would be held against the objects of both."""
+    ids, counts = np.unique(image_ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"{int((counts > 1).sum())} image ids of the evaluated data set belong to several images (such as "
+            f"{ids[counts > 1][:3].tolist()}): AP would mix up their objects. Join data sets by "
+            "load_detection_dataset([first, second]), which numbers images anew; leave out images that come twice."
+        )
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

@@ -413,6 +413,24 @@ class TestLoadObjects:
         assert data.dataset[0]["objects"]["iscrowd"] == [1]
         assert data.categories == CategoryMap((4,), ("4",))
 
+    @pytest.mark.parametrize("dtype", ["bool", "int8", "float32"])
+    def test_crowd_regions_of_any_type(self, dtype):
+        one = {"bbox": [[1, 2, 3, 4]] * 3, "category": [0] * 3}
+        fields = {"bbox": datasets.List(datasets.Value("float32"), length=4), "category": datasets.Value("int64")}
+        fields["iscrowd"] = datasets.Value(dtype)
+        features = {"image": datasets.Image(), "objects": {key: datasets.List(value) for key, value in fields.items()}}
+        content = {"image": [PIL.Image.new("RGB", SIZE)], "objects": [{**one, "iscrowd": [True, None, False]}]}
+        data = load_objects(datasets.Dataset.from_dict(content, features=datasets.Features(features)))
+        assert data.dataset[0]["objects"]["iscrowd"] == [1, 0, 0]
+
+    @pytest.mark.parametrize(("dtype", "value"), [("string", "0"), ("int64", 2)])
+    def test_crowd_flags_that_are_none(self, dtype, value):
+        objects = {"bbox": [[1.0, 2, 3, 4]], "category": [0], "iscrowd": [value]}
+        content = {"image": [PIL.Image.new("RGB", SIZE)], "objects": [objects]}
+        dataset = datasets.Dataset.from_dict(content).cast_column("image", datasets.Image())
+        with pytest.raises(ValueError, match=f"iscrowd of an object is {value!r}"):
+            load_objects(dataset)
+
     def test_ids_that_start_anew_in_every_image_are_numbered(self):
         objects = [{"bbox": [[1, 2, 3, 4]], "category": [0], "id": [0]}] * 2
         assert [row["id"] for row in load_objects(self.hub(objects)).dataset["objects"]] == [[1], [2]]

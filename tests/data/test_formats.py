@@ -272,6 +272,33 @@ class TestSplits:
         data = load_detection_dataset(root)
         assert len(kinds(data, "val")["split-overlap"]) == 3
 
+    @pytest.mark.parametrize("format", ["yolo", "csv"])
+    def test_images_of_no_split_take_no_splits_place(self, tmp_path, format):
+        """Neither that of a validation split that is there, nor that of one that is drawn."""
+        if format == "yolo":
+            root = make_yolo(tmp_path, "names: [cat, dog]\n")
+            write(picture(root / "images/more/e.jpg").with_suffix(".txt"), yolo_line("cat", 1, 1, 5, 5))
+        else:
+            root = tmp_path
+            rows = [(n, "train" if n in TRAIN else "val", *o) for n, objects in OBJECTS.items() for o in objects]
+            rows += [("c", "train", *[""] * 5), ("e", "", "cat", 1, 1, 5, 5)]
+            lines = [",".join(map(str, (f"{n}.jpg", *rest))) for n, *rest in rows]
+            write(root / "boxes.csv", "\n".join(["filename,split,class,x,y,w,h", *lines]))
+            for name in {row[0] for row in rows}:
+                picture(root / f"{name}.jpg")
+        data = load_detection_dataset(root)
+        assert contents(data) == EXPECTED
+        (place,) = kinds(data)["no-split"]
+        assert place.endswith("e.jpg")
+        for text in (root / "labels/val", root / "images/val"):
+            for file in text.glob("*") if format == "yolo" else ():
+                file.unlink()
+        if format == "csv":
+            write(root / "boxes.csv", (root / "boxes.csv").read_text().replace(",val,", ",train,"))
+        drawn = load_detection_dataset(root)
+        assert sum(len(part.dataset) for part in drawn.values()) == (3 if format == "yolo" else 4)
+        assert "no-split" in kinds(drawn)
+
     def test_validation_data_alone(self, tmp_path):
         root = make_coco(tmp_path)
         data = load_detection_dataset(root / "annotations/instances_val2017.json")
@@ -565,6 +592,12 @@ class TestYolo:
         root = make_yolo(tmp_path, "train: images/train\nval: images/val\ntest: images/test\nnames: [cat, dog]\n")
         assert kinds(load_detection_dataset(root))["yolo-split"][0].startswith("data.yaml:3")
 
+    def test_an_image_that_a_list_has_twice(self, tmp_path):
+        root = make_yolo(tmp_path, "train: train.txt\nval: images/val\nnames: [cat, dog]\n")
+        write(root / "train.txt", "\n".join(f"./images/train/{name}.jpg" for name in "abca"))
+        (place,) = kinds(load_detection_dataset(root))["duplicate-file"]
+        assert place == "images/train/a.jpg: 2 times"
+
     def test_labels_that_are_not_found(self, tmp_path):
         root = make_yolo(tmp_path)
         (root / "labels").rename(root / "txt")
@@ -666,6 +699,16 @@ class TestImageFolder:
         assert data.categories.names == ("3", "12")
         assert [part[0] for part in contents(data).values()] == [(SIZE, [("3", 4, 2, 8, 6), ("12", 0, 0, 40, 20)])] * 2
 
+    @pytest.mark.parametrize(("flag", "crowd"), [(True, 1), (False, 0), (None, 0), (1.0, 1), (0, 0)])
+    def test_crowd_regions(self, tmp_path, flag, crowd):
+        root = make_imagefolder(tmp_path)
+        objects = {"bbox": [[4, 2, 8, 6]], "category": ["cat"], "iscrowd": [flag]}
+        write(root / "train/metadata.jsonl", json.dumps({"file_name": "a.jpg", "objects": objects}))
+        assert load_detection_dataset(root).train.dataset[0]["objects"]["iscrowd"] == [crowd]
+        objects["iscrowd"] = ["yes"]
+        write(root / "train/metadata.jsonl", json.dumps({"file_name": "a.jpg", "objects": objects}))
+        assert "iscrowd of an object is 'yes'" in faults(root)["metadata-row"][0]
+
     def test_faults_are_named_with_file_and_line(self, tmp_path):
         root = make_imagefolder(tmp_path)
         with (root / "train/metadata.jsonl").open("a") as file:
@@ -707,6 +750,34 @@ class TestFolder:
         folder = Folder(tmp_path)
         for name in ("bäume.jpg", "Ba\u0308ume", "x/Bäume.png"):
             assert folder.locate(name)[0] == "Bäume.JPG"
+
+    @pytest.mark.parametrize("format", ["coco", "csv", "imagefolder"])
+    @pytest.mark.parametrize(
+        ("first", "second", "one"),
+        [("x/a.jpg", "y/a.jpg", False), ("a.jpg", "a.png", False),
+         ("C:\\x\\a.jpg", "x/A", True), ("y/a.jpg", "a.jpg", True)],
+    )  # fmt: skip
+    def test_two_images_are_not_read_from_one_file(self, tmp_path, format, first, second, one):
+        for name in "abc":
+            picture(tmp_path / f"images/{name}.jpg")
+        names = (first, second, "b", "c")
+        if format == "coco":
+            content = coco(TRAIN + VAL)
+            for image, name in zip(content["images"], names, strict=True):
+                image["file_name"] = name
+            write(tmp_path / "all.json", json.dumps(content))
+        elif format == "csv":
+            write(tmp_path / "all.csv", "\n".join(["filename,class,x,y,w,h", *(f"{n},cat,1,1,5,5" for n in names)]))
+        else:
+            objects = {"bbox": [[1, 1, 5, 5]], "category": ["cat"]}
+            rows = [json.dumps({"file_name": name, "objects": objects}) for name in names]
+            write(tmp_path / "metadata.jsonl", "\n".join(rows))
+        if one:  # spelt in two ways
+            data = load_detection_dataset(tmp_path)
+            assert sum(len(part.dataset) for part in data.values()) == (3 if format == "csv" else 4)
+            assert ("duplicate-file" in {**kinds(data), **kinds(data, "val")}) == (format != "csv")
+        else:
+            assert f"{first} and {second}: images/a.jpg" in faults(tmp_path)["shared-image"][0]
 
     def test_images_that_may_be_meant(self, tmp_path):
         for split in ("train", "val", "other"):

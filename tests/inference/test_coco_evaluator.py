@@ -3,6 +3,7 @@ import io
 import json
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -191,3 +192,11 @@ class TestCollecting:
     def test_counts_must_agree(self, shapes):
         with pytest.raises(ValueError, match="2 image ids and 0 results"):
             CocoEvaluator(shapes.dataset, shapes.categories).update([1, 11], [])
+
+
+def test_images_of_one_id_are_refused(shapes):
+    """As of two data sets that were concatenated: detections of one image would be held against both."""
+    twice = datasets.concatenate_datasets([shapes.dataset, shapes.dataset.select([0, 3])])
+    ids = [shapes.dataset["image_id"][row] for row in (0, 3)]
+    with pytest.raises(ValueError, match=rf"2 image ids .* belong to several images \(such as \[{ids[0]}, {ids[1]}\]"):
+        CocoEvaluator(twice, shapes.categories)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from ..coco_json import parse_coco
 from ..report import DataError, Finding, Place
 from .faults import Faults
-from .folder import SPLITS, Folder, split_of
+from .folder import SPLITS, Claims, Folder, split_of
 from .raw import FileSplit, RawSplit, Reading, ReadOptions, as_place
 
 _HEAD = 1 << 16
@@ -35,9 +35,10 @@ class Coco:
         jsons = _by_split(folder)
         splits: dict[str, RawSplit] = {}
         findings: list[Finding] = []
+        claims = Claims()
         for split, name in jsons.items():
             try:
-                splits[split] = _read(folder, name, None if split == "all" else split)
+                splits[split] = _read(folder, name, None if split == "all" else split, claims)
             except DataError as error:
                 findings += _in_file(error.findings, name)
         if findings:
@@ -93,7 +94,7 @@ def _by_split(folder: Folder) -> dict[str, str]:
     return {split: groups[split][0] for split in (*SPLITS, "all") if split in groups}
 
 
-def _read(folder: Folder, name: str, split: str | None) -> FileSplit:
+def _read(folder: Folder, name: str, split: str | None, claims: Claims) -> FileSplit:
     table, structure = parse_coco(folder.path(name))
     faults, near = Faults(), str(PurePosixPath(name).parent)
     paths: list[Path | None] = []
@@ -102,6 +103,8 @@ def _read(folder: Folder, name: str, split: str | None) -> FileSplit:
         if found is None:
             kind = "ambiguous-image" if why.startswith("may be") else "missing-image"
             faults.add(kind, as_place(name, detail=f"{wanted}: {why}"))
+        elif (other := claims.other(found, wanted)) is not None:
+            faults.add("shared-image", as_place(name, detail=f"{other} and {wanted}: {found}"))
         paths.append(None if found is None else folder.path(found))
     return FileSplit(table, paths, [*_in_file(structure, name), *faults.findings()])
 

@@ -7,14 +7,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ..coco_json import box_array
 from ..report import DataError, Finding, Place
-from .folder import IMAGE_SUFFIXES, Folder, split_of
+from .folder import IMAGE_SUFFIXES, Claims, Folder, split_of
 from .raw import (
     Box,
     RawSplit,
@@ -70,6 +70,14 @@ class _Columns:
     centre: bool = False
 
 
+@dataclass
+class _Images:
+    """Images that rows named: (split, image) -> its row in the split's builder."""
+
+    rows: dict[tuple[str, str], int] = field(default_factory=dict)
+    claims: Claims = field(default_factory=Claims)
+
+
 class Csv:
     """See the module."""
 
@@ -85,10 +93,10 @@ class Csv:
     def read(self, folder: Folder, options: ReadOptions) -> Reading:
         """Read all rows of all files; images that no row names are left out."""
         builders = builders_by_split()
-        images: dict[tuple[str, str], int] = {}
+        images = _Images()
         for name in _chosen(_tables(folder)):
             _read(folder, name, options, builders, images)
-        named = {image for _, image in images}
+        named = {image for _, image in images.rows}
         first = next(iter(builders.values()), SplitBuilder())
         for image in folder.images:
             if image not in named:
@@ -187,7 +195,7 @@ def _read(
     name: str,
     options: ReadOptions,
     builders: dict[str, SplitBuilder],
-    images: dict[tuple[str, str], int],
+    images: _Images,
 ) -> None:
     header = _header(folder.path(name))
     if header is None:
@@ -207,10 +215,13 @@ def _read(
             kind = "ambiguous-image" if why.startswith("may be") else "missing-image"
             builder.faults.add(kind, as_place(name, line, f"{cells[columns.image]}: {why}"))
             continue
+        if (other := images.claims.other(image, cells[columns.image])) is not None:
+            detail = f"{other} and {cells[columns.image]}: {image}"
+            builder.faults.add("shared-image", as_place(name, line, detail))
         key = (split, image)
-        if key not in images:
-            images[key] = builder.image(image, folder.path(image), _size(cells, columns))
-        _object(builder, images[key], cells, columns, options, f"{name}:{line}")
+        if key not in images.rows:
+            images.rows[key] = builder.image(image, folder.path(image), _size(cells, columns))
+        _object(builder, images.rows[key], cells, columns, options, f"{name}:{line}")
 
 
 def _size(cells: Sequence[str], columns: _Columns) -> tuple[int, int]:

@@ -18,6 +18,11 @@ READER_FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "several images in the folder have the name that an annotation gives",
         "write the image's folder into the annotation, or rename the images",
     ),
+    "shared-image": (
+        "error",
+        "annotations of two images find one file, for there is no other of that name",
+        "add the image that is missing, or write the names as they are in the folder",
+    ),
     "missing-annotation": (
         "error",
         "the list of a split names an image that has no annotation file",

@@ -116,6 +116,26 @@ class Folder:
         return ranked[0], ""
 
 
+class Claims:
+    """Which image files annotations have found, and by which names: two images are never read from one file."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def other(self, found: str, wanted: str) -> str | None:
+        """The name of another image by which `found` was found before `wanted`; None if there is none."""
+        before = self._names.setdefault(found, wanted)
+        return None if before == wanted or _may_be_one(before, wanted) else before
+
+
+def _may_be_one(first: str, second: str) -> bool:
+    """Whether two names may be one image's: the same from the end, as far as both have folders."""
+    one, other = (PurePosixPath(_key(name.replace("\\", "/"))) for name in (first, second))
+    same = one.name == other.name or (one.stem == other.stem and "" in (one.suffix, other.suffix))
+    folders = zip(reversed(one.parent.parts), reversed(other.parent.parts), strict=False)
+    return same and all(left == right for left, right in folders)
+
+
 def _names(root: Path) -> Iterator[str]:
     """Files below the folder, relative to it, in order; links are followed, each folder is visited once."""
     seen = set()

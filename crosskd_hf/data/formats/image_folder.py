@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..coco_json import is_integer
+from ..coco_json import flag, is_integer
 from ..schema import canonical_field
-from .folder import Folder, split_of
+from .folder import Claims, Folder, split_of
 from .raw import Box, Reading, ReadOptions, SplitBuilder, as_place, build_named, builders_by_split, number, whole
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.json")
@@ -35,10 +35,10 @@ class ImageFolder:
 
     def read(self, folder: Folder, options: ReadOptions) -> Reading:
         """Read every row of every metadata file."""
-        builders = builders_by_split()
+        builders, claims = builders_by_split(), Claims()
         for name in _files(folder):
             for line, row in _rows(folder, name):
-                _read(folder, name, line, row, options, builders)
+                _read(folder, name, line, row, options, builders, claims)
         quiet = frozenset({"size-missing", "area-missing", "category-ids"})
         splits = build_named(builders, quiet=quiet)
         told = "splits by folder" if set(builders) - {"all"} else "no splits"
@@ -68,7 +68,13 @@ def _rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read(
-    folder: Folder, name: str, line: int, row: dict[str, Any], options: ReadOptions, builders: dict[str, SplitBuilder]
+    folder: Folder,
+    name: str,
+    line: int,
+    row: dict[str, Any],
+    options: ReadOptions,
+    builders: dict[str, SplitBuilder],
+    claims: Claims,
 ) -> None:
     near = str(PurePosixPath(name).parent)
     given = next((row[key] for key in _NAMES if isinstance(row.get(key), str)), None)
@@ -83,6 +89,8 @@ def _read(
         kind = "ambiguous-image" if why.startswith("may be") else "missing-image"
         builder.faults.add(kind, as_place(name, line, f"{given}: {why}"))
         return
+    if (other := claims.other(image, given)) is not None:
+        builder.faults.add("shared-image", as_place(name, line, f"{other} and {given}: {image}"))
     image_id = row.get("image_id")
     size = whole(row.get("width")), whole(row.get("height"))
     number_of_image = builder.image(
@@ -138,6 +146,11 @@ def _object(builder: SplitBuilder, row: int, entry: dict[str, Any], options: Rea
     box: Box = (four[0], four[1], four[2], four[3])
     if options.bbox_format == "xyxy":
         box = (four[0], four[1], four[2] - four[0], four[3] - four[1])
-    builder.add(row, category, box, f"{name}:{line}", number(entry.get("area")), number(entry.get("iscrowd")) == 1)
+    try:
+        crowd = flag(entry.get("iscrowd"))
+    except ValueError as error:
+        builder.faults.add("metadata-row", as_place(name, line, str(error)))
+        return
+    builder.add(row, category, box, f"{name}:{line}", number(entry.get("area")), crowd)
     if not all(map(math.isfinite, four)):
         builder.odd(values)

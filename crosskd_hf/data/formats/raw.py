@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ from ..check_images import check_files
 from ..coco_json import CocoTable, Ints, box_array
 from ..dataset import DetectionData, data_of_files, data_of_objects, inspect_objects
 from ..inspection import Inspection, inspect_table
-from ..report import Finding, Place
+from ..report import Finding, Place, found
 from .faults import Faults
 from .folder import Folder
 
@@ -132,10 +132,21 @@ class FileSplit:
         if self.fractions:
             sides = np.maximum(_sizes_of_objects(table, sizes), 1)
             table = replace(table, boxes=table.boxes * np.tile(sides, 2))
-        inspection = inspect_table(table, sizes, categories, [*self.findings, *files])
+        inspection = inspect_table(table, sizes, categories, [*self.findings, *self._repeated(), *files])
         findings = [finding for finding in inspection.findings if finding.kind not in self.quiet]
         worded = [replace(finding, fix=self.fixes.get(finding.kind, finding.fix)) for finding in findings]
         return replace(inspection, findings=tuple(worded))
+
+    def _repeated(self) -> list[Finding]:
+        """Files that are several images of the split, unless the reader has said so."""
+        if any(finding.kind in ("duplicate-file", "shared-image") for finding in self.findings):
+            return []
+        counts = Counter(path for path in self.paths if path is not None)
+        names = dict(zip(self.paths, self.table.file_names, strict=True))
+        message = "an image is listed more than once: it is trained on, and counted by AP, as often"
+        fix = "list it once, with all of its objects"
+        places = [Place(names[path], detail=f"{count} times") for path, count in counts.items() if count > 1]
+        return found("warning", "duplicate-file", message, fix, places)
 
     def finish(self, inspection: Inspection) -> DetectionData:
         """The data set; all images are there."""
