@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from .class_names import class_names, listing, match_names, normal_name
+from .class_names import class_names, is_background, listing, match_names, normal_name
 from .coco_json import is_integer
 from .report import DataError, Finding, Place, found
 
@@ -85,7 +85,8 @@ class CategoryMap:
         """Read the `categories` of a COCO json, in the order of raw ids.
 
         A category which no annotation uses and which is the `supercategory` of others, but not its own, is left out:
-        exports of Roboflow list such parents. Every other listed category is kept.
+        exports of Roboflow list such parents. So is an unused background, which LabelMe's exports list as the first
+        class: no detector learns it. Every other listed category is kept.
 
         Args:
             categories: dicts with `id` (int), `name` (str) and maybe `supercategory` (str).
@@ -105,7 +106,7 @@ class SiftedCategories(NamedTuple):
 
     Args:
         listed: the classes; if no entry is sound, those that annotations use, named by their ids.
-        left_out: names of unused parents.
+        left_out: names of unused parents, and of an unused background.
         faults: entries without id or name, and ids or names that occur twice; the first of these counts.
     """
 
@@ -115,11 +116,14 @@ class SiftedCategories(NamedTuple):
 
 
 def sift_categories(categories: Sequence[Mapping[str, Any]], used: Collection[int]) -> SiftedCategories:
-    """Tell classes from unused parents and faulty entries; arguments as of `CategoryMap.from_coco`."""
+    """Tell classes from unused parents, background and faulty entries; arguments as of `CategoryMap.from_coco`."""
     whole = [category for category in categories if _is_whole(category)]
     children = _children(whole)
     parents = [
-        c for c in whole if c["id"] not in used and c["id"] not in children.get(normal_name(c["name"]), {c["id"]})
+        c
+        for c in whole
+        if c["id"] not in used
+        and (is_background(c["name"]) or c["id"] not in children.get(normal_name(c["name"]), {c["id"]}))
     ]
     kept = [category for category in whole if category not in parents] or whole
     names_of = {int(category["id"]): category["name"] for category in reversed(kept)}

@@ -105,7 +105,8 @@ class JudgedBoxes:
         if not len(boxes):
             fix = "give annotations with boxes; to evaluate or predict only, give the training split's categories, too"
             severity: Severity = "error" if training else "warning"
-            return [Finding(severity, "no-objects", "not a single box is left to learn or to evaluate", fix)]
+            lost = tuple(place for finding in self._dropped() for place in finding.places)
+            return [Finding(severity, "no-objects", "not a single box is left to learn or to evaluate", fix, lost)]
         fix = "write boxes as [left, top, width, height] in px"
         if ((boxes <= 1).all(1) & (limits > 2).all(1)).mean() > _SHARE:
             return [Finding("error", "relative-boxes", "boxes lie in [0, 1]: fractions, not pixels", fix)]

@@ -30,6 +30,11 @@ def normal_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
+def is_background(name: str) -> bool:
+    """Whether a class is none, but what lies around all objects: `background`, or LabelMe's `__ignore__`."""
+    return normal_name(name).strip("_") in ("background", "ignore")
+
+
 def match_names(names: Sequence[str], known: Sequence[str]) -> NameMatches:
     """Find each of `names` in `known`, exactly spelt first, then by `normal_name` if that leaves no choice.
 
@@ -62,8 +67,10 @@ def are_same(data: Sequence[str], model: Sequence[str]) -> bool:
 
 
 def are_reordered(data: Sequence[str], model: Sequence[str]) -> bool:
-    """Whether a data set and a model have the same classes in different orders."""
-    return not are_same(data, model) and sorted(match_names(data, model).indices) == list(range(len(model)))
+    """Whether a data set and a model have the same classes in different orders; a model may have a background, too."""
+    found = set(match_names(data, model).indices)
+    others = [name for index, name in enumerate(model) if index not in found]
+    return not are_same(data, model) and -1 not in found and all(map(is_background, others))
 
 
 def demand_same(data: Sequence[str], model: Sequence[str], what: str) -> None:

@@ -15,7 +15,7 @@ from .categories import CategoryMap
 from .class_names import are_placeholders
 from .coco_json import Bools, CocoTable, Floats, Ints, box_array, flag, float_array, rotation_fields, rotations_of
 from .report import DataError, Finding, Place, found
-from .schema import canonical_field, class_label
+from .schema import canonical_fields, class_label, is_class
 
 
 def table_of_objects(
@@ -106,9 +106,9 @@ def _listed(names: Sequence[str] | None, values: Sequence[Any], categories: Cate
 def fields_of_objects(objects: Any) -> dict[str, list[Any]]:
     """Objects as a dict of lists, whichever way they are stored; of an image without objects the lists are empty."""
     if isinstance(objects, dict):
-        return {canonical_field(key): values or [] for key, values in objects.items()}
-    keys = objects[0] if objects else ("bbox", "category")
-    return {canonical_field(key): [entry[key] for entry in objects or ()] for key in keys}
+        return {field: objects[key] or [] for field, key in canonical_fields(objects).items()}
+    keys = canonical_fields(objects[0]) if objects else {"bbox": "bbox", "category": "category"}
+    return {field: [entry.get(key) for entry in objects or ()] for field, key in keys.items()}
 
 
 def _entries(row: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -134,8 +134,17 @@ def _demand_one_length(rows: Sequence[Mapping[str, list[Any]]]) -> None:
 def _class_label(objects: Any) -> datasets.ClassLabel | None:
     """The feature that names the classes, if there is one."""
     inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
-    if not {"bbox", "category"} <= {canonical_field(key) for key in inner}:
+    fields = canonical_fields(inner)
+    if not {"bbox", "category"} <= set(fields):
         raise ValueError(f"'objects' needs 'bbox' and 'category', it has {sorted(inner)}; rename its fields")
+    category = inner[fields["category"]]
+    is_list = inner is objects and isinstance(category, datasets.List | datasets.LargeList)
+    one = category.feature if is_list else category
+    if not is_class(one):
+        raise ValueError(
+            f"'{fields['category']}' of 'objects' holds {one}; needed is one class for each object: a ClassLabel, a "
+            "whole number or a text"
+        )
     return class_label(objects)
 
 

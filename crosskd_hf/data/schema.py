@@ -68,16 +68,38 @@ _OTHER_NAMES = {
 }  # fmt: skip
 
 
-def canonical_field(name: str) -> str:
-    """What this package calls a field of `objects` that sets of the Hub have by several names."""
-    return _OTHER_NAMES.get(name, name)
+def canonical_fields(names: Iterable[str]) -> dict[str, str]:
+    """What this package calls a field of `objects` -> its name there: sets of the Hub have several.
+
+    Raises:
+        ValueError: two of them may be the same field, such as `label` and `category_id`.
+    """
+    fields: dict[str, str] = {}
+    for name in names:
+        field = _OTHER_NAMES.get(name, name)
+        other = fields.setdefault(field, name)
+        if name == field:
+            fields[field] = name
+        elif other not in (name, field):
+            raise ValueError(
+                f"'objects' has {other!r} and {name!r}, and either may be the {field} of an object: remove one of "
+                f"them, or rename the right one to {field!r}"
+            )
+    return fields
+
+
+def is_class(feature: Any) -> bool:
+    """Whether a feature can hold a class: a ClassLabel, whole numbers or texts; or nothing at all."""
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "str", "large_str", "null"))
 
 
 def class_label(objects: Any) -> datasets.ClassLabel | None:
     """The `ClassLabel` of `category` in the feature of an `objects` column: a struct of lists or a list of structs."""
     inner = objects.feature if isinstance(objects, datasets.List | datasets.LargeList) else objects
-    fields = {canonical_field(key): feature for key, feature in inner.items()} if isinstance(inner, dict) else {}
-    category = fields.get("category")
+    fields = canonical_fields(inner) if isinstance(inner, dict) else {}
+    category = inner[fields["category"]] if "category" in fields else None
     label = category.feature if isinstance(category, datasets.List | datasets.LargeList) else category
     return label if isinstance(label, datasets.ClassLabel) else None
 

@@ -172,6 +172,19 @@ class TestLoadCoco:
         assert [place.detail for place in findings["category-spelling"].places] == ["'dog ' is 'Dog' in the given map"]
         assert [place.file for place in findings["category-left-out"].places] == ["zebra"]
 
+    def test_a_background_is_no_class_unless_it_is_used(self, tmp_path):
+        listed = [(0, "_background_"), (1, "cat")]
+        data = load_coco(*write_coco(tmp_path, [annotation(1, category=1)], listed))
+        assert data.categories == CategoryMap((1,), ("cat",))
+        of_others = PreTrainedConfig(id2label={0: "background", 1: "cat"})  # a student that was made with it
+        assert data.for_model(of_others).categories.names == ("background", "cat")
+        assert data.for_model(of_others).dataset["objects"][0]["category"] == [1]
+        with pytest.raises(ValueError, match="other classes"):
+            data.for_model(PreTrainedConfig(id2label={0: "zebra", 1: "cat"}))
+        (tmp_path / "used").mkdir()
+        used = load_coco(*write_coco(tmp_path / "used", [annotation(1), annotation(2, category=0)], listed))
+        assert used.categories == CategoryMap((0, 1), ("_background_", "cat"))
+
     def test_a_class_that_may_be_several_is_refused(self, tmp_path):
         paths = write_coco(tmp_path, [annotation(1, category=3)], [(3, "HELMET")])
         with pytest.raises(DataError, match="category-ambiguous.*\n.*'HELMET' may be 'Helmet' or 'helmet'"):
@@ -430,6 +443,33 @@ class TestLoadObjects:
         dataset = datasets.Dataset.from_dict(content).cast_column("image", datasets.Image())
         with pytest.raises(ValueError, match=f"iscrowd of an object is {value!r}"):
             load_objects(dataset)
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"category": [[0]]}, r"'category' of 'objects' holds List\(Value\('int64'\)\); needed is one class"),
+            ({"label": [1.0]}, r"'label' of 'objects' holds Value\('float64'\)"),
+            ({"label": [1], "category_id": [2]}, "'objects' has 'label' and 'category_id', and either may be the cat"),
+        ],
+    )
+    @pytest.mark.parametrize("as_list", [False, True])
+    def test_classes_that_cannot_be_told(self, more, message, as_list):
+        objects = {"bbox": [[1.0, 2, 3, 4]], **more}
+        entries = [{key: values[0] for key, values in objects.items()}]
+        content = {"image": [PIL.Image.new("RGB", SIZE)], "objects": [entries if as_list else objects]}
+        with pytest.raises(ValueError, match=message):
+            load_objects(datasets.Dataset.from_dict(content).cast_column("image", datasets.Image()))
+
+    def test_the_field_of_our_name_counts(self):
+        objects = {"boxes": [[1.0, 2, 3, 4]], "category_id": [7], "category": ["cat"], "label": [5]}
+        content = {"image": [PIL.Image.new("RGB", SIZE)], "objects": [objects]}
+        data = load_objects(datasets.Dataset.from_dict(content).cast_column("image", datasets.Image()))
+        assert data.categories.names == ("cat",)
+
+    def test_why_no_box_is_left(self):
+        objects = [{"bbox": [[1.0, 2, 0, 4]], "category": [0]}]
+        with pytest.raises(DataError, match=r"not a single box is left[^$]* no positive width and height"):
+            load_objects(self.hub(objects))
 
     def test_ids_that_start_anew_in_every_image_are_numbered(self):
         objects = [{"bbox": [[1, 2, 3, 4]], "category": [0], "id": [0]}] * 2

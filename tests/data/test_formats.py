@@ -351,6 +351,13 @@ class TestCoco:
         (root / "train2017/b.jpg").rename(root / "val2017/b.jpg")
         assert faults(root)["missing-image"] == ["annotations/instances_train2017.json: b.jpg: no such image"]
 
+    def test_a_json_of_no_split_is_told(self, tmp_path):
+        root = make_coco(tmp_path)
+        write(root / "annotations/more.json", json.dumps(coco(TRAIN)))
+        data = load_detection_dataset(root)
+        assert contents(data) == EXPECTED
+        assert "left out beside these: annotations/more.json" in data.notes
+
     def test_two_jsons_of_one_split(self, tmp_path):
         root = make_coco(tmp_path)
         write(root / "annotations/instances_train_old.json", json.dumps(coco(TRAIN)))
@@ -500,6 +507,45 @@ class TestYolo:
         root = make_yolo(tmp_path / "data", None)
         text = f"path: {root}\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n"
         assert contents(load_detection_dataset(write(tmp_path / "elsewhere/pets.yaml", text))) == EXPECTED
+
+    @pytest.mark.parametrize("names", ["coco.names", "sub/coco.txt"])
+    def test_a_file_of_names_in_the_yaml(self, tmp_path, names):
+        root = make_yolo(tmp_path, f"train: images/train\nval: images/val\nnames: {names}\n")
+        assert faults(root)["yolo-yaml"] == [f"data.yaml:3: names: {names!r}"]
+        write(root / names, "cat\ndog\n")
+        assert contents(load_detection_dataset(root)) == EXPECTED
+
+    def test_several_yamls(self, tmp_path):
+        yaml = (make_yolo(tmp_path / "one") / "data.yaml").read_text()
+        write(tmp_path / "one/dataset.yaml", yaml)  # beside data.yaml
+        write(tmp_path / "one/more/data.yaml", yaml)  # deeper
+        assert contents(load_detection_dataset(tmp_path / "one")) == EXPECTED
+        (tmp_path / "one/data.yaml").rename(tmp_path / "one/pets.yaml")
+        assert faults(tmp_path / "one")["several-files"] == ["dataset.yaml", "pets.yaml"]
+        assert contents(load_detection_dataset(tmp_path / "one/pets.yaml")) == EXPECTED
+        make_yolo(tmp_path / "sets/a")
+        make_yolo(tmp_path / "sets/b")
+        assert faults(tmp_path / "sets")["several-files"] == ["a/data.yaml", "b/data.yaml"]
+
+    @pytest.mark.parametrize(("images", "without", "severity"), [(20, 9, "note"), (20, 11, "warning"), (6, 5, "note")])
+    def test_images_without_a_label_file_by_share(self, tmp_path, images, without, severity):
+        for number in range(images):
+            path = picture(tmp_path / f"train/images/{number}.jpg")
+            if number >= without:
+                write(tmp_path / f"train/labels/{number}.txt", yolo_line("cat", 1, 1, 5, 5))
+            picture(tmp_path / f"val/images/v{path.name}")
+            write(tmp_path / f"val/labels/v{number}.txt", yolo_line("cat", 1, 1, 5, 5))
+        report = load_detection_dataset(tmp_path).train.report
+        (found,) = [finding for finding in report.findings if finding.kind == "no-label-file"]
+        assert (found.severity, len(found.places)) == (severity, without)
+
+    def test_an_unused_background_is_no_class(self, tmp_path):
+        yaml = "train: images/train\nval: images/val\nnames: [cat, dog, __background__]\n"
+        data = load_detection_dataset(make_yolo(tmp_path, yaml))
+        assert data.categories.names == ("cat", "dog")
+        assert kinds(data)["category-left-out"] == ["__background__"]
+        write(tmp_path / "labels/train/a.txt", "2 0.5 0.5 0.5 0.5\n")
+        assert load_detection_dataset(tmp_path).categories.names == ("cat", "dog", "__background__")
 
     def test_a_class_called_no(self, tmp_path):
         root = make_yolo(tmp_path, "train: images/train\nval: images/val\nnames: [no, on]\n")
@@ -681,6 +727,20 @@ class TestCsv:
         report = check_detection_dataset(root).reports["train"]
         assert str(report.dropped[0]) == "train.csv:9: 'x, 1, 2, 2' not four finite numbers"
 
+    def test_a_comma_in_a_number(self, tmp_path):
+        for name in "ab":
+            picture(tmp_path / f"{name}.jpg")
+        write(tmp_path / "boxes.csv", "filename;class;x;y;w;h\na.jpg;cat;0,5;1;9,25;5\nb.jpg;cat;1;1;5;5,0\n")
+        data = load_detection_dataset(tmp_path)
+        assert sorted(box for part in contents(data).values() for _, boxes in part for box in boxes) == [
+            ("cat", 0.5, 1, 9.25, 5), ("cat", 1, 1, 5, 5)]  # fmt: skip
+
+    def test_a_cell_that_is_too_long(self, tmp_path):
+        root = make_csv(tmp_path)
+        with (root / "train.csv").open("a") as file:
+            file.write(f"\na.jpg,40,20,{'x' * 140_000},1,1,2,2\n")
+        assert faults(root)["annotation-file"] == ["train.csv: field larger than field limit (131072)"]
+
     def test_two_files_of_one_split(self, tmp_path):
         root = make_csv(tmp_path)
         (root / "train2.csv").write_text((root / "train.csv").read_text())
@@ -735,6 +795,43 @@ class TestDatasets:
         datasets.Dataset.from_dict({"image": ["a"], "boxes": [[]]}).save_to_disk(str(tmp_path / "saved"))
         with pytest.raises(ValueError, match=r"needs columns image and objects, it has \['image', 'boxes'\]"):
             load_detection_dataset(tmp_path / "saved")
+
+
+class TestEncodings:
+    """Names are read as they were written, or not at all."""
+
+    FILES = ("boxes.csv", "metadata.jsonl", "classes.txt", "data.yaml")
+
+    def make(self, root: Path, file: str, encoding: str) -> Path:
+        names = ("Käse", "Köse")
+        objects = json.dumps({"bbox": [[1, 1, 5, 5]] * 2, "label": names}, ensure_ascii=False)
+        rows = [f"{image}.jpg,{name},1,1,5,5" for image in "ab" for name in names]
+        texts = {
+            "boxes.csv": "\n".join(["filename,class,x,y,w,h", *rows]),
+            "metadata.jsonl": "\n".join(f'{{"file_name": "{image}.jpg", "objects": {objects}}}' for image in "ab"),
+            "classes.txt": "\r\n".join(names),
+            "data.yaml": f"names: [{', '.join(names)}]\n",
+        }
+        for name in "ab":
+            picture(root / f"{name}.jpg")
+            if file in ("classes.txt", "data.yaml"):
+                write(root / f"{name}.txt", "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5\n")
+        (root / file).write_bytes(texts[file].encode(encoding))
+        return root
+
+    @pytest.mark.parametrize("file", FILES)
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_that_are_marked(self, tmp_path, file, encoding):
+        data = load_detection_dataset(self.make(tmp_path, file, encoding))
+        assert data.categories.names == ("Käse", "Köse")
+
+    @pytest.mark.parametrize("file", FILES)
+    def test_that_would_lose_names(self, tmp_path, file):
+        found = faults(self.make(tmp_path, file, "cp1252"))
+        (places,) = found.values()
+        assert set(found) == {"yolo-yaml" if file == "data.yaml" else "annotation-file"}
+        line = {"boxes.csv": ":2", "data.yaml": ""}.get(file, ":1")
+        assert places[0].startswith(f"{file}{line}: 'utf-8' codec can't decode byte 0xe4")
 
 
 class TestFolder:

@@ -43,7 +43,8 @@ class Coco:
                 findings += _in_file(error.findings, name)
         if findings:
             raise DataError([*findings, *(finding for split in splits.values() for finding in split.findings)])
-        return Reading(splits, [f"{split}: {name}" for split, name in jsons.items()])
+        left = [f"left out beside these: {name}" for name in _jsons(folder) if name not in jsons.values()]
+        return Reading(splits, [*(f"{split}: {name}" for split, name in jsons.items()), *left])
 
 
 def _jsons(folder: Folder) -> list[str]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..coco_json import box_array
 from ..report import DataError, Finding, Place
-from .folder import IMAGE_SUFFIXES, Claims, Folder, split_of
+from .faults import Faults
+from .folder import IMAGE_SUFFIXES, Claims, Folder, demand_text, encoding_of, split_of
 from .raw import (
     Box,
     RawSplit,
@@ -95,7 +96,13 @@ class Csv:
         builders = builders_by_split()
         images = _Images()
         for name in _chosen(_tables(folder)):
-            _read(folder, name, options, builders, images)
+            demand_text(folder.path(name), name)
+            try:
+                _read(folder, name, options, builders, images)
+            except csv.Error as error:
+                faults = Faults()
+                faults.add("annotation-file", as_place(name, detail=str(error)))
+                raise DataError(faults.findings()) from error
         named = {image for _, image in images.rows}
         first = next(iter(builders.values()), SplitBuilder())
         for image in folder.images:
@@ -134,7 +141,7 @@ def _chosen(tables: Sequence[str]) -> list[str]:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of each row that isn't empty."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with path.open(encoding=encoding_of(path), errors="replace", newline="") as file:
         sample = file.read(4096)
         file.seek(0)
         head = sample.split("\n")[0]
@@ -142,7 +149,13 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(file, delimiter=delimiter)
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, [cell.strip() for cell in cells]
+                stripped = [cell.strip() for cell in cells]
+                yield reader.line_num, stripped if delimiter == "," else list(map(_with_a_point, stripped))
+
+
+def _with_a_point(cell: str) -> str:
+    """A number as 12.5, where a table that is not separated by commas may have 12,5."""
+    return cell.replace(",", ".") if re.fullmatch(r"-?\d+,\d+", cell) else cell
 
 
 def _header(path: Path) -> tuple[_Columns, bool] | None:

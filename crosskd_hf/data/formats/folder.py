@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import unicodedata
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import PIL.Image
 
 from ...models.pixels import FORMATS
+from ..report import DataError, Place, found
 
 IMAGE_SUFFIXES = frozenset(suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in FORMATS)
 SPLITS = ("train", "val", "test")
@@ -114,6 +116,48 @@ class Folder:
         if len(ranked) > 1 and _nearness(ranked[0], wanted, near) == _nearness(ranked[1], wanted, near):
             return None, f"may be {ranked[0]} or {ranked[1]}"
         return ranked[0], ""
+
+
+def encoding_of(path: Path) -> str:
+    """UTF-16 for a file that begins with its mark, as PowerShell and Excel write it; otherwise UTF-8."""
+    with path.open("rb") as file:
+        return _encoding(file.read(2))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; what is not text becomes marks of replacement."""
+    content = path.read_bytes()
+    return content.decode(_encoding(content[:2]), "replace").replace("\r\n", "\n")
+
+
+def demand_text(path: Path, called: str) -> None:
+    """Find a file of which names would be read wrongly.
+
+    Args:
+        path: the file.
+        called: what messages call it.
+
+    Raises:
+        DataError: it is not in UTF-8 or UTF-16; with the line.
+    """
+    line = 0
+    try:
+        if encoding_of(path) == "utf-16":
+            path.read_text(encoding="utf-16")
+            return
+        with path.open("rb") as file:
+            for content in file:
+                line += 1
+                content.decode("utf-8")
+    except UnicodeError as error:
+        fix = "save it in UTF-8 (in Excel: CSV UTF-8), so that names are what they were"
+        message = "the file is neither in UTF-8 nor in UTF-16"
+        place = Place(f"{called}:{max(line, 1)}", detail=str(error))
+        raise DataError(found("error", "annotation-file", message, fix, [place])) from error
+
+
+def _encoding(head: bytes) -> str:
+    return "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 class Claims:

@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..coco_json import flag, is_integer
-from ..schema import canonical_field
-from .folder import Claims, Folder, split_of
+from ..schema import canonical_fields
+from .folder import Claims, Folder, demand_text, encoding_of, split_of
 from .raw import Box, Reading, ReadOptions, SplitBuilder, as_place, build_named, builders_by_split, number, whole
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.json")
@@ -37,6 +37,7 @@ class ImageFolder:
         """Read every row of every metadata file."""
         builders, claims = builders_by_split(), Claims()
         for name in _files(folder):
+            demand_text(folder.path(name), name)
             for line, row in _rows(folder, name):
                 _read(folder, name, line, row, options, builders, claims)
         quiet = frozenset({"size-missing", "area-missing", "category-ids"})
@@ -52,11 +53,14 @@ def _files(folder: Folder) -> list[str]:
 
 def _rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row); a line that is no json is a row without anything."""
-    with folder.path(name).open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with folder.path(name).open(encoding=encoding_of(folder.path(name)), errors="replace", newline="") as file:
         if name.endswith(".csv"):
             reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, {str(key): value for key, value in row.items()}
+            try:
+                for row in reader:
+                    yield reader.line_num, {str(key): value for key, value in row.items()}
+            except csv.Error as error:  # such as a cell of more than 131,072 characters
+                yield reader.line_num, {"fault": str(error), "objects": None}
             return
         for line, text in enumerate(file, 1):
             if text.strip():
@@ -99,7 +103,11 @@ def _read(
         size if min(size) > 0 else (0, 0),
         int(image_id) if is_integer(image_id) and image_id is not None else None,
     )
-    objects = _entries(row["objects"]) if "objects" in row else []
+    try:
+        objects = _entries(row["objects"]) if "objects" in row else []
+    except ValueError as error:
+        builder.faults.add("metadata-row", as_place(name, line, str(error)))
+        return
     if objects is None:
         builder.faults.add("metadata-row", as_place(name, line, f"objects: {row['objects']!r}"[:80]))
         return
@@ -121,19 +129,19 @@ def _entries(objects: Any) -> list[dict[str, Any]] | None:
         return []
     if isinstance(objects, list):
         whole_entries = all(isinstance(entry, Mapping) for entry in objects)
-        return (
-            [{canonical_field(key): value for key, value in entry.items()} for entry in objects]
-            if whole_entries
-            else None
-        )
+        return list(map(_canonical, objects)) if whole_entries else None
     if not isinstance(objects, Mapping):
         return None
-    fields = {canonical_field(key): value for key, value in objects.items() if isinstance(value, list)}
+    fields = {key: value for key, value in _canonical(objects).items() if isinstance(value, list)}
     needed = [len(fields.get(key, ())) for key in ("bbox", "category")]
     count = needed[0]
     if needed[0] != needed[1] or any(len(values) not in (0, count) for values in fields.values()):
         return None
     return [{key: values[i] for key, values in fields.items() if values} for i in range(count)]
+
+
+def _canonical(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: entry[key] for field, key in canonical_fields(entry).items()}
 
 
 def _object(builder: SplitBuilder, row: int, entry: dict[str, Any], options: ReadOptions, name: str, line: int) -> None:

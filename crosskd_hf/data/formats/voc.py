@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .folder import Folder, split_of
+from .folder import Folder, demand_text, read_text, split_of
 from .raw import Box, Reading, ReadOptions, SplitBuilder, as_place, build_named, builders_by_split, number, whole
 
 _PASCAL = re.compile(r"(the )?(pascal )?voc ?20\d\d( database)?", re.IGNORECASE)
@@ -79,7 +79,8 @@ def _class_list(folder: Folder) -> list[str]:
     lists = [name for name in folder.files(".txt") if PurePosixPath(name).name in ("classes.txt", "labels.txt")]
     if len(lists) != 1:
         return []
-    text = folder.path(lists[0]).read_text(encoding="utf-8-sig", errors="replace")
+    demand_text(folder.path(lists[0]), lists[0])
+    text = read_text(folder.path(lists[0]))
     return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
@@ -115,7 +116,7 @@ def _set_files(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _of_list(folder: Folder, split: str, name: str, by_stem: dict[str, list[str]]) -> Iterator[_Listed]:
-    text = folder.path(name).read_text(encoding="utf-8-sig", errors="replace")
+    text = read_text(folder.path(name))
     near = PurePosixPath(name).parts
     for line, words in enumerate(map(str.split, text.splitlines()), 1):
         if not words:

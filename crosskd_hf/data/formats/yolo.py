@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from ..report import DataError
+from ..report import DataError, Finding
 from .faults import Faults
-from .folder import IMAGE_SUFFIXES, SPLITS, Folder, split_of
+from .folder import IMAGE_SUFFIXES, SPLITS, Folder, demand_text, encoding_of, read_text, split_of
 from .raw import Box, FileSplit, RawSplit, Reading, ReadOptions, SplitBuilder, as_place, builders_by_split
 
 _BEYOND = 0.1  # of the image's side; boxes may leave their image a little
+_MANY = 20  # images; of fewer, most may be empty
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt", "_darknet.labels")  # the last of Roboflow
 _IMAGE_FOLDERS = ("images", "jpegimages", "img", "imgs")
 _FIXES = {
@@ -116,10 +117,7 @@ def _build(builders: Mapping[str, SplitBuilder], settings: _Yaml, faults: Faults
     for split, builder in builders.items():
         known = raw_ids | {str(number): int(str(number)) for number in builder.classes}
         built: FileSplit = builder.build(known, categories, fractions=True, quiet=_QUIET, fixes=_FIXES)
-        if any(finding.kind == "no-label-file" and len(finding.places) == len(builder) for finding in built.findings):
-            own = Faults()
-            own.add("no-labels", as_place(split, detail=f"{len(builder)} images, such as {built.table.file_names[0]}"))
-            built.findings = own.findings()
+        built.findings = _by_share(built.findings, split, built.table.file_names)
         splits[split] = built
     if splits:
         first = next(iter(splits.values()))
@@ -129,6 +127,23 @@ def _build(builders: Mapping[str, SplitBuilder], settings: _Yaml, faults: Faults
     return splits
 
 
+def _by_share(findings: Sequence[Finding], split: str, images: Sequence[str]) -> list[Finding]:
+    """Images without a label file: a note, unless they are most, or all."""
+    without = next((finding for finding in findings if finding.kind == "no-label-file"), None)
+    if without is None or 2 * len(without.places) <= len(images):
+        return list(findings)
+    own = Faults()
+    if len(without.places) == len(images):
+        own.add("no-labels", as_place(split, detail=f"{len(images)} images, such as {images[0]}"))
+        return own.findings()
+    if len(images) < _MANY:
+        return list(findings)
+    message = f"{len(without.places):,} of {len(images):,} images have no label file: they are taken as empty"
+    fix = "if they have objects, call their label files as the images; an empty .txt says that there are none"
+    told = replace(without, severity="warning", message=message, fix=fix)
+    return [told if finding is without else finding for finding in findings]
+
+
 # ---- data.yaml ----
 
 
@@ -136,7 +151,7 @@ def _yamls(folder: Folder) -> list[str]:
     """Yaml files with classes or splits; those nearest to the root first."""
     found = []
     for name in folder.files(".yaml", ".yml"):
-        text = folder.path(name).read_text(encoding="utf-8-sig", errors="replace")
+        text = read_text(folder.path(name))
         keys = set(re.findall(r"^(names|train|val|nc)\s*:", text, re.MULTILINE))
         if "names" in keys or {"train", "val"} <= keys:
             found.append(name)
@@ -144,29 +159,42 @@ def _yamls(folder: Folder) -> list[str]:
 
 
 def _settings(folder: Folder, faults: Faults) -> _Yaml:
-    yamls = _yamls(folder)
-    if not yamls:
+    name = _chosen(_yamls(folder))
+    if name is None:
         return _Yaml(None, _names_of_file(folder), {})
-    name = yamls[0]
     path = folder.path(name)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding=encoding_of(path))
         content = yaml.load(text, Loader=yaml.BaseLoader)  # texts alone: a class may be called `no`
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         mark = getattr(error, "problem_mark", None)
         faults.add("yolo-yaml", as_place(name, None if mark is None else mark.line + 1, str(error).split("\n")[0]))
         raise DataError(faults.findings()) from error
     if not isinstance(content, dict):
         faults.add("yolo-yaml", as_place(name, 1, f"it holds a {type(content).__name__}"))
         raise DataError(faults.findings())
-    return _of_yaml(path, name, content, faults, _names_of_file(folder))
+    return _of_yaml(path, name, content, faults, folder)
 
 
-def _of_yaml(path: Path, name: str, content: dict[str, Any], faults: Faults, others: dict[int, str]) -> _Yaml:
-    names = _class_names(content.get("names"))
+def _chosen(yamls: Sequence[str]) -> str | None:
+    """The one that counts: nearest to the root, and called data if there are others beside it."""
+    if not yamls:
+        return None
+    first, *others = [PurePosixPath(name) for name in yamls]
+    rivals = [other for other in others if len(other.parts) == len(first.parts)]
+    if any(other.parent != first.parent for other in rivals) or (rivals and first.stem != "data"):
+        places = tuple(as_place(str(path)) for path in (first, *rivals))
+        fix = "give the path of one of them; or a list of several, which are joined by the names of their classes"
+        raise DataError([Finding("error", "several-files", "several yaml files name classes or splits", fix, places)])
+    return str(first)
+
+
+def _of_yaml(path: Path, name: str, content: dict[str, Any], faults: Faults, folder: Folder) -> _Yaml:
+    names = _class_names(content.get("names"), path)
     if names is None:
         faults.add("yolo-yaml", as_place(name, _line(path, "names"), f"names: {content['names']!r}"[:80]))
         raise DataError(faults.findings())
+    others = {} if names else _names_of_file(folder)
     count = str(content.get("nc") or "")
     if not names and count.isdigit():
         names = others or {number: str(number) for number in range(int(count))}
@@ -182,10 +210,13 @@ def _of_yaml(path: Path, name: str, content: dict[str, Any], faults: Faults, oth
     return _Yaml(path, names or others, splits, str(content.get("path") or ""), keypoints)
 
 
-def _class_names(given: Any) -> dict[int, str] | None:
-    """Number -> name; empty if nothing is given, None if it is of no known form."""
+def _class_names(given: Any, file: Path) -> dict[int, str] | None:
+    """Number -> name; empty if nothing is given, None if it is of no known form, or a file that isn't there."""
     if not given:
         return {}
+    if isinstance(given, str) and given.lower().endswith((".txt", ".names")):  # a file, as of Darknet
+        listed = _existing(given, [file.parent, file.parent.parent])
+        return None if listed is None else _lines(listed, listed.name)
     if isinstance(given, str):
         given = [part.strip() for part in given.strip("[]").split(",")]
     if isinstance(given, list):
@@ -200,12 +231,18 @@ def _names_of_file(folder: Folder) -> dict[int, str]:
     files = [
         name for name in folder.files(".txt", ".names", ".labels") if PurePosixPath(name).name.lower() in _NAME_FILES
     ]
-    texts = {folder.path(name).read_text(encoding="utf-8-sig", errors="replace").strip() for name in files}
-    return dict(enumerate(map(str.strip, texts.pop().splitlines()))) if len(texts) == 1 else {}
+    texts = {read_text(folder.path(name)).strip() for name in files}
+    return _lines(folder.path(files[0]), files[0]) if len(texts) == 1 else {}
+
+
+def _lines(path: Path, called: str) -> dict[int, str]:
+    """Number -> name of a file with a name a line."""
+    demand_text(path, called)
+    return dict(enumerate(map(str.strip, read_text(path).strip().splitlines())))
 
 
 def _line(path: Path, key: str) -> int | None:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_text(path).splitlines()
     return next((number for number, line in enumerate(lines, 1) if line.startswith(key)), None)
 
 
@@ -267,7 +304,7 @@ def _of_entry(split: str, path: Path, folder: Folder, bases: list[Path]) -> Iter
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         yield split, path, None
     else:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        text = read_text(path)
         for line, name in enumerate(map(str.strip, text.splitlines()), 1):
             if name:
                 image = _existing(name, [path.parent, *bases])
@@ -284,7 +321,7 @@ def _darknet_lists(folder: Folder) -> list[tuple[str, Path]]:
         stem = PurePosixPath(name).stem.lower()
         if stem not in ("train", "val", "valid", "validation", "test"):
             continue
-        with folder.path(name).open(encoding="utf-8-sig", errors="replace") as file:
+        with folder.path(name).open(encoding=encoding_of(folder.path(name)), errors="replace") as file:
             first = file.readline().strip()
         if PurePosixPath(first).suffix.lower() in IMAGE_SUFFIXES:
             found.append((split_of(stem) or "all", folder.path(name)))
@@ -339,7 +376,7 @@ def _label_files(folder: Folder) -> list[str]:
 
 
 def _looks_like_labels(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with path.open(encoding=encoding_of(path), errors="replace") as file:
         words = file.readline().replace(",", " ").split()
     return len(words) >= 5 and all(math.isfinite(_float(word)) for word in words[1:])
 
@@ -368,7 +405,7 @@ def _is_of_an_image(folder: Folder, label: str) -> bool:
 
 def _read_labels(builder: SplitBuilder, row: int, label: Path, root: Path, settings: _Yaml) -> None:
     name = _relative(label, root)
-    text = label.read_text(encoding="utf-8-sig", errors="replace")
+    text = read_text(label)
     for line, words in enumerate(map(str.split, text.splitlines()), 1):
         if not words:
             continue
