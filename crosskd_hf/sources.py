@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -70,14 +71,46 @@ def _folders(parent: Path) -> list[Path]:
     return [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
 
 
-def _check_hub(name: str, revision: str | None) -> None:
-    if constants.HF_HUB_OFFLINE or huggingface_hub.try_to_load_from_cache(name, CONFIG, revision=revision) is not None:
-        return  # from_pretrained looks into the cache, without retries
+@contextmanager
+def asking_the_hub(what: str, way_out: str) -> Iterator[None]:
+    """Inside of it, whatever the Hub's client raises becomes one sentence.
+
+    Args:
+        what: What was asked for, and of what option, as the beginning of the sentence.
+        way_out: What to do without it, as sentences.
+
+    Raises:
+        OSError: The Hub doesn't answer, or refuses.
+    """
     try:
+        yield
+    except Exception as error:  # of the Hub, of its client of the day, of the network: each has classes of its own
+        raise OSError(
+            f"{what}; the Hub's client says {type(error).__name__}: {first_line(error)}. {way_out}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "").rstrip(".")
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    try:
+        if huggingface_hub.try_to_load_from_cache(name, CONFIG, revision=revision) is not None:
+            return  # from_pretrained looks into the cache, without retries
+        if constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError(
+                f"{name!r} is no folder here and not in the cache of the Hub ({constants.HF_HUB_CACHE}), and "
+                "HF_HUB_OFFLINE=1 keeps the Hub from being asked. Correct the name, or fetch it where there is a "
+                f"network: hf download {name}."
+            )
         found = huggingface_hub.file_exists(name, CONFIG, revision=revision)
         missing = f"has no {CONFIG}" if not found else ""
+    except FileNotFoundError:
+        raise
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError, GatedRepoError) as error:
-        missing = f"can't be read ({str(error).splitlines()[0]})"
+        missing = f"can't be read ({first_line(error)})"
     except Exception as error:  # whatever the client of the day raises without a network
         raise OSError(
             f"{name!r} is no folder here, and the Hub doesn't answer ({type(error).__name__}). Correct the folder's "

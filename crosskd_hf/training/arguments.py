@@ -256,13 +256,21 @@ def check_metrics(args: CrossKDConfig, compute_metrics: object, preprocess: obje
         )
 
 
-def check_checkpointing(args: CrossKDConfig) -> None:
-    """Raise `ValueError` for a checkpointing that the gradients of a distillation can't be taken through."""
+def check_checkpointing(args: CrossKDConfig, distils: bool) -> None:
+    """Raise `ValueError` for a checkpointing that the gradients of a distillation can't be taken through.
+
+    `TrainingArguments` keeps the older names of the options equal to the newer ones, `activation_checkpointing`.
+    """
     kwargs: Mapping[str, Any] = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and kwargs.get("use_reentrant") and args.check_first_step:
+    if args.gradient_checkpointing and kwargs.get("use_reentrant") and distils and args.check_first_step:
         raise ValueError(
             "Reentrant checkpointing can't be differentiated twice, as the check of the first update does: leave "
             "gradient_checkpointing_kwargs={'use_reentrant': False}, or set check_first_step=False."
+        )
+    if kwargs and not args.gradient_checkpointing:
+        raise ValueError(
+            f"gradient_checkpointing_kwargs={kwargs} would have no effect without gradient_checkpointing=True: leave "
+            "it out, or set that."
         )
 
 

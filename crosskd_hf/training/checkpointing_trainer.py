@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.class_names import class_names
 from ..inference.precision import as_stored, widen
+from ..sources import asking_the_hub
 from . import checkpoints, layout, provenance, resumption, run_folder, saving, termination, upstream
 from .attempts import StartingPoint
 from .coco_trainer import CocoTrainer
@@ -283,6 +284,21 @@ class CheckpointingTrainer(CocoTrainer):
 
     # ---- Hub ----
 
+    def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
+        """As of `Trainer`, which makes the repository when it is built with `push_to_hub`.
+
+        Raises:
+            OSError: It can't be made or reached.
+        """
+        folder = Path(self.args.output_dir)
+        name = self.args.hub_model_id or folder.absolute().name
+        with asking_the_hub(
+            f"The repository {name!r} (push_to_hub, hub_model_id) can't be made or reached on the Hub",
+            "Log in by `hf auth login` or give hub_token, and look at the name and the network; or train without "
+            f"push_to_hub and push what is in {folder} afterwards, by trainer.push_to_hub().",
+        ):
+            super().init_hf_repo(token, **kwargs)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -314,7 +330,11 @@ class CheckpointingTrainer(CocoTrainer):
         options: dict[str, Any] = {"repo_id": str(self.hub_model_id), "folder_path": self.args.output_dir}
         options |= {"commit_message": commit_message, "token": token, "run_as_future": not blocking}
         options["revision"] = self.args.hub_revision if revision is None else revision
-        return HfApi().upload_folder(**options, ignore_patterns=saving.LOCAL)
+        with asking_the_hub(
+            f"The student could not be uploaded to {self.hub_model_id}",
+            f"Nothing is lost, all of it lies in {self.args.output_dir}: call push_to_hub() once more.",
+        ):
+            return HfApi().upload_folder(**options, ignore_patterns=saving.LOCAL)
 
     def create_model_card(
         self,

@@ -87,7 +87,7 @@ class CocoTrainer(EvaluatingTrainer):
         arguments.check_data(train_dataset, eval_dataset, args)
         arguments.check_metrics(args, compute_metrics, preprocess_logits_for_metrics)
         arguments.check_optimizer(optimizer_cls_and_kwargs, optimizers, model_init)
-        ineffective.refuse_beside_given(args, optimizers)
+        ineffective.refuse_beside_given(args, optimizers, optimizer_cls_and_kwargs)
         student = _laid_out(bare_model(model), args)
         check_classes(student, train_dataset, eval_dataset, data_collator is None)
         if train_dataset is not None:
@@ -153,13 +153,13 @@ class CocoTrainer(EvaluatingTrainer):
             return spare_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As of `Trainer`, without augmentation."""
-        with self._collating(self._eval_collator):
+        """As of `Trainer`, without augmentation and of every image."""
+        with self._evaluating():
             return spare_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As of `Trainer`, without augmentation."""
-        with self._collating(self._eval_collator):
+        """As of `Trainer`, without augmentation and of every image."""
+        with self._evaluating():
             return spare_workers(super().get_test_dataloader(test_dataset))
 
     def _fitting(self, collator: Any) -> Any:
@@ -174,6 +174,16 @@ class CocoTrainer(EvaluatingTrainer):
             yield
         finally:
             self.data_collator = training_collator
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Inside of it `Trainer` makes loaders of evaluation; it would leave out their last batch with `drop_last`."""
+        given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            with self._collating(self._eval_collator):
+                yield
+        finally:
+            self.args.dataloader_drop_last = given
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
 import os
 import shlex
 import sys
@@ -23,6 +22,7 @@ from ..files import without_folders
 from ..inference.speed import Speed
 from . import ineffective, upstream
 from .moved import tell_of_moved_options
+from .ranges import check_numbers
 from .schedules import SCHEDULES, WARMUP_STARTS, Schedule, default_warmup, parse_factors
 
 logger = logging.getLogger(__name__)
@@ -205,8 +205,8 @@ class CrossKDConfig(TrainingArguments):
         super().__post_init__()
         for name in of_schedule if self.schedule else ():
             setattr(self, name, None)
-        if self.accelerator_config.dispatch_batches is None:
-            self.accelerator_config.dispatch_batches = False
+        ineffective.refuse_spreading(self.accelerator_config)
+        self.accelerator_config.dispatch_batches = False
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # they'd take a rising AP for a bad sign
             mode = "max" if self.greater_is_better else "min"
             given: dict[str, Any] = self.lr_scheduler_kwargs or {}  # type: ignore[has-type]
@@ -271,6 +271,7 @@ class CrossKDConfig(TrainingArguments):
                 setattr(self, name, value)
 
     def _check(self) -> None:
+        check_numbers(self)
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}, or None for optim and "
@@ -299,10 +300,6 @@ class CrossKDConfig(TrainingArguments):
 
     def _check_rates(self) -> None:
         """What changes a schedule needs one; what changes the rate of the same parameters can't be given twice."""
-        for name in ("learning_rate", "backbone_lr", "weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: give a number of at least 0 that is finite.")
         defaults = {"bias_lr_factor": 1.0, "bias_weight_decay": None, "decay_epochs": None, "warmup_kind": None}
         changed = [name for name, default in defaults.items() if getattr(self, name) != default]
         if self.schedule is None and changed:

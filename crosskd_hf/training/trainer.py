@@ -93,8 +93,7 @@ class CrossKDTrainer(UpdateTrainer):
         arguments.check_own_loss(type(self).compute_loss)
         student = arguments.check_student(self._first_model(model, model_init, args.seed))
         teacher = None if teacher_model is None else arguments.check_teacher(teacher_model)
-        if teacher is not None:
-            arguments.check_checkpointing(args)
+        arguments.check_checkpointing(args, teacher is not None)
         if args.should_save:
             run_folder.make(Path(args.output_dir))
         self._loss_func = compute_loss_func  # `Trainer` would take what it returns for the loss of a whole update
@@ -175,7 +174,8 @@ class CrossKDTrainer(UpdateTrainer):
 
     def _set_teacher(self, teacher: arguments.Teacher, processor: BaseImageProcessor | None) -> None:
         if not isinstance(teacher, PreTrainedModel):
-            teacher, found = load_teacher(teacher, self.args.teacher_revision, self.args.teacher_trust_remote_code)
+            options = self.args.teacher_revision, self.args.teacher_trust_remote_code
+            teacher, found = load_teacher(teacher, *options, with_processor=processor is None)
             processor = processor or found
         arguments.check_apart(self.model, teacher)
         check_width(teacher, "teacher")

@@ -76,6 +76,7 @@ OVERRIDDEN = (
     Hook(
         "push_to_hub", "commit_message blocking token revision ...", "settings and pictures of the data that stay here"
     ),
+    Hook("init_hf_repo", "token ...", "one sentence for a Hub that doesn't answer"),
     Hook("save_model", "output_dir _internal_call", "the model card, and averaged weights"),
     Hook(
         "create_model_card",
@@ -177,7 +178,7 @@ def _method_faults(trainer: type) -> Iterator[str]:
             continue
         found = " ".join(list(inspect.signature(method).parameters)[1:])
         expected, more, _ = hook.parameters.partition(" ...")
-        if not (found.startswith(f"{expected} ") if more else found == expected):
+        if not (f"{found} ".startswith(f"{expected} ") if more else found == expected):
             yield f"Trainer.{hook.name} takes ({found}), not ({hook.parameters}) ({hook.purpose})"
         if hook.name not in CALLED_BY_USERS and not _is_known(trainer, hook.name):
             yield f"Trainer doesn't call {hook.name} any more ({hook.purpose})"

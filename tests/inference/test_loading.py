@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeformableDetrImageProcessor, PreTrainedModel
 
-from crosskd_hf.inference.loading import load_detector
+from crosskd_hf.inference.loading import _has_no_processor, _load_whole, load_detector, load_teacher
+from crosskd_hf.sources import asking_the_hub
 from tests.tiny_run import SIZE, make_deformable_detr, make_detector, processor
 
 Weights = dict[str, Tensor]
@@ -71,3 +73,32 @@ def test_classes_that_are_not_those_of_the_outputs(tmp_path: Path) -> None:
         ValueError, match=r"The model's head has 4 outputs, .*It leaves out 3: .*numbers of outputs, 0 to 3"
     ):
         load_detector(folder)
+
+
+def test_an_image_processor_that_cannot_be_read(tmp_path: Path) -> None:
+    """A teacher went on with the student's pixels, as if it had none."""
+    file = saved(make_detector(1), tmp_path) / "preprocessor_config.json"
+    file.write_text('{"image_processor_type": "Detection')
+    with pytest.raises(OSError, match=r"image processor of .* can't be read .*give the image processor itself"):
+        load_teacher(tmp_path)
+    assert load_teacher(tmp_path, with_processor=False)[1] is None
+    file.unlink()
+    assert load_teacher(tmp_path)[1] is None
+
+
+def test_what_is_not_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline: a model, its weights, or its image processor alone."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="'owner/name' is no .*not in the cache .*HF_HUB_OFFLINE=1"):
+        load_teacher("owner/name")
+    with pytest.raises(OSError, match="The model 'owner/name' can't be fetched from the Hub .*hf download owner/name"):
+        _load_whole("owner/name", {})
+    assert not _has_no_processor("owner/name", "main")
+
+
+def test_a_hub_that_does_not_answer_is_told_in_one_sentence() -> None:
+    with (
+        pytest.raises(OSError, match=r"^No 'x' here; the Hub's client says KeyError: 'no'\. Log in\.$"),
+        asking_the_hub("No 'x' here", "Log in."),
+    ):
+        raise KeyError("no")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
@@ -617,3 +618,34 @@ def test_one_line_tells_the_images_of_an_update(
     monkeypatch.setenv("MASTER_PORT", "29500")  # as accelerate launch --cpu --num_processes 2 sets them
     build(folder, tmp_path, args=changes | {"schedule": None}).train()
     assert "accumulation); for several processes on CPUs: torchrun --nproc_per_node N" in caplog.text
+
+
+def test_kwargs_of_a_checkpointing_that_is_off(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gradient_checkpointing_kwargs=.* would have no effect without"):
+        build(folder, tmp_path, args={"gradient_checkpointing_kwargs": {"use_reentrant": False}})
+
+
+def test_evaluation_leaves_out_no_image(folder: Path, tmp_path: Path) -> None:
+    """`dataloader_drop_last` is for training; the first evaluation stopped the run for the images of its last batch."""
+    trainer = build(folder, tmp_path, args={"dataloader_drop_last": True, "per_device_eval_batch_size": 3})
+    assert len(trainer.get_train_dataloader()) == 1
+    assert trainer.evaluate()["eval_map"] == build(folder, tmp_path).evaluate()["eval_map"]
+    assert len(trainer.predict(trainer.eval_dataset).predictions) == 5
+
+
+def test_a_hub_that_does_not_answer(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told when the trainer is built, in one sentence; at the end nothing is lost."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("[Errno -2] Name or service not known\nmore")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    words = r"The repository 'me/x' .*can't be made or reached .*service not known\. Log in .*without push_to_hub"
+    with pytest.raises(OSError, match=words):
+        build(folder, tmp_path, args={"push_to_hub": True, "hub_model_id": "me/x"})
+    trainer = build(folder, tmp_path)
+    trainer.hub_model_id = "me/x"
+    with pytest.raises(OSError, match="could not be uploaded to me/x; .*Nothing is lost"):
+        trainer.push_to_hub()
+    assert (tmp_path / "run/model.safetensors").is_file()

@@ -11,7 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from crosskd_hf.distillation import KD, PKD, CrossKD, Method, MethodConfig
@@ -55,6 +57,31 @@ def test_memory_is_pinned_for_accelerators_only(tmp_path: Path) -> None:
     args = CrossKDConfig(str(tmp_path), report_to="none")
     assert args.dataloader_pin_memory is (args.device.type != "cpu")
     assert CrossKDConfig(str(tmp_path), report_to="none", dataloader_pin_memory=True).dataloader_pin_memory is True
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "needed"),
+    [
+        ({"num_train_epochs": 0}, "num_train_epochs", "a number above 0"),
+        ({"num_train_epochs": float("nan")}, "num_train_epochs", "a number above 0"),
+        ({"seed": -1}, "seed", "a whole number from 0 to 4294967295"),
+        ({"data_seed": 2**32}, "data_seed", "a whole number from 0"),
+        ({"logging_steps": float("nan")}, "logging_steps", "a number above 0"),
+        ({"save_strategy": "steps", "save_steps": 0}, "save_steps", "a number above 0"),
+        ({"eval_strategy": "steps", "eval_steps": -5}, "eval_steps", "a number above 0"),
+        ({"save_total_limit": -1}, "save_total_limit", "a whole number of at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(tmp_path: Path, options: dict[str, Any], name: str, needed: str) -> None:
+    """Some failed late, after the first update or evaluation; others trained nothing, or saved nothing."""
+    with pytest.raises(ValueError, match=f"^{name}={options[name]} is out of range: give {needed}"):
+        config(tmp_path, **options)
+
+
+def test_numbers_that_nothing_reads_may_be_anything(tmp_path: Path) -> None:
+    args = config(tmp_path, max_steps=2, num_train_epochs=0, save_strategy="no", save_steps=0, logging_strategy="epoch")
+    assert (args.max_steps, args.save_total_limit) == (2, None)
+    assert config(tmp_path, per_device_train_batch_size=np.int64(4), save_total_limit=0).train_batch_size == 4
 
 
 class MineMethod(Method):
@@ -183,6 +210,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "eval_accumulation_steps": 2,
     "length_column_name": "width",
     "parallelism_config": {"tp_size": 2},
+    "label_names": ["label"],
     "train_sampling_strategy": "group_by_length",
 }
 
@@ -219,7 +247,25 @@ BESIDE_A_SCHEDULE: dict[str, Any] = {
 def test_a_schedule_takes_no_other_optimiser(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} would have no effect beside schedule='1x'"):
         config(tmp_path, schedule="1x", **{name: value})
-    assert getattr(config(tmp_path, **{name: value}), name) == value
+    reader = {"optim_args": "sgd", "optim_target_modules": "galore_adamw"}.get(name)
+    options = {name: value} if reader is None else {name: value, "optim": reader}
+    assert getattr(config(tmp_path, **options), name) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "unread"),
+    [
+        ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1 would have no effect beside optim='sgd'"),
+        ({"optim": "adafactor", "adam_epsilon": 1e-6, "adam_beta2": 0.9}, "adam_beta2, adam_epsilon would have"),
+        ({"optim_args": "momentum=0.9"}, "optim_args would have no effect beside optim='adamw_torch"),
+        ({"optim": "adamw_torch", "optim_target_modules": ["head"]}, "optim_target_modules would have no effect"),
+    ],
+)
+def test_settings_of_an_optimiser_that_is_not_chosen_are_refused(
+    tmp_path: Path, options: dict[str, Any], unread: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{unread}"):
+        config(tmp_path, **options)
 
 
 def test_even_their_defaults_are_not_taken_where_they_are_given(tmp_path: Path) -> None:
@@ -234,6 +280,14 @@ def test_even_their_defaults_are_not_taken_where_they_are_given(tmp_path: Path) 
         ({"schedule": "1x"}, (None, object()), "schedule='1x' would have no effect"),
         ({"backbone_lr": 1e-5}, (object(), None), "backbone_lr would have no effect"),
         ({"schedule": "1x", "bias_lr_factor": 2.0}, (object(), None), "bias_lr_factor would have no effect"),
+        ({"adam_beta1": 0.5}, (object(), None), "adam_beta1 would have no effect beside the optimiser"),
+        ({"optim": "sgd"}, (object(), None), "optim would have no effect beside the optimiser"),
+        (
+            {"lr_scheduler_type": "cosine"},
+            (None, object()),
+            "lr_scheduler_type would have no effect beside",
+        ),
+        ({"lr_scheduler_type": "cosine"}, (object(), None), None),
         ({"schedule": "1x"}, (object(), None), None),
         ({"schedule": "1x", "backbone_lr": 1e-5}, (None, None), None),
     ],
@@ -244,6 +298,12 @@ def test_what_a_given_optimiser_does_not_read_is_refused(
     args = config(tmp_path, **options)
     with nullcontext() if message is None else pytest.raises(ValueError, match=message):
         ineffective.refuse_beside_given(args, given)
+
+
+def test_what_a_given_kind_of_optimiser_does_not_read_is_refused(tmp_path: Path) -> None:
+    kind = (torch.optim.SGD, {"lr": 0.1})
+    with pytest.raises(ValueError, match="adam_beta1 would have no effect beside the optimiser"):
+        ineffective.refuse_beside_given(config(tmp_path, adam_beta1=0.5), (None, None), kind)
 
 
 def test_a_copy_of_the_arguments_is_equal(tmp_path: Path) -> None:
@@ -266,9 +326,46 @@ def test_a_copy_of_the_arguments_is_equal(tmp_path: Path) -> None:
         ({"lr_factors": ["backbone=0.1"], "backbone_lr": 1e-5}, "both set the learning rate of the backbone"),
         ({"lr_factors": ["backbone"]}, "give NAME=FACTOR"),
         ({"nonfinite": "ignore"}, "choose 'stop' or 'skip'"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan: give a number of at least 0 that is finite"),
-        ({"backbone_lr": -1e-4}, "backbone_lr=-0.0001: give a number"),
-        ({"weight_decay": float("inf")}, "weight_decay=inf: give a number"),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate=nan is out of range: give a number of at least 0 that is finite",
+        ),
+        ({"backbone_lr": -1e-4}, "backbone_lr=-0.0001 is out of range: give a number"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf is out of range: give a number"),
+        (
+            {"learning_rate": "1e-4"},
+            "learning_rate='1e-4' is no number: give .*YAML file takes 1e-4 for a text",
+        ),
+        (
+            {"per_device_train_batch_size": 0},
+            "per_device_train_batch_size=0 is out of range: give a whole number of at least 1",
+        ),
+        (
+            {"per_device_eval_batch_size": -1},
+            "per_device_eval_batch_size=-1 is out of range: give a whole number of at least 1",
+        ),
+        (
+            {"gradient_accumulation_steps": 0},
+            "gradient_accumulation_steps=0 is out of range: give a whole number of at least 1",
+        ),
+        (
+            {"gradient_accumulation_steps": 1.5},
+            "gradient_accumulation_steps=1.5 is out of range: give a whole number of at least 1",
+        ),
+        (
+            {"max_steps": 0},
+            "max_steps=0 is out of range: give a whole number of at least 1, or -1 for num_train_epochs",
+        ),
+        (
+            {"dataloader_num_workers": -1},
+            "dataloader_num_workers=-1 is out of range: give a whole number of at least 0",
+        ),
+        ({"dataloader_in_order": False}, "would leave the order of batches to chance"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches=True would make an update of fewer images"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True would merge the labels"),
+        ({"accelerator_config": {"even_batches": False}}, "even_batches=False would let a process with fewer images"),
+        ({"optim": "galore_adamw_layerwise"}, "moves each weight within the backward pass"),
+        ({"optim": "adalomo"}, "optim='adalomo' moves each weight within the backward pass"),
         ({"ema_decay": 1.0}, "must lie between 0 and 1"),
         ({"eval_threshold": 1.5}, "must lie in"),
         ({"remove_unused_columns": True}, "would drop the image"),
