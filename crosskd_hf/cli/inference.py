@@ -86,6 +86,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from ..inference.evaluation import evaluate, evaluate_data, table
     from ..inference.loading import load_detector
 
+    if arguments.json is not None:
+        _demand_writable(arguments.json)
     source, names = data_source(arguments), ("batch_size", "workers", "max_detections")
     options = {**_speed(arguments), **{name: getattr(arguments, name) for name in names}}
     if source:
@@ -101,6 +103,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         arguments.json.write_text(strict_json(metrics, indent=2) + "\n")
     return 0
+
+
+def _demand_writable(path: Path) -> None:
+    """Find out before hours of evaluation whether its result can be written; folders that are missing are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a"):
+        pass
+    if is_new:
+        path.unlink()
 
 
 def _predict(arguments: argparse.Namespace) -> int:

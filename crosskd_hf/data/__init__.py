@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy import from_modules
 
 if TYPE_CHECKING:
+    from .albumentations_adapter import Albumentations
     from .categories import CategoryMap
     from .collators import DetectionCollator
     from .dataset import DetectionData, load_coco, load_objects
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .transforms import KeepSize, TrainTransform
 
 __all__ = [
+    "Albumentations",
     "AspectRatioSampler",
     "CategoryMap",
     "DataError",
@@ -38,6 +40,7 @@ __all__ = [
 __getattr__ = from_modules(
     __name__,
     {
+        "Albumentations": ".albumentations_adapter",
         "AspectRatioSampler": ".sampling",
         "CategoryMap": ".categories",
         "DataError": ".report",

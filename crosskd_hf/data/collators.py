@@ -16,10 +16,19 @@ from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor
 
 from ..models.pixels import PixelRange
+from .albumentations_adapter import Albumentations
 from .compact import CompactPixels, compact_pixels, stacked
 from .images import open_image
 from .schema import demand_classes, demand_example
-from .transforms import Record, clean_objects, finish_record, select_objects, undone_resizes
+from .transforms import (
+    Record,
+    clean_objects,
+    demand_transform,
+    finish_record,
+    is_of_albumentations,
+    select_objects,
+    undone_resizes,
+)
 
 logger = logging.getLogger(__name__)
 LEAST_SIDE = 1  # px of a box that is trained on
@@ -31,7 +40,8 @@ class DetectionCollator:
     Args:
         image_processor: resizes, normalises and pads; it is given images only, so that labels are right with every
             processor: boxes are relative to the unpadded image.
-        transform: on a `Record`, e.g. `TrainTransform()` or torchvision's v2 transforms. None for evaluation.
+        transform: on a `Record`, e.g. `TrainTransform()` or torchvision's v2 transforms; or an `A.Compose` of
+            Albumentations with `bbox_params`. None for evaluation.
             `finish_record` tells what it may return. The processor resizes what leaves it, unless a `TrainTransform`
             with `shortest_edges` or a `KeepSize` in it says that the size is final.
         num_classes: K of the model that learns from the labels; None: they are not checked.
@@ -47,6 +57,9 @@ class DetectionCollator:
         num_classes: int | None = None,
         compact: bool = False,
     ):
+        if is_of_albumentations(transform):
+            transform = Albumentations(transform)
+        demand_transform(transform)
         undone = undone_resizes(transform)
         if undone and getattr(image_processor, "do_resize", True):
             logger.warning(
@@ -159,9 +172,17 @@ def is_trained_on(objects: Mapping[str, Any]) -> Tensor:
     MMDetection's rule, too, is that both sides of the box and its area have to be positive, the sides at least 1 px.
     """
     sides = np.array(objects["bbox"], dtype=np.float64).reshape(-1, 4)[:, 2:]
-    crowd, ignore = (np.array(objects.get(key) or [0] * len(sides)) for key in ("iscrowd", "ignore"))
-    area = np.array(objects["area"], dtype=np.float64)
-    return torch.from_numpy((crowd == 0) & (ignore == 0) & (area > 0) & (sides >= LEAST_SIDE).all(1))
+    crowd, ignore = (
+        np.zeros(len(sides), dtype=bool) if objects.get(key) is None else np.array(objects[key], dtype=bool)
+        for key in ("iscrowd", "ignore")
+    )
+    return torch.from_numpy(~crowd & ~ignore & (_areas(objects, sides) > 0) & (sides >= LEAST_SIDE).all(1))
+
+
+def _areas(objects: Mapping[str, Any], sides: Any) -> Any:
+    """(n,) px; width x height of an object without one."""
+    areas = np.array(objects["area"], dtype=np.float64)
+    return np.where(np.isnan(areas), sides.prod(1), areas)
 
 
 def make_record(example: Mapping[str, Any], pixel_range: PixelRange = None) -> Record:
@@ -169,13 +190,14 @@ def make_record(example: Mapping[str, Any], pixel_range: PixelRange = None) -> R
     image = F.pil_to_tensor(open_image(example["image"], (example["width"], example["height"]), pixel_range))
     objects = example["objects"]
     boxes = torch.from_numpy(np.array(objects["bbox"], dtype=np.float32).reshape(-1, 4))
+    areas = _areas(objects, boxes[:, 2:].numpy())
     boxes[:, 2:] += boxes[:, :2]
     return Record(
         image=tv_tensors.Image(image),
         boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.shape[1], image.shape[2])),
         labels=torch.as_tensor(objects["category"], dtype=torch.int64),
-        area=torch.as_tensor(objects["area"], dtype=torch.float32),
-        iscrowd=torch.as_tensor(objects["iscrowd"], dtype=torch.int64),
+        area=torch.as_tensor(areas, dtype=torch.float32),
+        iscrowd=torch.as_tensor([bool(crowd) for crowd in objects["iscrowd"]], dtype=torch.int64),
         id=torch.as_tensor(objects["id"], dtype=torch.int64),
     )
 
@@ -185,7 +207,7 @@ def _labels(record: Record, example: Mapping[str, Any], pixels: int) -> dict[str
     height, width = record["image"].shape[-2:]
     boxes = box_convert(record["boxes"].as_subclass(Tensor), "xyxy", "cxcywh")
     return {
-        "class_labels": record["labels"],
+        "class_labels": record["labels"].long(),
         "boxes": boxes / torch.tensor([width, height, width, height], dtype=torch.float32),
         "area": record["area"] * (pixels / (height * width)),
         "iscrowd": record["iscrowd"],

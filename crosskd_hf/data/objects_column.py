@@ -9,13 +9,15 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from .box_formats import to_xywh
 from .categories import CategoryMap
+from .check_boxes import JudgedBoxes
 from .class_names import are_placeholders
 from .coco_json import Bools, CocoTable, Floats, Ints, box_array, flag, float_array, rotation_fields, rotations_of
 from .report import DataError, Finding, Place, found
-from .schema import canonical_fields, class_label, is_class
+from .schema import FIELDS, canonical_fields, class_label, is_class
 
 
 def table_of_objects(
@@ -120,15 +122,21 @@ def _entries(row: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 def _demand_one_length(rows: Sequence[Mapping[str, list[Any]]]) -> None:
     """Raise a DataError if an image has more boxes than categories or the like, which would shift all later objects."""
-    places = []
+    odd = []
     for number, row in enumerate(rows):
         needed = {key: len(row[key]) for key in ("bbox", "category")}
         optional = {key: len(row[key]) for key in ("area", "iscrowd", "id") if row.get(key)}
         if len({*needed.values(), *optional.values()}) > 1:
-            places.append(Place(f"row {number}", detail=str(needed | optional)))
-    if places:
-        message, fix = "an image's objects have lists of different lengths", "give every object one entry in each list"
-        raise DataError(found("error", "objects-length", message, fix, places))
+            odd.append((number, needed | optional))
+    if odd:
+        raise DataError(_shifted(odd))
+
+
+def _shifted(rows: Sequence[tuple[int, Mapping[str, int]]]) -> list[Finding]:
+    """Rows with more entries in one list than in another."""
+    message, fix = "an image's objects have lists of different lengths", "give every object one entry in each list"
+    places = [Place(f"row {number}", detail=str(dict(counts))) for number, counts in rows]
+    return found("error", "objects-length", message, fix, places)
 
 
 def _class_label(objects: Any) -> datasets.ClassLabel | None:
@@ -168,6 +176,33 @@ def _crowds(rows: Sequence[Mapping[str, list[Any]]], count: int) -> Bools:
     """Which of all `count` objects are crowd regions; none where the data set has no such field."""
     values = [value for row in rows for value in row.get("iscrowd") or ()]
     return np.array([flag(value) for value in values] if len(values) == count else [False] * count, dtype=bool)
+
+
+def judge_boxes(dataset: datasets.Dataset) -> list[Finding]:
+    """What is wrong with the boxes of a data set in the schema of `load_coco`, which others may have written."""
+    columns = dataset.with_format("arrow").select_columns(["width", "height", "objects"])[:]
+    objects = columns["objects"].combine_chunks()
+    fields = {key: pc.struct_field(objects, key) for key in FIELDS}
+    counts = {key: pc.fill_null(pc.list_value_length(values), 0).to_numpy() for key, values in fields.items()}
+    shifted = np.flatnonzero(np.ptp(list(counts.values()), axis=0)).tolist()
+    if shifted:
+        return _shifted([(row, {key: int(values[row]) for key, values in counts.items()}) for row in shifted])
+    flat = {key: pc.list_flatten(fields[key]).to_pylist() for key in ("bbox", "area", "iscrowd")}
+    rows = pc.list_parent_indices(fields["bbox"]).to_numpy(zero_copy_only=False)
+    sizes = np.stack([np.nan_to_num(float_array(columns[key].to_pylist())) for key in ("width", "height")], axis=1)
+    table = CocoTable(
+        image_ids=np.arange(len(dataset)),
+        file_names=[f"row {number}" for number in range(len(dataset))],
+        sizes=sizes.astype(np.int64),
+        annotation_ids=np.arange(1, len(rows) + 1),
+        annotation_images=rows,
+        annotation_categories=np.zeros(len(rows), dtype=np.int64),
+        boxes=box_array(flat["bbox"]),
+        areas=float_array(flat["area"]),
+        crowds=np.array([bool(crowd) for crowd in flat["iscrowd"]], dtype=bool),
+        categories=[],
+    )
+    return JudgedBoxes.of(table, table.sizes, rows).findings(training=False)
 
 
 def category_values(dataset: datasets.Dataset) -> set[Any]:

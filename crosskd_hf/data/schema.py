@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ def demand_example(example: Any) -> None:
         fault = f"lacks {', '.join(missing)}"
     elif not isinstance(example["image"], PIL.Image.Image | str | os.PathLike | Mapping):
         fault = f"has a {type(example['image']).__name__} for its image, not a PIL image or a path"
+    elif wrong := _wrong_objects(example["objects"]):
+        fault = f"(image_id {example['image_id']}) {wrong}"
     else:
         return
     raise ValueError(
@@ -53,6 +56,36 @@ def demand_example(example: Any) -> None:
         "load_detection_dataset; make a datasets.Dataset of your own rows, which needs image and objects with bbox "
         "and category alone; or give a data_collator that makes batches of them."
     )
+
+
+def demand_areas(objects: Mapping[str, Sequence[Any]]) -> None:
+    """Find areas that stand for none: objects without an area are left out of training, as MMDetection does.
+
+    Raises:
+        ValueError: every object of an image has the area 0, and a box that has one.
+    """
+    areas = objects["area"]
+    if len(areas) and all(area == 0 for area in areas) and all(box[2] > 0 and box[3] > 0 for box in objects["bbox"]):
+        raise ValueError(
+            f"All {len(areas)} objects of a row of the data have area 0, and would be left out of training: give the "
+            "area of each, in px, or None for width x height."
+        )
+
+
+def _wrong_objects(objects: Mapping[str, Sequence[Any]]) -> str:
+    """What is wrong with the objects of an image; empty if nothing is."""
+    counts = {field: len(objects[field]) for field in FIELDS}
+    if len(set(counts.values())) > 1:
+        return f"has lists of different lengths in objects: {counts}"
+    odd = [box for box in objects["bbox"] if not _is_box(box)]
+    return f"has a box that isn't four finite numbers: {odd[0]!r}" if odd else ""
+
+
+def _is_box(box: Any) -> bool:
+    try:
+        return len(box) == 4 and all(map(math.isfinite, box))
+    except TypeError:  # a number, texts, None
+        return False
 
 
 def _lacking(mapping: Any, keys: Sequence[str], prefix: str = "") -> list[str]:

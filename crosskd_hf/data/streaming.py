@@ -11,12 +11,12 @@ import numpy as np
 
 from .box_formats import to_xywh
 from .categories import CategoryMap
-from .class_names import listing, match_names
+from .class_names import is_background, listing, match_names
 from .coco_json import box_array, flag, float_array
 from .dataset import inspect_objects
 from .images import probe_image
 from .objects_column import fields_of_objects
-from .schema import class_label
+from .schema import FIELDS, class_label
 
 _CHECKED = 64  # examples at the beginning of a stream
 
@@ -57,15 +57,21 @@ class _Example:
         self.names = tuple(names)
         self.bbox_format = bbox_format
         self.labels: list[int] | None = None if listed is None else match_names(listed, names).indices
-        if self.labels is not None and all(index < 0 for index in self.labels):
+        pairs = zip(listed or (), self.labels or (), strict=True)
+        unknown = [name for name, index in pairs if index < 0 and not is_background(name)]
+        if unknown:
             raise ValueError(
                 f"The stream has other classes than the student. Stream: {listing(listed or ())}. Student: "
-                f"{listing(names)}. Rename the classes of one of both."
+                f"{listing(names)}. Unknown are {listing(unknown)}. Rename the classes of one of both, or give the "
+                "student all of them."
             )
 
     def __call__(self, example: Mapping[str, Any], number: int) -> dict[str, Any]:
         """The fields that replace those of the example."""
         row, image = fields_of_objects(example["objects"]), example["image"]
+        counts = {key: len(values) for key, values in row.items() if key in FIELDS and values}
+        if len({*counts.values(), len(row["bbox"]), len(row["category"])}) > 1:
+            raise ValueError(f"Example {number} of the stream has lists of different lengths in objects: {counts}.")
         boxes = to_xywh(box_array(row["bbox"]).reshape(-1, 4), self.bbox_format)
         keep = np.flatnonzero(np.isfinite(boxes).all(1)).tolist()
         labels = [self._label(row["category"][place], number) for place in keep]

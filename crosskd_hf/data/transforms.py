@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -63,13 +63,15 @@ def finish_record(record: Record) -> Record:
     """What a transform returned, in the form of `Record`: pixels uint8, boxes xyxy and inside of the image.
 
     Read are the box formats XYXY, XYWH and CXCYWH; and one or three channels of uint8, uint16 or floats in [0, 1], as
-    torchvision makes them.
+    torchvision makes them. Transforms know boxes and labels, `v2.SanitizeBoundingBoxes()` among them: where they leave
+    out objects, the other fields, which no loss reads, are made anew.
 
     Raises:
         ValueError: anything else, or boxes that belong to an image of another size.
     """
+    _demand_record(record)
     image = _as_uint8(record["image"])
-    record = clean_objects(Record(**{**record, "image": image}))
+    record = clean_objects(_with_all_fields(Record(**{**record, "image": image})))
     height, width = record["boxes"].canvas_size
     if (height, width) != image.shape[-2:]:
         raise ValueError(
@@ -77,6 +79,27 @@ def finish_record(record: Record) -> Record:
             "give the whole record to torchvision's v2 transforms, so that boxes follow the image"
         )
     return record
+
+
+def _demand_record(record: Any) -> None:
+    missing = [key for key in ("image", "boxes", "labels") if not isinstance(record, Mapping) or key not in record]
+    if missing:
+        what = f"a dict without {', '.join(missing)}" if isinstance(record, Mapping) else f"a {type(record).__name__}"
+        raise ValueError(
+            f"a transform returned {what}; it is given the record of an image, a dict with image, boxes and labels, "
+            "and has to return it, changed"
+        )
+
+
+def _with_all_fields(record: Record) -> Record:
+    """The record with area, iscrowd and id anew, if they are gone or have no longer a row for each box."""
+    count = len(record["boxes"])
+    others: tuple[Literal["area", "iscrowd", "id"], ...] = ("area", "iscrowd", "id")
+    if len(record["labels"]) != count or all(key in record and len(record[key]) == count for key in others):
+        return record
+    sides = (corners := _as_corners(record["boxes"]).as_subclass(Tensor))[:, 2:] - corners[:, :2]
+    zeros = torch.zeros(count, dtype=torch.int64)
+    return Record(**{**record, "area": sides.prod(1), "iscrowd": zeros, "id": zeros - 1})
 
 
 def _as_uint8(image: Any) -> tv_tensors.Image:
@@ -119,14 +142,14 @@ def clean_objects(record: Record) -> Record:
     """Boxes as xyxy, clipped to the image; objects that have no area left are dropped with all their fields.
 
     Raises:
-        ValueError: fields of different length: a transform dropped boxes and left other fields behind; or boxes of
-            which the format isn't known.
+        ValueError: fields of different length: a transform left out boxes and not their labels; or boxes of which the
+            format isn't known.
     """
     lengths = {key: len(record[key]) for key in ("boxes", "labels", "area", "iscrowd", "id")}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"a transform left an object's fields at different lengths: {lengths}; with "
-            "v2.SanitizeBoundingBoxes give labels_getter=lambda r: (r['labels'], r['area'], r['iscrowd'], r['id'])"
+            f"a transform left an object's fields at different lengths: {lengths}; boxes and labels of an object have "
+            "to go together, as v2.SanitizeBoundingBoxes leaves them out"
         )
     boxes = F.clamp_bounding_boxes(_as_corners(record["boxes"]))
     plain = boxes.as_subclass(Tensor)  # operators of a subclass take several times as long
@@ -252,6 +275,25 @@ class KeepSize:
         return Record(**{**record, "resized": True})
 
 
+def demand_transform(transform: Any) -> None:
+    """Find a transform that can't be called with a record, before any image is read.
+
+    Raises:
+        ValueError: it is of torchvision before v2, which knows no boxes.
+    """
+    for part in _parts(transform):
+        if type(part).__module__ == "torchvision.transforms.transforms":
+            raise ValueError(
+                f"{type(part).__name__} of torchvision.transforms changes an image and leaves its boxes: take that of "
+                "torchvision.transforms.v2, without ToTensor and Normalize, which are the image processor's"
+            )
+
+
+def is_of_albumentations(transform: Any) -> bool:
+    """Whether a transform is called with keywords."""
+    return type(transform).__module__.startswith("albumentations.")
+
+
 def is_multi_scale(transform: Any) -> bool:
     """Whether a `TrainTransform` with `shortest_edges` is `transform` or a part of it."""
     return any(isinstance(part, TrainTransform) and part.resizes for part in _parts(transform))
@@ -262,7 +304,11 @@ def undone_resizes(transform: Callable[[Record], Record] | None) -> list[str]:
     parts = list(_parts(transform))
     if is_multi_scale(transform) or any(isinstance(part, KeepSize) for part in parts):
         return []
-    return [type(part).__name__ for part in parts if isinstance(part, _RESIZING)]
+    return [type(part).__name__ for part in parts if isinstance(part, _RESIZING) or _is_resize_of_albumentations(part)]
+
+
+def _is_resize_of_albumentations(part: Any) -> bool:
+    return is_of_albumentations(part) and type(part).__name__ in ("Resize", "LongestMaxSize", "SmallestMaxSize")
 
 
 def _parts(transform: Any) -> list[Any]:

@@ -112,7 +112,7 @@ def find_images(source: str | os.PathLike[str], without: str | os.PathLike[str] 
     if not source.exists() and glob.has_magic(str(source)):
         return _matching(source, without)
     own = None if without is None else Path(without).resolve()
-    paths = [path for path in source.rglob("*") if not path.is_dir() and (own is None or own not in _parents(path))]
+    paths = [path for path in _below(source) if own is None or own not in _parents(path)]
     hidden = [path for path in paths if any(_is_hidden(part) for part in path.relative_to(source).parts)]
     seen = sorted(set(paths).difference(hidden))
     files = tuple(path for path in seen if _is_image(path))
@@ -124,6 +124,19 @@ def find_images(source: str | os.PathLike[str], without: str | os.PathLike[str] 
             f"({', '.join(sorted(VIDEO_SUFFIXES))})."
         )
     return found
+
+
+def _below(source: Path) -> Iterator[Path]:
+    """What lies below a folder and is none; links are followed, and every folder is visited once."""
+    seen = set()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(folder, name) for name in names)
 
 
 def _matching(pattern: Path, without: str | os.PathLike[str] | None) -> ImageFiles:

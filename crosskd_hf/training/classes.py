@@ -16,6 +16,7 @@ from ..data.report import DataError, found
 from ..data.schema import demand_classes, labels_outside, names_of
 from ..inference.head_width import check_width, demand_width
 from ..inference.processors import check_processor, has_no_object
+from .first_batch import check_form, tell_of_corners
 
 logger = logging.getLogger(__name__)
 
@@ -76,26 +77,36 @@ def check_head(model: PreTrainedModel, outputs: Any, processor: BaseImageProcess
 
 
 class CheckedLabels:
-    """A collator whose labels are all classes of the student.
+    """A collator whose batches are of the form that losses take, with labels that are all classes of the student.
 
     Args:
         collator: Makes batches; `labels` in them is a list with `class_labels` (n,) of each image.
         num_classes: K, the number of classes.
+        seen: Whether a first batch was judged before; it is not of a stream.
     """
 
-    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], num_classes: int) -> None:
+    def __init__(
+        self, collator: Callable[[Sequence[Any]], dict[str, Any]], num_classes: int, seen: bool = True
+    ) -> None:
         self.collator = collator
         self.num_classes = num_classes
+        self.seen = seen
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """The collator's batch, labels in the types that every loss takes; raises as `demand_classes`."""
+        """The collator's batch, labels in the types that every loss takes.
+
+        Raises:
+            ValueError: As of `check_form` and `demand_classes`.
+        """
         batch = self.collator(examples)
-        labels = batch.get("labels", ())
+        labels = check_form(batch)
+        if not self.seen:
+            tell_of_corners(labels)
+            self.seen = True
         demand_classes(labels, self.num_classes)
         for label in labels:
             label["class_labels"] = label["class_labels"].long()
-            if "boxes" in label:
-                label["boxes"] = label["boxes"].float()
+            label["boxes"] = label["boxes"].float()
         return batch
 
 

@@ -148,7 +148,8 @@ class CocoTrainer(EvaluatingTrainer):
         if isinstance(collator, DetectionCollator) and not self._own_collator:
             collator = collator.compacted()
         if not isinstance(collator, DetectionCollator) or collator.num_classes is None:
-            collator = CheckedLabels(collator, len(class_names(self.model.config)))
+            seen = isinstance(self.train_dataset, Sized)
+            collator = CheckedLabels(collator, len(class_names(self.model.config)), seen)
         with self._collating(collator):
             return spare_workers(super().get_train_dataloader())
 

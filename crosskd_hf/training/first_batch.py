@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -29,35 +29,54 @@ def check_batch(batch: Any, model: nn.Module, evaluated: bool) -> None:
     Raises:
         ValueError: Something is missing or of another form, or something is there that the model doesn't take.
     """
-    if not isinstance(batch, Mapping):
-        raise ValueError(
-            f"The collator makes a {type(batch).__name__}; needed is a dict with pixel_values, pixel_mask and labels, "
-            f"{_WAY_OUT}."
-        )
-    unknown = [key for key in batch if not takes(model, key)]
+    unknown = [key for key in batch if not takes(model, key)] if isinstance(batch, Mapping) else []
     if unknown:
         raise ValueError(
             f"The batches have {', '.join(unknown)}, which {type(model).__name__}.forward does not take: leave "
             "it out in the collator, or let the forward take it."
         )
+    labels = check_form(batch, {"image_id", "orig_size"} if evaluated else set())
+    tell_of_corners(labels)
+
+
+def check_form(batch: Any, more: Set[str] = frozenset()) -> Sequence[dict[str, Any]]:
+    """Find out whether a batch is of the form that losses and evaluation take.
+
+    Args:
+        batch: What a collator made.
+        more: What the label of an image needs beside `boxes` and `class_labels`.
+
+    Returns:
+        The labels.
+
+    Raises:
+        ValueError: Something is missing or of another form; of a label with its image.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"The collator makes a {type(batch).__name__}; needed is a dict with pixel_values, pixel_mask and labels, "
+            f"{_WAY_OUT}."
+        )
     labels = batch.get("labels") or [{}]
     if isinstance(labels, Mapping) or not all(isinstance(label, Mapping) for label in labels):
         raise ValueError(f"labels of a batch must be a list with a dict for each image, {_WAY_OUT}.")
-    needed = {"class_labels", "boxes"} | ({"image_id", "orig_size"} if evaluated else set())
-    missing = sorted(needed - set(labels[0]))
-    if missing:
+    needed = {"class_labels", "boxes", *more}
+    label = next((label for label in labels if needed - set(label)), None)
+    if label is not None:
+        missing = sorted(needed - set(label))
         raise ValueError(
-            f"The labels that the collator makes lack {', '.join(missing)}; they have {sorted(labels[0])}. The "
+            f"The labels that the collator makes lack {', '.join(missing)}; they have {sorted(label)}. The "
             "image processor makes all of it from annotations={'image_id': ..., 'annotations': [...]}, as "
             "DetectionCollator calls it."
         )
-    faults = [*_of_pixels(batch.get("pixel_values")), *(fault for label in labels for fault in _of_label(label))]
+    pixels = batch.get("pixel_values")
+    faults = [*_of_pixels(pixels, len(labels)), *(fault for label in labels for fault in _of_label(label))]
     if faults:
         raise ValueError(f"The collator makes {faults[0]}, {_WAY_OUT}.")
-    _tell_of_corners(labels)
+    return labels  # type: ignore[no-any-return]
 
 
-def _of_pixels(values: Any) -> Iterator[str]:
+def _of_pixels(values: Any, count: int) -> Iterator[str]:
     if not isinstance(values, Tensor) or values.ndim != 4:
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         yield f"pixel_values of the form {shape}; needed is one tensor (B, 3, H, W)"
@@ -65,6 +84,8 @@ def _of_pixels(values: Any) -> Iterator[str]:
         yield f"pixel_values of the form {tuple(values.shape)}, channels last; needed is (B, 3, H, W)"
     elif values.dtype != torch.uint8 and not values.is_floating_point():
         yield f"pixel_values of {values.dtype}; needed is float32, or uint8 that is not normalised"
+    elif len(values) != count:
+        yield f"{len(values)} images and {count} labels; needed is a label for each image"
 
 
 def _of_label(label: Mapping[str, Any]) -> Iterator[str]:
@@ -73,18 +94,28 @@ def _of_label(label: Mapping[str, Any]) -> Iterator[str]:
         yield f"boxes that are {_form(boxes)}; needed is a float tensor (n, 4)"
     elif not isinstance(classes, Tensor) or classes.is_floating_point() or classes.shape != boxes.shape[:1]:
         yield f"class_labels that are {_form(classes)} beside {len(boxes)} boxes; needed is an int64 tensor (n,)"
+    elif not bool(boxes.isfinite().all()):
+        yield f"boxes{_whose(label)} that are not finite numbers; needed are centre, width and height in [0, 1]"
     elif len(boxes) and boxes.abs().max() > MOST:
         yield (
-            f"boxes of up to {boxes.abs().max():.4g}; needed are centre, width and height relative to the image, "
-            "in [0, 1]"
+            f"boxes{_whose(label)} of up to {boxes.abs().max():.4g}; needed are centre, width and height relative to "
+            "the image, in [0, 1]"
         )
+    elif len(boxes) and boxes[:, 2:].min() < 0:
+        yield f"boxes{_whose(label)} with a width or height of {boxes[:, 2:].min():.4g}; needed is at least 0"
+
+
+def _whose(label: Mapping[str, Any]) -> str:
+    image_id = label.get("image_id")
+    return f" of image_id {int(image_id)}" if isinstance(image_id, Tensor) and image_id.numel() == 1 else ""
 
 
 def _form(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _tell_of_corners(labels: Sequence[Mapping[str, Any]]) -> None:
+def tell_of_corners(labels: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of labels of a batch whose boxes may be corners."""
     boxes = torch.cat([label["boxes"].float().reshape(-1, 4) for label in labels])
     if len(boxes) < _FEW:
         return

@@ -13,7 +13,10 @@ from transformers import PreTrainedConfig
 from ..data.categories import CategoryMap
 from ..data.class_names import are_placeholders, class_names
 from ..data.dataset import DetectionData, load_objects
-from ..data.schema import COLUMNS, FIELDS, class_label, demand_example
+from ..data.framed_image import FramedImage
+from ..data.objects_column import judge_boxes
+from ..data.report import DataError
+from ..data.schema import COLUMNS, FIELDS, class_label, demand_areas, demand_example
 from ..data.splits import DetectionSplits
 from ..data.streaming import stream_objects
 from .arguments import same_chance
@@ -53,16 +56,37 @@ def in_schema(dataset: Any, config: PreTrainedConfig, what: str) -> Any:
         data = _loaded(dataset, config, training=what.startswith("training"))
         logger.warning("The %s are raw; they were read by load_objects: %s", what, data.report)
         return data.dataset
-    if what.startswith("training") and isinstance(dataset, Sized) and not isinstance(dataset, datasets.Dataset):
+    if isinstance(dataset, datasets.Dataset):
+        _demand_boxes(dataset, what)
+    elif what.startswith("training") and isinstance(dataset, Sized):
         _demand_rows(dataset)
     return dataset
+
+
+def _demand_boxes(dataset: datasets.Dataset, what: str) -> None:
+    """Judge the boxes of a data set in the schema that was made elsewhere: those of `load_coco` were judged there.
+
+    Raises:
+        DataError: Boxes are corners, fractions or unreadable, as of `check_data`; images have several ids.
+    """
+    features = dataset.features or {}
+    if dataset.format["type"] == "custom" or not set(COLUMNS) <= set(features) or _is_raw(dataset):
+        return
+    if isinstance(features["image"], FramedImage):
+        return
+    errors = [finding for finding in judge_boxes(dataset) if finding.severity == "error"]
+    if errors:
+        logger.error("The %s are in the schema of load_coco, but not right.", what)
+        raise DataError(errors)
 
 
 def _demand_rows(dataset: Any) -> None:
     """Judge the first row of a list or a data set of torch, which tells nothing of its columns."""
     if len(dataset) > 0:
         with same_chance():
-            demand_example(dataset[0])
+            example = dataset[0]
+        demand_example(example)
+        demand_areas(example["objects"])
 
 
 def _is_raw(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:

@@ -62,6 +62,17 @@ def test_evaluate_finds_classes_by_name(
     assert metrics[0] == pytest.approx(metrics[1], nan_ok=True)
 
 
+def test_where_metrics_go_is_looked_at_before_anything_is_evaluated(
+    tmp_path: Path, detector: Path, shapes: ShapesPaths, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    words = "evaluate", detector, shapes.val_annotations, shapes.val_images, "--json"
+    assert run(*words, tmp_path / "new" / "folder" / "ap.json") == 0
+    assert json.loads((tmp_path / "new" / "folder" / "ap.json").read_text())["map"] >= 0
+    monkeypatch.setattr("crosskd_hf.inference.evaluation.detect_dataset", lambda *_, **__: pytest.fail("too late"))
+    assert run(*words, tmp_path) == 1
+    assert "Is a directory" in capsys.readouterr().err
+
+
 def test_metrics_are_strict_json(tmp_path: Path, detector: Path, shapes: ShapesPaths) -> None:
     """A class without truth has no AP: null, not NaN, which is no JSON."""
     content = json.loads(shapes.val_annotations.read_text())

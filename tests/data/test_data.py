@@ -691,6 +691,36 @@ class TestDetectionCollator:
         plain = DetectionCollator(processor, TrainTransform(0))([example(60, 40)])
         assert max(plain["pixel_values"].shape[2:]) == 32
 
+    @pytest.mark.parametrize("area", [None, float("nan"), 99.0])
+    @pytest.mark.parametrize("crowds", [[None, True], [0, 1], [False, 1.0], np.array([0, 1])])
+    def test_rows_of_others_may_lack_areas_and_crowd_marks(self, area, crowds):
+        image = PIL.Image.new("RGB", (60, 40))
+        objects = {"id": [1, 2], "bbox": [[5, 5, 10, 8]] * 2, "category": [3, 4], "area": [area] * 2, "iscrowd": crowds}
+        example = {"image": image, "image_id": 1, "width": 60, "height": 40, "objects": objects}
+        (label,) = DetectionCollator(DetectionImageProcessor(do_resize=False))([example])["labels"]
+        assert label["class_labels"].tolist() == [3]
+        assert label["area"].tolist() == [99 if area == 99 else 80]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"bbox": [[5, 5, float("nan"), 8]]},
+                r"\(image_id 7\) has a box that isn't four finite numbers: \[5, 5, nan",
+            ),
+            ({"bbox": [[5, 5, 8]]}, "four finite numbers"),
+            ({"bbox": ["5 5 8 8"]}, "four finite numbers"),
+            ({"bbox": [None]}, "four finite numbers: None"),
+            ({"category": [0, 1]}, "lists of different lengths in objects: {'id': 1, 'bbox': 1, 'category': 2"),
+        ],
+    )
+    def test_rows_of_others_that_are_wrong_are_named(self, change, message):
+        objects = {"id": [1], "bbox": [[5, 5, 10, 8]], "category": [3], "area": [80], "iscrowd": [0], **change}
+        image = PIL.Image.new("RGB", (60, 40))
+        example = {"image": image, "image_id": 7, "width": 60, "height": 40, "objects": objects}
+        with pytest.raises(ValueError, match=message):
+            DetectionCollator(DetectionImageProcessor())([example])
+
     def test_takes_paths_and_bytes_too(self, tmp_path):
         PIL.Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
         collator = DetectionCollator(DeformableDetrImageProcessor())

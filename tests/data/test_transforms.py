@@ -1,11 +1,20 @@
+import numpy as np
 import PIL.Image
 import pytest
 import torch
-from torchvision import tv_tensors
+from torchvision import transforms, tv_tensors
 from torchvision.transforms import v2
 
+from crosskd_hf.data import Albumentations
 from crosskd_hf.data.collators import DetectionCollator
-from crosskd_hf.data.transforms import KeepSize, Record, TrainTransform, clean_objects, finish_record
+from crosskd_hf.data.transforms import (
+    KeepSize,
+    Record,
+    TrainTransform,
+    clean_objects,
+    finish_record,
+    select_objects,
+)
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.image_processing import resized_size
 
@@ -180,6 +189,132 @@ class TestFinishRecord:
         with pytest.raises(ValueError, match=message):
             through(transform)
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_what_the_usual_last_transform_leaves_out(self, seed):
+        """`v2.SanitizeBoundingBoxes()` as it stands in every recipe knows boxes and labels alone."""
+        torch.manual_seed(seed)
+        record = through(v2.Compose([v2.RandomIoUCrop(), v2.SanitizeBoundingBoxes(min_size=8)]))
+        assert {len(record[key]) for key in FIELDS} == {len(record["labels"])}
+        boxes = record["boxes"].as_subclass(torch.Tensor)
+        assert len(boxes) < 6
+        torch.testing.assert_close(record["area"], (boxes[:, 2:] - boxes[:, :2]).prod(1))
+        assert record["iscrowd"].tolist() == [0] * len(boxes)
+
+    def test_fields_that_are_gone_are_made_anew(self):
+        given = clean_objects(make_record())
+        record = through(lambda record: {key: record[key] for key in ("image", "boxes", "labels")})
+        assert torch.equal(record["boxes"], given["boxes"])
+        assert torch.equal(record["labels"], given["labels"])
+        sides = given["boxes"].as_subclass(torch.Tensor)[:, 2:] - given["boxes"].as_subclass(torch.Tensor)[:, :2]
+        torch.testing.assert_close(record["area"], sides.prod(1))
+        assert record["id"].tolist() == [-1] * len(given["id"])
+
+    @pytest.mark.parametrize(
+        ("returned", "message"),
+        [
+            (None, "returned a NoneType; it is given the record of an image"),
+            ((1, 2), "returned a tuple"),
+            ({"image": 1, "boxes": 2}, "returned a dict without labels"),
+        ],
+    )
+    def test_what_is_no_record(self, returned, message):
+        with pytest.raises(ValueError, match=message):
+            through(lambda record: returned)
+
+    def test_boxes_without_their_labels(self):
+        def forget(record):
+            return {**record, "boxes": tv_tensors.wrap(record["boxes"][:1], like=record["boxes"])}
+
+        with pytest.raises(ValueError, match="fields at different lengths: {'boxes': 1, 'labels': 6"):
+            through(forget)
+
+
+def test_transforms_that_know_no_boxes_are_refused_before_any_image():
+    old = transforms.Compose([transforms.RandomHorizontalFlip()])
+    for transform, name in ((old, "Compose"), (v2.Compose([old.transforms[0]]), "RandomHorizontalFlip")):
+        with pytest.raises(ValueError, match=f"{name} of torchvision.transforms changes an image and leaves its boxes"):
+            DetectionCollator(DetectionImageProcessor(), transform)
+
+
+class Params:
+    def __init__(self, format, fields):
+        self.format, self.label_fields = format, fields
+
+
+class FakeCompose:
+    """What of Albumentations' `Compose` is used: keywords, four ways to write boxes, seeds of its own.
+
+    It turns an image from left to right and leaves out every second object.
+    """
+
+    __module__ = "albumentations.core.composition"
+
+    def __init__(self, format="pascal_voc", fields=("classes",), boxes=True, tensor=False):
+        params = type("Processor", (), {"params": Params(format, list(fields))})
+        self.processors = {"bboxes": params} if boxes else {}
+        self.transforms, self.tensor, self.seeds = [], tensor, []
+
+    def set_random_seed(self, seed):
+        self.seeds.append(seed)
+
+    def __call__(self, *, image, bboxes, **fields):
+        params = self.processors["bboxes"].params
+        assert set(fields) == set(params.label_fields)
+        assert image.shape == (60, 80, 3)
+        width = 1.0 if params.format in ("yolo", "albumentations") else 80.0
+        made = []
+        for a, b, c, d, *rest in bboxes[::2].tolist():
+            if params.format == "coco":
+                made.append([width - a - c, b, c, d, *rest])
+            elif params.format == "yolo":
+                made.append([width - a, b, c, d, *rest])
+            else:
+                made.append([width - c, b, width - a, d, *rest])
+        image = image[:, ::-1]
+        return {
+            "image": torch.from_numpy(image.copy()).permute(2, 0, 1) if self.tensor else image,
+            "bboxes": np.array(made) if self.tensor else made,
+            **{key: values[::2] for key, values in fields.items()},
+        }
+
+
+class TestAlbumentations:
+    @pytest.mark.parametrize("format", ["pascal_voc", "coco", "yolo", "albumentations"])
+    @pytest.mark.parametrize(("fields", "tensor"), [((), False), (("classes",), True), (("a", "b"), False)])
+    @pytest.mark.parametrize("count", [6, 0])
+    def test_is_called_as_it_wants(self, format, fields, tensor, count):
+        record = clean_objects(make_record(count))
+        made = finish_record(Albumentations(FakeCompose(format, fields, tensor=tensor))(record))
+        kept = torch.arange(len(record["id"])) % 2 == 0
+        assert_same(made, select_objects(TrainTransform(1.0)(record), kept))
+
+    def test_is_seeded_as_all_transforms(self):
+        compose = FakeCompose()
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            Albumentations(compose)(clean_objects(make_record()))
+        assert compose.seeds[0] == compose.seeds[1] != compose.seeds[2]
+
+    def test_the_collator_knows_it(self, caplog):
+        collator = DetectionCollator(DetectionImageProcessor(do_resize=False), FakeCompose("coco"))
+        image = PIL.Image.new("RGB", (80, 60))
+        objects = {"id": [5], "bbox": [[8, 6, 16, 12]], "category": [3], "area": [192], "iscrowd": [0]}
+        example = {"image": image, "image_id": 1, "width": 80, "height": 60, "objects": objects}
+        (label,) = collator([example])["labels"]
+        assert label["class_labels"].tolist() == [3]
+        torch.testing.assert_close(label["boxes"], torch.tensor([[0.8, 0.2, 0.2, 0.2]]))
+        resize = type("Resize", (), {"__module__": "albumentations.augmentations.resize"})()
+        compose = FakeCompose()
+        compose.transforms = [resize]
+        DetectionCollator(DetectionImageProcessor(), compose)
+        assert "Resize of the transform doesn't set the final size" in caplog.text
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="FakeCompose of albumentations has no bbox_params"):
+            DetectionCollator(DetectionImageProcessor(), FakeCompose(boxes=False))
+        with pytest.raises(ValueError, match="bbox_params of albumentations has format='polar'"):
+            Albumentations(FakeCompose("polar"))
+
 
 class TestFinalSize:
     """A size that a transform set isn't undone by the processor, wherever in the transform it was set."""
@@ -245,7 +380,7 @@ class TestCleanObjects:
     def test_says_which_fields_fell_out_of_step(self):
         record = make_record(count=3)
         record["area"] = record["area"][:2]
-        with pytest.raises(ValueError, match=r"'area': 2.*labels_getter"):
+        with pytest.raises(ValueError, match=r"'area': 2.*have to go together"):
             clean_objects(record)
 
     @pytest.mark.parametrize("seed", range(5))

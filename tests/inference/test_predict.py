@@ -25,6 +25,7 @@ from crosskd_hf.inference.video import VideoWriter, read_frames
 from crosskd_hf.inference.web import download
 from crosskd_hf.models import DetectionImageProcessor, GFLForObjectDetection
 from tests.pictures import noise
+from tests.tiny_formats import picture
 
 Output = pytest.CaptureFixture[str]
 SIZE = 64, 48
@@ -66,6 +67,15 @@ class TestSources:
             find_images(photos / "*.gif")
         with pytest.raises(FileNotFoundError, match=r"1 files are called .*none of them is an image"):
             find_images(photos / "*.txt")
+
+    def test_links_to_folders_are_followed(self, tmp_path: Path) -> None:
+        for name in ("elsewhere/a.jpg", "in/b.jpg", "in/.c.jpg"):
+            picture(tmp_path / name)
+        (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+        found = find_images(tmp_path / "in")
+        assert [found.name_of(path).as_posix() for path in found.files] == ["b.jpg", "link/a.jpg"]
+        assert found.skipped == "1 hidden files skipped"
 
     def test_a_file_whose_name_looks_like_a_pattern(self, photos: Path) -> None:
         (photos / "a.png").rename(photos / "a[1].png")

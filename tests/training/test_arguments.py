@@ -274,11 +274,52 @@ BATCHES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "five columns": (changed("boxes", lambda boxes: boxes[:, [0, 1, 2, 3, 3]]), r"torch.float32 \(\d, 5\); needed"),
     "pixels": (
         changed("boxes", lambda boxes: boxes * SIZE),
-        r"boxes of up to \d\d.*relative to the image",
+        r"boxes of image_id \d+ of up to \d\d.*relative to the image",
     ),
     "fewer classes": (changed("class_labels", lambda classes: classes[1:]), "class_labels that are .* beside . boxes"),
     "fractions": (changed("class_labels", lambda classes: classes.float()), "class_labels that are torch.float32"),
 }
+
+
+LATER = BATCHES | {
+    "no numbers": (changed("boxes", lambda boxes: boxes * float("nan")), r"boxes of image_id \d+ that are not finite"),
+    "turned corners": (
+        changed("boxes", lambda boxes: boxes * torch.tensor([1, 1, -1, 1])),
+        r"boxes of image_id \d+ with a width or height of -0",
+    ),
+    "a label less": (lambda batch: batch | {"labels": batch["labels"][1:]}, "makes 2 images and 1 labels"),
+    "no boxes": (
+        lambda batch: (
+            batch | {"labels": [{k: v for k, v in label.items() if k != "boxes"} for label in batch["labels"]]}
+        ),
+        "lack boxes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_later_batch_of_another_form(folder: Path, tmp_path: Path, name: str, streamed: bool) -> None:
+    """Only a first batch of a data set with a length was judged: errors of torch, or none, hours later."""
+    change, words = LATER[name]
+    collator, count = DetectionCollator(processor()), 0
+
+    def collate(examples: Any) -> Any:
+        nonlocal count
+        count += len(examples) == 2 and started
+        batch = collator(examples)
+        return change(batch) if count == 2 else batch
+
+    started = False
+    data = load_data(folder)[0].dataset
+    data = data.filter(lambda objects: len(objects["id"]) > 1, input_columns="objects")
+    train = data.to_iterable_dataset() if streamed else data
+    args = {"max_steps": 3, "per_device_train_batch_size": 2}
+    trainer = build(folder, tmp_path, data_collator=collate, train_dataset=train, eval_dataset=None, args=args)
+    started = True
+    with pytest.raises(ValueError, match=words):
+        trainer.train()
+    assert trainer.state.global_step <= 1
 
 
 @pytest.mark.parametrize("name", BATCHES)

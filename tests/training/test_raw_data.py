@@ -110,6 +110,24 @@ def test_a_stream_is_checked_at_its_beginning_and_where_it_is_read(folder: Path)
         list(stream_objects(late, NAMES))
 
 
+def test_a_stream_with_a_class_that_the_student_lacks_is_refused_at_once(folder: Path) -> None:
+    data = load_data(folder)[0].dataset
+    stream = raw(data, datasets.ClassLabel(names=["background", *NAMES])).to_iterable_dataset()
+    with pytest.raises(ValueError, match="The stream has other classes.*Unknown are 1 classes, 'star'"):
+        stream_objects(stream, NAMES[:3])
+    rows = list(stream_objects(stream, NAMES))
+    assert [row["objects"]["category"] for row in rows] == [row["objects"]["category"] for row in data]
+
+
+@pytest.mark.parametrize("field", ["categories", "bbox"])
+def test_objects_of_a_stream_that_lack_a_field_are_named(folder: Path, field: str) -> None:
+    data = raw(load_data(folder)[0].dataset, KINDS["numbers"])
+    faulty = data.map(lambda row: {"objects": {**row["objects"], field: row["objects"][field][:-1]}})
+    late = datasets.concatenate_datasets([data.select([0] * 64), faulty]).to_iterable_dataset()
+    with pytest.raises(ValueError, match="Example 64 of the stream has lists of different lengths in objects: {'bbox'"):
+        list(stream_objects(late, NAMES))
+
+
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
     return {"objects": {**row["objects"], "categories": ["ring"] * len(row["objects"]["categories"])}}
 
@@ -158,3 +176,48 @@ def test_rows_in_the_schema_train_wherever_they_are(folder: Path, tmp_path: Path
         logged.append(losses(made))
     assert len(logged[0]) == 2
     assert logged[1:] == logged[:1] * 2
+
+
+def written(data: datasets.Dataset, change: Any) -> datasets.Dataset:
+    """The data set in the schema as others may have written it, objects of each row changed."""
+    rows = [{**row, "objects": change(row["objects"])} for row in data]
+    return datasets.Dataset.from_list(rows, features=data.cast_column("image", datasets.Image()).features)
+
+
+def as_corners(objects: dict[str, Any]) -> dict[str, Any]:
+    return {**objects, "bbox": [[x, y, x + w, y + h] for x, y, w, h in objects["bbox"]]}
+
+
+WRITTEN: dict[str, tuple[Any, str]] = {
+    "corners": (as_corners, "corner-boxes"),
+    "fractions": (lambda o: {**o, "bbox": [[value / 200 for value in box] for box in o["bbox"]]}, "relative-boxes"),
+    "no numbers": (lambda o: {**o, "bbox": [[float("nan")] * 4 for _ in o["bbox"]]}, "degenerate-box"),
+    "a label less": (lambda o: {**o, "category": o["category"][1:]}, "objects-length"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("role", ["training", "evaluation"])
+def test_boxes_in_the_schema_that_others_wrote_are_judged(name: str, role: str, folder: Path, tmp_path: Path) -> None:
+    """Such a data set is taken as it is: nobody had looked at its boxes."""
+    change, kind = WRITTEN[name]
+    data = load_data(folder)[0].dataset
+    data = data.select(list(range(len(data))) * 8)
+    right = written(data, lambda objects: objects)
+    assert trainer(tmp_path, right, right).train_dataset is right
+    wrong = written(data, change)
+    with pytest.raises(DataError) as error:
+        trainer(tmp_path, *((wrong, None) if role == "training" else (right, wrong)))
+    assert kind in {finding.kind for finding in error.value.findings}
+
+
+def test_areas_of_0_that_stand_for_none(folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {**row, "objects": {**row["objects"], "area": [0] * len(row["objects"]["area"])}}
+        for row in load_data(folder)[0].dataset
+    ]
+    with pytest.raises(ValueError, match="objects of a row of the data have area 0, and would be left out of training"):
+        trainer(tmp_path, rows)
+    for row in rows:
+        row["objects"]["area"] = [None] * len(row["objects"]["area"])
+    trainer(tmp_path, rows).train()
