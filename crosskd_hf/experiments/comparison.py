@@ -161,7 +161,7 @@ def resumed_from(args: CrossKDConfig) -> str | bool | None:
     """
     resume = args.resume_from_checkpoint
     begins = resume in (True, "True") and last_checkpoint(args.output_dir) is None
-    return None if begins else resume
+    return False if begins else resume
 
 
 def picture(

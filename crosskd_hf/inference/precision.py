@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 HALF = frozenset((torch.float16, torch.bfloat16))
+_CONVERTED = HALF | {torch.float64}  # which takes no float32 pixels either
 
 
 def widen(module: nn.Module) -> dict[str, torch.dtype]:
-    """Turn the half-precision weights and buffers of `module` into float32, in place.
+    """Turn the half-precision weights and buffers of `module`, and those in float64, into float32, in place.
 
     Parameters stay the same objects, so that optimisers keep them.
 
     Returns:
         The type that each of them had, by name; empty if there was none.
     """
-    types = {name: tensor.dtype for name, tensor in _tensors(module) if tensor.dtype in HALF}
+    types = {name: tensor.dtype for name, tensor in _tensors(module) if tensor.dtype in _CONVERTED}
     if types:
         _cast(module, dict.fromkeys(types, torch.float32))
     return types

@@ -48,9 +48,19 @@ def check_student(model: Any) -> Any:
     bare = bare_model(model)
     if not isinstance(bare, PreTrainedModel):
         raise TypeError(f"model is {_kind(model)}; a PreTrainedModel is needed{_way_out(model, 'model')}.")
+    _demand_weights(bare, "model")
     if bare.config.return_dict is False:
         raise TypeError("model returns tuples, where no loss is found by name: set model.config.return_dict=True.")
     return model
+
+
+def _demand_weights(model: nn.Module, name: str) -> None:
+    empty = [key for key, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if empty:
+        raise ValueError(
+            f"{name} has no weights yet: {len(empty)} of its tensors are on the device 'meta', such as {empty[0]}. "
+            "Load them, from_pretrained(...), or build it on a device."
+        )
 
 
 def check_own_loss(compute_loss: Callable[..., Any]) -> None:
@@ -73,6 +83,7 @@ def check_teacher(teacher: object) -> Teacher:
     """
     found = bare_model(teacher)
     if isinstance(found, PreTrainedModel):
+        _demand_weights(found, "teacher_model")
         _check_gradients_pass(found)
     if isinstance(found, PreTrainedModel | str | os.PathLike):
         return found
@@ -171,7 +182,7 @@ def check_truth(dataset: Any, name: object = None) -> None:
     elif isinstance(dataset, list | tuple):
         way_out = " Several data sets go by name: {'near': ..., 'far': ...}."
     elif isinstance(dataset, datasets.Dataset):
-        way_out = f" Its columns are {dataset.column_names}."
+        way_out = f" Its columns are {dataset.column_names}. Images without boxes: crosskd_hf.inference.predict."
     raise ValueError(
         f"The evaluation data{called} must be a datasets.Dataset with the columns "
         f"{sorted(TRUTH_COLUMNS)}, as load_coco and load_objects make it; got {type(dataset).__name__}.{way_out}"

@@ -28,6 +28,7 @@ from .ema import WeightAverage
 from .loading import bare_model, has_adapters, load_student
 from .model_card import CardContent, model_card
 from .saving import AVERAGED_WEIGHTS, TRAINING_WEIGHTS
+from .trained_weights import demand_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class CheckpointingTrainer(CocoTrainer):
             SystemExit: SIGTERM came, and a checkpoint was saved (unless `save_strategy="no"`).
         """
         run, args = Path(self.args.output_dir), self.args
+        if trial is None:
+            saving.demand_meant(resume_from_checkpoint, args)
         its_folder = Path(upstream.trial_folder(self, trial))
         with run_folder.held(its_folder, args.should_save, args.save_strategy != "no"):
             if args.should_save:
@@ -81,6 +84,9 @@ class CheckpointingTrainer(CocoTrainer):
             if folder is not None:
                 self._check_resume(folder)
             self._resumed, self._start, self._written = folder, None, ()
+            if self.model is not None:  # it is None between the trials of a search for hyperparameters
+                demand_trainable(self.model)
+                self._stored_types = widen(self.model) or self._stored_types
             self._forget_preparation()
             with termination.watched(self, lambda: self._save_checkpoint(self.model, trial)):
                 return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
@@ -156,6 +162,18 @@ class CheckpointingTrainer(CocoTrainer):
         saving.load_if_there(self.model, self._resumed, TRAINING_WEIGHTS)
         if self._resumed is not None:
             saving.find_best(self.state, self._resumed.parent, self.args)
+        if self.args.save_strategy != "no":
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Save and load the student before the first update, as every checkpoint will be."""
+        staging = Path(self.args.output_dir, f"{checkpoints.SAVING}checkpoint-0")  # `recover` knows such folders
+
+        def step() -> None:
+            if self.args.should_save:
+                saving.rehearse(self._save_student, self.model, staging)
+
+        saving.together(step, saving.NOT_LOADED_AGAIN, staging if self.args.should_save else None)
 
     def _end_training(self) -> None:
         super()._end_training()
@@ -222,7 +240,8 @@ class CheckpointingTrainer(CocoTrainer):
             lambda: self._end_checkpoint(staging, folder),
         )
         for step in steps:
-            saving.together(step, self.state.global_step, staging if self.args.should_save else None)
+            told = saving.not_written(self.state.global_step)
+            saving.together(step, told, staging if self.args.should_save else None)
         if self.args.push_to_hub and self.is_world_process_zero():
             saving.upload(folder, str(self.hub_model_id), self.args)  # waits: the folder may be rotated away
 

@@ -156,12 +156,18 @@ class CocoTrainer(EvaluatingTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As of `Trainer`, without augmentation and of every image."""
         with self._evaluating():
-            return spare_workers(super().get_eval_dataloader(eval_dataset))
+            return spare_workers(super().get_eval_dataloader(self._known(eval_dataset, "evaluation data")))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As of `Trainer`, without augmentation and of every image."""
         with self._evaluating():
-            return spare_workers(super().get_test_dataloader(test_dataset))
+            return spare_workers(super().get_test_dataloader(self._known(test_dataset, "test data")))
+
+    def _known(self, dataset: Any, what: str) -> Any:
+        """A data set given to a method, as the constructor would take it; the name of one among several stays."""
+        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping) and dataset in self.eval_dataset:
+            return dataset
+        return in_schema(dataset, bare_model(self.model).config, what)
 
     def _fitting(self, collator: Any) -> Any:
         """The collator without a mask, for a model that takes none."""
@@ -213,6 +219,7 @@ class CocoTrainer(EvaluatingTrainer):
     def _begin_training(self) -> None:
         """Model, optimiser and schedule are ready, those of a checkpoint loaded."""
         self._tell_images_per_update()
+        self._tell_of_rates_out_of_reach()
 
     def _before_optimizer_step(self) -> None:
         """The gradients are complete and clipped."""
@@ -248,6 +255,24 @@ class CocoTrainer(EvaluatingTrainer):
             "" if args.schedule is None else f", learning rate {self._base_learning_rate():g}",
             "; for several processes on CPUs: torchrun --nproc_per_node N" if alone and asked_for_more else "",
         )
+
+    def _tell_of_rates_out_of_reach(self) -> None:
+        """A warm-up that is longer than the run, and decays behind its end."""
+        updates, args = self.state.max_steps, self.args
+        if not self.is_world_process_zero():
+            return
+        warmup = args.get_warmup_steps(updates)
+        if warmup > updates:
+            logger.warning(
+                "The warm-up takes %d updates, the run has %d: it ends before the learning rate is reached "
+                "(warmup_steps).", warmup, updates,
+            )  # fmt: skip
+        late = [epoch for epoch in args.decay_epochs or () if round(epoch * self._updates_per_epoch()) >= updates]
+        if late:
+            logger.warning(
+                "The learning rate doesn't fall at decay_epochs %s: the run ends after epoch %.4g.",
+                late, updates / self._updates_per_epoch(),
+            )  # fmt: skip
 
     # ---- Optimiser ----
 

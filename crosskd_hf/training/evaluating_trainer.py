@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,8 @@ from .classes import check_classes
 from .config import CrossKDConfig
 from .loading import bare_model
 from .predictions import Kept, KeptPredictions
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluatingTrainer(Trainer):
@@ -108,11 +111,11 @@ class EvaluatingTrainer(Trainer):
             return {}
         if not self.args.batch_eval_metrics:
             predictions, labels = [batch[0] for batch in batches], [batch[1] for batch in batches]
-            return denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions, labels)))
+            return _of_user(self.compute_metrics(EvalPrediction(predictions, labels)))
         metrics: dict[str, float] = {}
         for number, batch in enumerate(batches, start=1):
             metrics = self.compute_metrics(EvalPrediction(*batch), compute_result=number == len(batches))
-        return denumpify_detensorize(metrics)
+        return _of_user(metrics)
 
     def prediction_step(
         self,
@@ -157,3 +160,13 @@ class EvaluatingTrainer(Trainer):
         evaluator = CocoEvaluator(dataset, CategoryMap.from_config(self.model.config))
         self._evaluators[id(dataset)] = (dataset, evaluator)
         return evaluator
+
+
+def _of_user(metrics: Any) -> dict[str, float]:
+    """What `compute_metrics` returned as plain numbers; nothing of it stops a run."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        logger.warning("compute_metrics returned a %s, no dict of numbers by name: left out.", type(metrics).__name__)
+        return {}
+    return dict(denumpify_detensorize(dict(metrics)))

@@ -35,11 +35,20 @@ def load_student(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     if has_adapters(model):
         _load_adapters(model, Path(folder))
         return
+    model.load_state_dict(load_fresh(model, folder).state_dict(), strict=True)
+
+
+def load_fresh(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """A checkpoint as a new model of the class and type of `model`, which has no adapters.
+
+    Raises:
+        ValueError: The checkpoint's weights are not those of this model.
+    """
     fresh, report = type(model).from_pretrained(
         folder, config=copy.deepcopy(model.config), dtype=model.dtype, output_loading_info=True
     )
     demand_complete(report, f"The checkpoint {os.fspath(folder)!r}", "a checkpoint of this student")
-    model.load_state_dict(fresh.state_dict(), strict=True)
+    return fresh
 
 
 def has_adapters(model: Any) -> bool:

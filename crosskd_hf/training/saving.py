@@ -20,7 +20,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
 from . import checkpoints, resumption
+from .arguments import same_chance
 from .config import CrossKDConfig
+from .loading import has_adapters, load_fresh
 
 TRAINING_WEIGHTS = "training_weights.safetensors"  # float32, where the student itself is an average or stored in half
 AVERAGED_WEIGHTS = "averaged_weights.safetensors"  # float32, of a student that is stored in half
@@ -32,12 +34,12 @@ _NOT_THE_STUDENT = [*_STATE, resumption.FILE, TRAINING_WEIGHTS, AVERAGED_WEIGHTS
 logger = logging.getLogger(__name__)
 
 
-def together(step: Callable[[], None], update: int, staging: Path | None) -> None:
+def together(step: Callable[[], None], told: str, staging: Path | None) -> None:
     """Do a step of saving; if it fails in one process, clear up and raise in all, so that none waits for ever.
 
     Args:
         step: What this process does.
-        update: Number of the present update, for the message.
+        told: The message, with `{}` for what failed.
         staging: Unfinished folder that this process removes after a failure.
 
     Raises:
@@ -53,10 +55,42 @@ def together(step: Callable[[], None], update: int, staging: Path | None) -> Non
         return
     if staging is not None:
         shutil.rmtree(staging, ignore_errors=True)
-    raise RuntimeError(
-        f"The checkpoint of update {update} could not be written ({failures[0]}). The "
-        "earlier checkpoints are as they were: make room and resume from the last one."
-    ) from cause
+    raise RuntimeError(told.replace("{}", failures[0])) from cause
+
+
+def not_written(update: int) -> str:
+    """What :func:`together` tells of a checkpoint."""
+    return (
+        f"The checkpoint of update {update} could not be written ({{}}). The earlier checkpoints are as they were: "
+        "make room and resume from the last one."
+    )
+
+
+NOT_LOADED_AGAIN = (
+    "The student can't be saved and loaded again, so no checkpoint of this run would be of use ({}). If there is room "
+    "on the disk: layers that were replaced, shared or wrapped after the model was built belong into its class, where "
+    "its config builds them; save_strategy='no' trains it without checkpoints."
+)
+
+
+def rehearse(save: Callable[[Path], None], model: Any, staging: Path) -> None:
+    """Save a student once and load it again; what fails would fail at the first checkpoint, or when it is needed.
+
+    Args:
+        save: Writes the student into a folder.
+        model: The student.
+        staging: A folder that is made for it and removed.
+
+    Raises:
+        Exception: Whatever fails.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    save(staging)
+    if not has_adapters(model):
+        with same_chance():
+            load_fresh(model, staging)
+    shutil.rmtree(staging)
 
 
 def write_state(state: TrainerState, path: Path) -> None:
@@ -136,6 +170,16 @@ def check_average(folder: Path, decay: float | None) -> None:
     if not averaged and decay is not None:
         raise ValueError(
             f"{folder} belongs to a run without ema_decay: resume without it, or start a new run from its weights."
+        )
+
+
+def demand_meant(resume: str | bool | None, args: CrossKDConfig) -> None:
+    """Raise `ValueError` if the settings name a checkpoint that `train` wasn't told of: the run would begin anew."""
+    if resume is None and args.resume_from_checkpoint not in (None, False, "False"):
+        raise ValueError(
+            f"resume_from_checkpoint={args.resume_from_checkpoint!r} is in the settings, which Trainer doesn't read: "
+            "trainer.train(resume_from_checkpoint=args.resume_from_checkpoint) goes on from it, "
+            "train(resume_from_checkpoint=False) begins anew."
         )
 
 

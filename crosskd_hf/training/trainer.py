@@ -242,6 +242,7 @@ class CrossKDTrainer(UpdateTrainer):
         self.args.ddp_find_unused_parameters = given
 
     def _begin_training(self) -> None:
+        self._adopt_model()  # already, but for a subclass's own create_optimizer
         if self.distiller is not None:
             self.distiller.check_length(self.state.max_steps)
         if self.distiller is not None and self.args.teacher_eval and self._resumed is None:

@@ -23,6 +23,7 @@ from .classes import check_head
 from .guard import NonFiniteGuard, NonFiniteLossError
 from .loading import bare_model
 from .loss_parts import UpdateSums, add_up, balanced, folded, normalizer_pass, weighted
+from .trained_weights import demand_optimized
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ class UpdateTrainer(CheckpointingTrainer):
         self._guard = NonFiniteGuard(Path(self.args.output_dir) / "_nonfinite", self.args.process_index)
         self._averaged = self.args.world_size
         self._forget_log()
+
+    def _begin_training(self) -> None:
+        super()._begin_training()
+        demand_optimized(self.student, self._adapters(), self.optimizer)
 
     # ---- Micro-batches ----
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from huggingface_hub import HfApi
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
@@ -690,3 +692,131 @@ def test_a_hub_that_does_not_answer(folder: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="could not be uploaded to me/x; .*Nothing is lost"):
         trainer.push_to_hub()
     assert (tmp_path / "run/model.safetensors").is_file()
+
+
+def test_data_given_to_a_method_are_those_of_the_constructor(folder: Path, tmp_path: Path) -> None:
+    trainer, (_, val) = build(folder, tmp_path), load_data(folder)
+    assert trainer.evaluate(val)["eval_map"] == trainer.evaluate()["eval_map"]
+    assert len(trainer.predict(val).predictions) == 5
+    with pytest.raises(ValueError, match=r"The evaluation data are a path, .*load_detection_dataset"):
+        trainer.evaluate(str(folder))
+    with pytest.raises(ValueError, match="Images without boxes: crosskd_hf.inference.predict"):
+        trainer.predict(val.dataset.remove_columns("objects"))
+
+
+@pytest.mark.parametrize("returned", [None, 0.5])
+def test_compute_metrics_may_return_nothing(folder: Path, tmp_path: Path, returned: Any) -> None:
+    """It stopped the run at the first evaluation."""
+    metrics = build(folder, tmp_path, compute_metrics=lambda prediction: returned).evaluate()
+    assert metrics["eval_map"] == build(folder, tmp_path).evaluate()["eval_map"]
+
+
+def test_a_model_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    empty = make_detector(2).to("meta")
+    with pytest.raises(ValueError, match=r"^model has no weights yet: \d+ of its tensors are on the device 'meta'"):
+        build(folder, tmp_path, model=empty)
+    with pytest.raises(ValueError, match="^teacher_model has no weights yet"):
+        build(folder, tmp_path, teacher_model=empty)
+
+
+# ---- What is trained, and what can be saved ----
+
+
+def test_a_frozen_student_is_refused(folder: Path, tmp_path: Path) -> None:
+    trainer = build(folder, tmp_path, model=make_detector(2).requires_grad_(False), teacher_model=make_detector(1, 12))
+    with pytest.raises(ValueError, match="No parameter of the student is to be trained"):
+        trainer.train()
+
+
+def test_an_optimiser_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Nothing was learned, without a word."""
+    model = make_detector(2)
+    for of, refused in ((make_detector(2), True), (model, False)):
+        optimizer = torch.optim.SGD(of.parameters(), lr=0.01)
+        given: dict[str, Any] = {"model": model, "args": {"schedule": None}, "optimizers": (optimizer, None)}
+        trainer = build(folder, tmp_path, **given)
+        with pytest.raises(ValueError, match="holds no parameter of the student") if refused else nullcontext():
+            trainer.train()
+
+
+class OwnOptimizer(CrossKDTrainer):
+    """Makes its optimiser without asking `super()`."""
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        return self.optimizer
+
+
+def test_an_optimiser_without_the_adapters_is_refused(folder: Path, tmp_path: Path) -> None:
+    """They stayed random, without a word."""
+    train, _ = load_data(folder)
+    args = settings(tmp_path, max_steps=1, methods=["crosskd"])
+    given: dict[str, Any] = {"args": args, "train_dataset": train.dataset, "processing_class": processor()}
+    with pytest.raises(ValueError, match="The optimiser lacks 4 parameters of the adapters"):
+        OwnOptimizer(make_detector(2), teacher_model=make_detector(1, 12), **given).train()
+    OwnOptimizer(make_detector(2), teacher_model=make_detector(1), **given).train()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_any_optimiser_trains_in_float32(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Half precision was an error of torch with a `create_optimizer` of one's own, double precision always."""
+    train, _ = load_data(folder)
+    args = settings(tmp_path, max_steps=1, methods=["crosskd"], save_strategy="steps", save_steps=1)
+    model, teacher = make_detector(2).to(dtype), make_detector(1).to(dtype)
+    trainer = OwnOptimizer(model, args, train.dataset, processing_class=processor(), teacher_model=teacher)
+    trainer.train()
+    assert {p.dtype for p in (*model.parameters(), *teacher.parameters())} == {torch.float32}
+    weights = load_file(tmp_path / "run/checkpoint-1/model.safetensors").values()
+    assert {weight.dtype for weight in weights if weight.is_floating_point()} == {dtype}
+
+
+def shared(model: nn.Module) -> None:
+    model.head.cls_tower[1].conv.weight = model.head.cls_tower[0].conv.weight
+
+
+def replaced(model: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(model.head.classifier)
+
+
+@pytest.mark.parametrize("change", [shared, replaced])
+def test_a_student_that_can_not_be_loaded_again_is_refused(
+    folder: Path, tmp_path: Path, change: Callable[[nn.Module], None]
+) -> None:
+    """The first failed at the first checkpoint, the second when the best checkpoint was loaded at the end."""
+    model = make_detector(2)
+    change(model)
+    trainer = build(folder, tmp_path, model=model, args={"save_strategy": "steps", "save_steps": 1})
+    with pytest.raises(RuntimeError, match="can't be saved and loaded again, so no checkpoint of this run"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert not list((tmp_path / "run").glob("*checkpoint*"))
+    without = build(folder, tmp_path, model=model, args={"max_steps": 1})
+    without.train()
+
+
+def test_trying_to_save_leaves_chance_and_weights_alone(folder: Path, tmp_path: Path) -> None:
+    logged = []
+    for strategy in ("no", "steps"):
+        trainer = build(folder, tmp_path, teacher_model=make_detector(1, 12), args={"save_strategy": strategy})
+        trainer.train()
+        logged.append((losses(trainer), torch.random.get_rng_state().tolist()))
+    assert logged[0] == logged[1]
+
+
+def test_a_checkpoint_in_the_settings_alone(folder: Path, tmp_path: Path) -> None:
+    """`Trainer` doesn't read it: the run began anew, without a word."""
+    trainer = build(folder, tmp_path, args={"resume_from_checkpoint": "True", "max_steps": 1})
+    with pytest.raises(ValueError, match="in the settings, which Trainer doesn't read"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=False)
+    assert trainer.state.global_step == 1
+
+
+def test_rates_that_the_run_never_has(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(folder, tmp_path, args={"max_steps": 1, "warmup_steps": 100, "decay_epochs": [0.5, 8.0]}).train()
+    assert "The warm-up takes 100 updates, the run has 1" in caplog.text
+    assert "doesn't fall at decay_epochs [0.5, 8.0]: the run ends after epoch 0.5" in caplog.text
+    caplog.clear()
+    build(folder, tmp_path, args={"max_steps": 2, "decay_epochs": [0.5]}).train()
+    assert "warm-up" not in caplog.text
+    assert "fall at" not in caplog.text
