@@ -72,6 +72,7 @@ class JudgedBoxes:
             *self._dropped(),
             *self._wrong_as_a_whole(training),
             *self._rotated(),
+            *self._repeated(),
             *self._more_than_are_counted(),
             *self._notes(),
         ]
@@ -158,6 +159,21 @@ class JudgedBoxes:
         message = "the box is turned by an angle that training doesn't know: the object isn't where the box is"
         fix = "write the upright box around the turned one (export polygons and take their bounds), or remove it"
         return found("warning", "rotated-box", message, fix, places)
+
+    def _repeated(self) -> list[Finding]:
+        """Objects that an image has twice: the same box and class."""
+        rows = np.flatnonzero(self.keep & self.listed & ~self.table.crowds)
+        columns = [self.image_rows[rows], self.table.annotation_categories[rows], *self.table.boxes[rows].T]
+        order = np.lexsort(columns)
+        same = np.ones(max(len(rows) - 1, 0), dtype=bool)
+        for column in columns:
+            same &= column[order[1:]] == column[order[:-1]]
+        again = np.sort(rows[order[1:][same]])
+        many = len(rows) >= _MANY and len(again) > _SHARE * len(rows)
+        message = "an image has the same box and class twice: AP counts all but one as not found"
+        fix = "remove them; were two exports of the same images joined?"
+        places = annotation_places(self.table, self.image_rows, again)
+        return found("warning" if many else "note", "duplicate-object", message, fix, places)
 
     def _more_than_are_counted(self) -> list[Finding]:
         rows = self.image_rows[self.keep & ~self.table.crowds]

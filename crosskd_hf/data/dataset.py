@@ -252,7 +252,7 @@ def inspect_objects(
     """
     dataset = dataset.with_format(None)
     table = table_of_objects(dataset, categories, bbox_format, rows, names)
-    stored = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    stored = _images_of(dataset)
     sources = ({"path": None, "bytes": b""} if image is None else image for image in stored["image"])
     sizes, findings = check_files(table.file_names, table.sizes, sources, True, _identity(stored))
     findings = [for_rows(finding, drop) for finding in findings]
@@ -263,6 +263,17 @@ def inspect_objects(
         called = kept if rows is None else [rows[row] for row in kept]
         table = table_of_objects(dataset.select(kept), categories, bbox_format, called, names)
     return stored, inspect_table(table, sizes, categories, findings)
+
+
+def _images_of(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The column of images, not decoded."""
+    images = dataset.select_columns("image")
+    try:
+        return images.cast_column("image", datasets.Image(decode=False))
+    except (TypeError, ValueError) as error:  # what Arrow and `datasets` raise
+        raise ValueError(
+            f"the column image holds {images.features['image']}, which is not one image a row: {error}"
+        ) from error
 
 
 def _identity(stored: datasets.Dataset) -> str:

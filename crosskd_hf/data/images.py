@@ -33,6 +33,8 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright; the last four 
     7: _Turn.TRANSVERSE,
     8: _Turn.ROTATE_90,
 }
+_SIDEWAYS = frozenset({_Turn.TRANSPOSE, _Turn.ROTATE_270, _Turn.TRANSVERSE, _Turn.ROTATE_90})
+_BACK = {_Turn.ROTATE_270: _Turn.ROTATE_90, _Turn.ROTATE_90: _Turn.ROTATE_270}  # the others are their own inverse
 _JPEG_END = b"\xff\xd9"
 
 
@@ -84,15 +86,46 @@ def open_image(
 def open_upright(source: ImageSource, size: tuple[int, int] | None = None) -> PIL.Image.Image:
     """As `open_image`, but images of more than 8 bits (`is_deep`) keep their values, which image processors scale."""
     with _opened(source) as image:
-        stored, upright, turn = image.size, _upright_size(image), _turn(image)
-        if size is None or size in (upright, stored):
+        frames = _Frames.of(image)
+        upright = frames.upright
+        if size is None or size in (upright, frames.stored):
             pixels = image.copy() if is_deep(image) else to_rgb(image)
             pixels.info.clear()
-            return pixels if turn is None or size not in (None, upright) else pixels.transpose(turn)
+            return frames.turned(pixels, size in (None, upright))
     raise ValueError(
         f"image {_name(source)} has {upright[0]}x{upright[1]} pixels (width x height), its annotations are for "
         f"{size}; correct width and height in the annotations, or scale the boxes to the image"
     )
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """The two ways to see an image: as it is stored, and upright.
+
+    stored, upright: (width, height) px. turn: what makes the first the second, None if they are one. done: whether PIL
+    does so while it decodes, as of TIFF.
+    """
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    turn: PIL.Image.Transpose | None
+    done: bool = False
+
+    @classmethod
+    def of(cls, image: PIL.Image.Image) -> _Frames:
+        """Those of an opened image. A TIFF that asks for a turn is decoded, which loses the mark."""
+        turn = _turn(image)
+        done = turn is not None and image.format == "TIFF"
+        if done:
+            image.load()
+        other = (image.height, image.width) if turn in _SIDEWAYS else image.size
+        return cls(other, image.size, turn, True) if done else cls(image.size, other, turn)
+
+    def turned(self, pixels: PIL.Image.Image, upright: bool) -> PIL.Image.Image:
+        """Decoded pixels, upright or as they are stored."""
+        if self.turn is None or upright == self.done:
+            return pixels
+        return pixels.transpose(_BACK.get(self.turn, self.turn) if self.done else self.turn)
 
 
 def probe_image(source: ImageSource, decode: bool = False, most_bytes: int | None = None) -> ImageHeader:
@@ -122,12 +155,13 @@ def probe_image(source: ImageSource, decode: bool = False, most_bytes: int | Non
 def _header(image: PIL.Image.Image) -> ImageHeader:
     """What is known before anything is decoded."""
     stored_as = str(getattr(image, "tile", ""))  # PIL reads the high byte of 16-bit colours, in mode RGB
+    frames = _Frames.of(image)
     return ImageHeader(
         format=image.format or "",
         mode=image.mode,
-        size=image.size,
-        upright_size=_upright_size(image),
-        turned=_turn(image) is not None,
+        size=frames.stored,
+        upright_size=frames.upright,
+        turned=frames.turn is not None,
         animated=_is_animated(image),
         deep=is_deep(image) or "RGB;16" in stored_as or "RGBA;16" in stored_as,
     )
@@ -194,11 +228,6 @@ def _open(source: ImageSource) -> AbstractContextManager[PIL.Image.Image]:
 def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
     # the base class's method: that of PNG would decode the whole file to look for EXIF behind the pixels
     return _UPRIGHT.get(PIL.Image.Image.getexif(image).get(PIL.ExifTags.Base.Orientation, 1))
-
-
-def _upright_size(image: PIL.Image.Image) -> tuple[int, int]:
-    sideways = _turn(image) in (_Turn.TRANSPOSE, _Turn.ROTATE_270, _Turn.TRANSVERSE, _Turn.ROTATE_90)
-    return (image.height, image.width) if sideways else image.size
 
 
 def _is_animated(image: PIL.Image.Image) -> bool:

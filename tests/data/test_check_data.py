@@ -490,7 +490,12 @@ class TestShares:
     """A file is judged by the share of its boxes that have a fault: one box more or less changes nothing."""
 
     def kinds(self, boxes, size=(640, 480), **changes):
-        """Severity by kind of a file with one image."""
+        """Severity by kind of a file with one image, in which boxes may be alike."""
+        findings = self.findings(boxes, size, **changes)
+        found = {finding.kind: finding.severity for finding in findings if finding.severity != "note"}
+        return {kind: severity for kind, severity in found.items() if kind != "duplicate-object"}
+
+    def findings(self, boxes, size=(640, 480), **changes):
         count = len(boxes)
         table = CocoTable(
             image_ids=np.array([1]),
@@ -505,8 +510,7 @@ class TestShares:
             categories=[{"id": 1, "name": "cat"}],
             **changes,
         )
-        findings = inspect_table(table, table.sizes, None).findings
-        return {finding.kind: finding.severity for finding in findings if finding.severity != "note"}
+        return inspect_table(table, table.sizes, None).findings
 
     @pytest.mark.parametrize("count", [60, 95])
     @pytest.mark.parametrize("others", [[], [[300, 200, 300, 220]], [[300, 200, 20, 220]] * 2])
@@ -547,6 +551,17 @@ class TestShares:
     @pytest.mark.parametrize(("good", "bad", "severity"), [(1, 99, "error"), (60, 30, "error"), (80, 10, "warning")])
     def test_boxes_that_cannot_be_learned(self, box, good, bad, severity):
         assert self.kinds([[10, 400, 30, 40]] * good + [box] * bad) == {"degenerate-box": severity}
+
+    @pytest.mark.parametrize(
+        ("twice", "severity"), [(0, None), (1, "note"), (7, "note"), (9, "warning"), (30, "warning")]
+    )
+    def test_objects_that_are_there_twice(self, twice, severity):
+        """Of two exports that were joined every object is there twice: AP can't be above a half."""
+        boxes = [[10.0 + i, 20, 30, 40 + i] for i in range(30)]
+        found = [each for each in self.findings(boxes + boxes[:twice]) if each.kind == "duplicate-object"]
+        assert [(each.severity, len(each.places)) for each in found] == ([(severity, twice)] if twice else [])
+        crowds = np.ones(30 + twice, dtype=bool)
+        assert not [x for x in self.findings(boxes + boxes[:twice], crowds=crowds) if x.kind == "duplicate-object"]
 
     def test_fractions(self):
         assert self.kinds([[0.1, 0.2, 0.3, 0.4]] * 30 + [[10, 400, 30, 40]] * 60) == {"relative-boxes": "error"}

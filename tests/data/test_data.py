@@ -466,6 +466,14 @@ class TestLoadObjects:
         data = load_objects(datasets.Dataset.from_dict(content).cast_column("image", datasets.Image()))
         assert data.categories.names == ("cat",)
 
+    def test_several_images_in_a_row(self):
+        objects = [{"bbox": [[1.0, 2, 3, 4]], "category": [0]}]
+        images = datasets.Features({"image": datasets.List(datasets.Image())})
+        rows = datasets.Dataset.from_dict({"image": [[PIL.Image.new("RGB", SIZE)]]}, features=images)
+        dataset = datasets.concatenate_datasets([rows, self.hub(objects).remove_columns("image")], axis=1)
+        with pytest.raises(ValueError, match=r"the column image holds List\(Image.*which is not one image a row"):
+            load_objects(dataset)
+
     def test_why_no_box_is_left(self):
         objects = [{"bbox": [[1.0, 2, 0, 4]], "category": [0]}]
         with pytest.raises(DataError, match=r"not a single box is left[^$]* no positive width and height"):

@@ -454,6 +454,13 @@ class TestVoc:
         data = load_detection_dataset(root)
         assert kinds(data)["degenerate-box"][0].startswith("Annotations/a.xml:8: {'xmin': 'left', 'ymin': '2'")
 
+    def test_two_boxes_of_one_object(self, tmp_path):
+        root = make_voc(tmp_path)
+        text = xml("d.jpg", [("cat", 10, 5, 4, 4)])
+        box = text[text.index("<bndbox>") : text.index("</object>")]
+        write(root / "Annotations/d.xml", text.replace(box, box + box.replace(">10<", ">12<")))
+        assert contents(load_detection_dataset(root))["val"][0][1] == [("cat", 10, 5, 4, 4), ("cat", 12, 5, 2, 4)]
+
     def test_filename_of_another_image(self, tmp_path):
         root = make_voc(tmp_path)
         write(root / "Annotations/a.xml", xml("b.jpg", OBJECTS["a"]))
@@ -727,6 +734,36 @@ class TestCsv:
         report = check_detection_dataset(root).reports["train"]
         assert str(report.dropped[0]) == "train.csv:9: 'x, 1, 2, 2' not four finite numbers"
 
+    @pytest.mark.parametrize(
+        ("header", "row"),
+        [
+            ("filename,class,x,y,w,h,width,height", "cat,4,2,8,6,40,20"),
+            ("filename,class,width,height,xmin,ymin,w,h", "cat,40,20,4,2,8,6"),
+            ("filename,class,x_center,y_center,w,h,width,height", "cat,8,5,8,6,40,20"),
+            ("filename,class,left,top,w,h,width,height", "cat,4,2,8,6,40,20"),
+        ],
+    )
+    def test_sides_of_boxes_beside_those_of_images(self, tmp_path, header, row):
+        for name in "ab":
+            picture(tmp_path / f"{name}.jpg")
+        write(tmp_path / "boxes.csv", f"{header}\na.jpg,{row}\nb.jpg,{row}\n")
+        for part in contents(load_detection_dataset(tmp_path)).values():
+            assert part == [(SIZE, [("cat", 4, 2, 8, 6)])]
+
+    @pytest.mark.parametrize("column", ["iscrowd", "IsGroupOf"])
+    def test_crowd_regions(self, tmp_path, column):
+        flags = ["0", "1", "", "true", "False", "-1"]
+        picture(tmp_path / "a.jpg")
+        picture(tmp_path / "b.jpg")
+        rows = [f"{name}.jpg,cat,{x},1,5,5,{flag}" for name in "ab" for x, flag in enumerate(flags)]
+        write(tmp_path / "boxes.csv", "\n".join([f"filename,class,x,y,w,h,{column}", *rows]))
+        data = load_detection_dataset(tmp_path)
+        assert data.train.dataset[0]["objects"]["iscrowd"] == [0, 1, 0, 1, 0, 0]
+        write(
+            tmp_path / "boxes.csv", f"filename,class,x,y,w,h,{column}\na.jpg,cat,1,1,5,5,maybe\nb.jpg,cat,1,1,5,5,0\n"
+        )
+        assert faults(tmp_path)["csv-row"] == ["boxes.csv:2: crowd maybe; needed is 0 or 1"]
+
     def test_a_comma_in_a_number(self, tmp_path):
         for name in "ab":
             picture(tmp_path / f"{name}.jpg")
@@ -768,6 +805,17 @@ class TestImageFolder:
         objects["iscrowd"] = ["yes"]
         write(root / "train/metadata.jsonl", json.dumps({"file_name": "a.jpg", "objects": objects}))
         assert "iscrowd of an object is 'yes'" in faults(root)["metadata-row"][0]
+
+    def test_numbers_of_classes(self, tmp_path):
+        root = make_imagefolder(tmp_path)
+        for split, name, number in (("train", "a", 2.0), ("validation", "d", 2)):
+            row = {"file_name": f"{name}.jpg", "objects": {"bbox": [[4, 2, 8, 6]], "category": [number]}}
+            write(root / f"{split}/metadata.jsonl", json.dumps(row))
+        assert load_detection_dataset(root).categories.names == ("2",)
+        for number in (2.5, True):
+            row["objects"]["category"] = [number]
+            write(root / "validation/metadata.jsonl", json.dumps(row))
+            assert faults(root)["metadata-row"] == [f"validation/metadata.jsonl:1: category {number}"]
 
     def test_faults_are_named_with_file_and_line(self, tmp_path):
         root = make_imagefolder(tmp_path)

@@ -3,7 +3,9 @@ import os
 import warnings
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from crosskd_hf.data import images
@@ -79,6 +81,29 @@ class TestOpenImage:
         assert open_image(path).getexif().get(0x0112) is None
         if sideways:
             assert pixels(path, SIZE).shape[:2] == SIZE[::-1]
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation_in_every_format(self, tmp_path, format, orientation):
+        """PIL itself turns a TIFF while it decodes it, and no other format: turned twice, it lies on its side."""
+        if format not in PIL.Image.SAVE:
+            pytest.skip(f"this PIL has no {format}")
+        pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+        pixels[:8, :16] = 255
+        exif = PIL.Image.Exif()
+        exif[PIL.ExifTags.Base.Orientation] = orientation
+        path = tmp_path / "image"
+        PIL.Image.fromarray(pixels).save(path, format, exif=exif.tobytes())
+        with PIL.Image.open(path) as image:
+            upright = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+        header = probe_image(path, decode=True)
+        assert (header.upright_size, header.turned) == (upright.shape[1::-1], orientation > 1)
+        np.testing.assert_allclose(np.asarray(open_image(path)), upright, atol=40)
+        size = upright.shape[1::-1]
+        np.testing.assert_allclose(np.asarray(open_image(path, size)), upright, atol=40)
+        if orientation > 4:  # annotations that were made for the image as it is stored
+            assert header.size == (32, 16)
+            np.testing.assert_allclose(np.asarray(open_image(path, (32, 16))), pixels, atol=40)
 
     def test_a_size_that_does_not_fit(self, tmp_path):
         path = saved(tmp_path, PIL.Image.new("RGB", SIZE), "a.png")

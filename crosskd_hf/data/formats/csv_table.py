@@ -37,17 +37,20 @@ _CORNERS = (
     ("xtl", "ytl", "xbr", "ybr"), ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"), ("x0", "y0", "x1", "y1"),
     ("bboxx1", "bboxy1", "bboxx2", "bboxy2"), ("xupperleft", "yupperleft", "xlowerright", "ylowerright"),
 )  # fmt: skip
-_SIDES = (
-    ("x", "y", "width", "height"), ("x", "y", "w", "h"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"),
-    ("bboxx", "bboxy", "bboxw", "bboxh"), ("left", "top", "width", "height"), ("xmin", "ymin", "width", "height"),
-    ("xmin", "ymin", "w", "h"),
+_SIDES = (  # w and h before width and height, which beside these are the image's
+    ("x", "y", "w", "h"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("bboxx", "bboxy", "bboxw", "bboxh"),
+    ("xmin", "ymin", "w", "h"), ("left", "top", "w", "h"),
+    ("x", "y", "width", "height"), ("left", "top", "width", "height"), ("xmin", "ymin", "width", "height"),
 )  # fmt: skip
 _CENTRES = (
-    ("xcenter", "ycenter", "width", "height"), ("xcentre", "ycentre", "width", "height"), ("cx", "cy", "w", "h"),
-    ("xcenter", "ycenter", "w", "h"), ("centerx", "centery", "width", "height"), ("xc", "yc", "w", "h"),
-    ("cx", "cy", "width", "height"), ("bboxxcenter", "bboxycenter", "bboxwidth", "bboxheight"),
+    ("xcenter", "ycenter", "w", "h"), ("cx", "cy", "w", "h"), ("xc", "yc", "w", "h"),
+    ("bboxxcenter", "bboxycenter", "bboxwidth", "bboxheight"), ("xcenter", "ycenter", "width", "height"),
+    ("xcentre", "ycentre", "width", "height"), ("centerx", "centery", "width", "height"),
+    ("cx", "cy", "width", "height"),
 )  # fmt: skip
 _BOXES = ("bbox", "box", "boundingbox")
+_CROWD = ("iscrowd", "isgroupof", "crowd")
+_FLAGS = {"": False, "0": False, "0.0": False, "-1": False, "false": False, "1": True, "1.0": True, "true": True}
 _SPLIT = ("split", "set", "subset", "usage", "partition")
 _FIXES = {
     "unknown-category": "use the class names of the training split",
@@ -69,6 +72,7 @@ class _Columns:
     split: int | None = None
     via: bool = False
     centre: bool = False
+    crowd: int | None = None
 
 
 @dataclass
@@ -183,16 +187,17 @@ def _named_columns(names: Sequence[str]) -> _Columns | None:
     label = next((place for name in _CLASS if (place := _first(names, (name,))) not in (None, image)), None)
     if label is None:
         return None
-    split, size = _first(names, _SPLIT), _pair(names, (("imagewidth", "imageheight"), ("imgwidth", "imgheight")))
+    split, crowd = _first(names, _SPLIT), _first(names, _CROWD)
+    size = _pair(names, (("imagewidth", "imageheight"), ("imgwidth", "imgheight")))
     for kinds in (_CORNERS, _SIDES, _CENTRES):
         for kind in kinds:
             if set(kind) <= set(names):
                 box = tuple(names.index(part) for part in kind)
                 own = size or (_pair(names, (("width", "height"),)) if "width" not in kind else None)
-                return _Columns(image, label, box, kinds is _CORNERS, own, split, centre=kinds is _CENTRES)
+                return _Columns(image, label, box, kinds is _CORNERS, own, split, centre=kinds is _CENTRES, crowd=crowd)
     one = _first(names, _BOXES)
     size = size or _pair(names, (("width", "height"),))
-    return None if one is None else _Columns(image, label, (one,), corners=False, size=size, split=split)
+    return None if one is None else _Columns(image, label, (one,), corners=False, size=size, split=split, crowd=crowd)
 
 
 def _first(names: Sequence[str], wanted: Sequence[str]) -> int | None:
@@ -258,9 +263,17 @@ def _object(
     if not label:
         builder.faults.add("csv-row", as_place(source, detail=f"box {', '.join(given)}, no class"))
         return
-    builder.add(row, label, box, source)
+    builder.add(row, label, box, source, crowd=_is_crowd(builder, cells, columns, source))
     if not all(map(math.isfinite, box)):
         builder.odd(", ".join(given))
+
+
+def _is_crowd(builder: SplitBuilder, cells: Sequence[str], columns: _Columns, source: str) -> bool:
+    """Whether a row is marked as a crowd region (of Open Images: a group)."""
+    text = "" if columns.crowd is None or columns.crowd >= len(cells) else cells[columns.crowd].lower()
+    if text not in _FLAGS:
+        builder.faults.add("csv-row", as_place(source, detail=f"crowd {text}; needed is 0 or 1"))
+    return _FLAGS.get(text, False)
 
 
 def _box(given: Sequence[str], columns: _Columns, options: ReadOptions) -> Box:

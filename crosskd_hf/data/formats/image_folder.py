@@ -146,7 +146,9 @@ def _canonical(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(builder: SplitBuilder, row: int, entry: dict[str, Any], options: ReadOptions, name: str, line: int) -> None:
     category = entry.get("category")
-    if category is None or isinstance(category, dict | list):
+    if category is not None and is_integer(category):
+        category = int(category)
+    elif not isinstance(category, str):
         builder.faults.add("metadata-row", as_place(name, line, f"category {category!r}"))
         return
     values = entry.get("bbox")

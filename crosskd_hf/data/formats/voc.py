@@ -202,19 +202,20 @@ class _Reader:
         return image
 
     def _object(self, builder: SplitBuilder, row: int, element: ElementTree.Element, xml: str, offset: float) -> None:
-        name, box = _text(element, "name"), element.find("bndbox")
-        if not name or box is None:
+        name, boxes = _text(element, "name"), element.findall("bndbox")
+        if not name or not boxes:
             others = ", ".join(child.tag for child in element) or "nothing"
             builder.faults.add("voc-object", as_place(xml, _line(element), f"it has {others}"))
             return
-        texts = [_text(box, key) for key in _CORNERS]
-        left, top, right, bottom = (number(text) - offset for text in texts)
         difficult = _text(element, "difficult").lower() in ("1", "true")
         crowd = difficult and self.options.difficult == "ignore"
-        sides: Box = (left, top, right - left, bottom - top)
-        builder.add(row, name, sides, f"{xml}:{_line(box)}", crowd=crowd)
-        if not all(map(math.isfinite, sides)):
-            builder.odd(dict(zip(_CORNERS, texts, strict=True)))
+        for box in boxes:
+            texts = [_text(box, key) for key in _CORNERS]
+            left, top, right, bottom = (number(text) - offset for text in texts)
+            sides: Box = (left, top, right - left, bottom - top)
+            builder.add(row, name, sides, f"{xml}:{_line(box)}", crowd=crowd)
+            if not all(map(math.isfinite, sides)):
+                builder.odd(dict(zip(_CORNERS, texts, strict=True)))
         if crowd:
             builder.faults.add("difficult", as_place(xml, _line(element), name))
 
