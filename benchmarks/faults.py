@@ -110,7 +110,7 @@ MODELS = (
         "models.assigners:Assignment.count_positives",
         ".clamp(min=1)",
         "",
-        DENSE,
+        ASSIGNERS + DENSE,
     ),
     Fault(
         "forced matches stay ignored",
@@ -129,8 +129,8 @@ MODELS = (
     Fault(
         "anchors in the padding may be positive",
         "models.assigners:assign_max_iou",
-        "(positive | (forced > 0)) & valid",
-        "(positive | (forced > 0))",
+        "torch.where(valid[..., None], priors.boxes, 0)",
+        "priors.boxes.expand(*valid.shape, 4)",
         ASSIGNERS,
     ),
     Fault(
@@ -246,13 +246,6 @@ MODELS = (
         "models.tood:assign_by_alignment",
         "score.pow(score_exponent) * iou.pow(iou_exponent)",
         "score * iou",
-        TOOD,
-    ),
-    Fault(
-        "boxes of the assignment carry gradient",
-        "models.tood:TOODHead.assign",
-        "boxes.detach(), config",
-        "boxes + 1, config",
         TOOD,
     ),
     Fault(

@@ -176,21 +176,22 @@ def assign_max_iou(
     last one gets it; a box that overlaps no prior, or none by `forced_iou`, forces none. With `None` no box does.
     The boxes of `priors` may be (B, N, 4), every image having its own.
     """
-    boxes = torch.where(valid[..., None], priors.boxes, 0)  # no area, no overlap: the mask costs no pass over (B, G, N)
+    # No area, no overlap, no match: so the mask costs no pass over (B, G, N).
+    boxes = torch.where(valid[..., None], priors.boxes, 0)
     iou = pairwise_iou(targets.boxes, boxes)  # (B, G, N)
     best, index = iou.max(1)  # (B, N)
     positive = best >= positive_iou
     ignored = (best >= negative_iou) & ~positive
 
     if forced_iou is None:
-        return matched(index, positive & valid, valid & ~ignored, targets)
+        return matched(index, positive, valid & ~ignored, targets)
     best_of_box = iou.amax(2)  # (B, G)
     forces = targets.mask & (best_of_box > 0) & (best_of_box >= forced_iou)
     reachable = torch.where(forces, best_of_box, torch.inf)
     order = torch.arange(1, iou.shape[1] + 1, dtype=torch.int16, device=iou.device)
     forced = torch.where(iou == reachable[..., None], order[:, None], 0).amax(1).long()  # (B, N): 1 + the last box
     index = torch.where(forced > 0, forced - 1, index)
-    return matched(index, (positive | (forced > 0)) & valid, valid & ~(ignored & (forced == 0)), targets)
+    return matched(index, positive | (forced > 0), valid & ~(ignored & (forced == 0)), targets)
 
 
 @torch.no_grad()

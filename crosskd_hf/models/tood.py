@@ -189,8 +189,8 @@ class TOODHead(DenseHead):
             return assign_atss(priors, valid, targets)
         config = self.config
         exponents = config.score_exponent, config.iou_exponent
-        scores = predictions.logits.detach().sigmoid()
-        return assign_by_alignment(priors, valid, targets, scores, boxes.detach(), config.candidates, *exponents)
+        scores = predictions.logits.sigmoid()
+        return assign_by_alignment(priors, valid, targets, scores, boxes, config.candidates, *exponents)
 
     def normalizer(self, priors: Priors, assignment: Assignment) -> Tensor:
         """Sum of the scores that the positives have to reach, or their number where ATSS assigned them."""

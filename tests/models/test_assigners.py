@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crosskd_hf.models import DETECTORS
-from crosskd_hf.models.assigners import Assignment, Priors, Targets
+from crosskd_hf.models.assigners import Assignment, Priors, Targets, assign_max_iou
 from crosskd_hf.models.boxes import pairwise_iou
 from crosskd_hf.models.dense import DenseHead
 from tests.tiny_dense import CONFIGS, make_batch, make_config
@@ -142,6 +142,25 @@ def test_forced_match_of_a_box_too_small_for_any_anchor() -> None:
     best = pairwise_iou(boxes, priors.boxes[None])[0, 0]
     assert best.max() < 0.4
     assert torch.equal(got.positive[0], best == best.max())
+
+
+@pytest.mark.parametrize(("least", "forces"), [(0.0, True), (0.1, True), (0.2, False), (None, False)])
+def test_a_box_forces_a_match_from_the_least_overlap_on(least: float | None, forces: bool) -> None:
+    """The box of 4 x 4 px lies in the prior of 10 x 10 px: their IoU is 0.16."""
+    priors = Priors.on_grid([(1, 1)], [8], [(8, 8)], [torch.tensor([[-5.0, -5, 5, 5]])])
+    targets = Targets(torch.tensor([[[-2.0, -2, 2, 2]]]), torch.tensor([[2]]), torch.tensor([[True]]))
+    got = assign_max_iou(priors, torch.tensor([[True]]), targets, forced_iou=least)
+    assert got.positive.tolist() == [[forces]]
+
+
+def test_an_image_without_positives_counts_as_one() -> None:
+    targets, sizes = make_targets(0, (2, 0, 0, 3))
+    head = make_head("gfl")
+    priors = head.priors(SHAPES, torch.device("cpu"))
+    got = head.assign(priors, priors.inside(sizes), targets)
+    positives = got.positive.sum(1)
+    assert positives.tolist()[1:3] == [0, 0]
+    assert got.count_positives() == positives.sum() + 2
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "tood"])  # its own are in test_tood.py

@@ -3,12 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
 
+from crosskd_hf.models.assigners import Assignment
 from crosskd_hf.models.losses import (
     LossPart,
     distribution_focal,
     distribution_kl,
     divide,
+    focal_loss,
     integral,
     quality_focal,
     sum_normalizers,
@@ -56,6 +59,16 @@ def test_quality_focal_stays_finite_near_equal_scores(beta: float) -> None:
 def test_quality_focal_derives_its_modulating_factor(beta: float) -> None:
     logits = LOGITS.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: quality_focal(x, TARGET, beta), logits, eps=1e-3, atol=1e-3)
+
+
+def test_focal_loss_counts_each_row_by_its_weight() -> None:
+    """A positive of class 1, a negative, and a row that is ignored."""
+    positive, weight = torch.tensor([[True, False, False]]), torch.tensor([[1.0, 1.0, 0.0]])
+    assignment = Assignment(positive, weight, torch.zeros(1, 3, 4), torch.tensor([[1, 0, 0]]))
+    logits = torch.stack([*LOGITS, LOGITS[0]])[None]
+    target = torch.zeros(2, 3)
+    target[0, 1] = 1
+    torch.testing.assert_close(focal_loss(logits, assignment), sigmoid_focal_loss(LOGITS, target, reduction="sum"))
 
 
 def test_distribution_focal_is_a_weighted_cross_entropy() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_iou, generalized_box_iou
 
 from crosskd_hf.distillation import CrossKD, Distiller, MethodConfig
 from crosskd_hf.distillation.distances import mimic
@@ -151,6 +152,18 @@ class TestMimic:
         confidence = pair.target.logits.sigmoid().amax(-1) * pair.weight
         loss = divide(mimic([pair], {"reg": 1.0}))["reg"]
         torch.testing.assert_close(loss, (rows * confidence).sum() / confidence.sum())
+
+    @pytest.mark.parametrize("kind", ["retinanet", "fcos", "atss"])
+    def test_boxes_are_compared_by_giou_or_the_logarithm_of_iou(self, kind: str) -> None:
+        """1 - GIoU of decoded deltas, -log IoU of distances, weighted by the teacher's highest score (eq. 4)."""
+        pair = self.pair(kind)
+        boxes, wanted = (pair.decode(p.regression).flatten(0, 1) for p in pair[:2])
+        iou, giou = (measure(boxes, wanted).diagonal() for measure in (box_iou, generalized_box_iou))
+        rows = -iou.clamp(min=1e-6).log() if pair.kind == "distance" else 1 - giou
+        confidence = (pair.target.logits.sigmoid().amax(-1) * pair.weight).flatten()
+        loss = mimic([pair], {"reg": 1.0})["reg"].total
+        assert pair.kind == {"fcos": "distance"}.get(kind, "delta")
+        torch.testing.assert_close(loss, (rows * confidence).sum())
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_twice_the_positives_halve_the_loss(self, kind: str) -> None:
