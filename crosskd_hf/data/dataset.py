@@ -61,9 +61,14 @@ class DetectionData:
         return self if keep.all() else replace(self, dataset=self.dataset.select(np.flatnonzero(keep)))
 
     def repeated(self, times: int) -> DetectionData:
-        """The same data with every image so many times in an epoch: for small data sets whose epochs are few."""
-        rows = np.tile(np.arange(len(self.dataset)), times)
-        return self if times == 1 else replace(self, dataset=self.dataset.select(rows))
+        """The same data with every image so many times in an epoch: for small data sets whose epochs are few.
+
+        The column `copy` counts from 0 which of them a row is: each has an augmentation of its own.
+        """
+        if times == 1:
+            return self
+        copies = [self.dataset.add_column("copy", np.full(len(self.dataset), copy)) for copy in range(times)]  # type: ignore[call-arg]
+        return replace(self, dataset=datasets.concatenate_datasets(copies))
 
     def for_model(self, config: PreTrainedConfig, training: bool = True) -> DetectionData:
         """The same data, labelled in the order of a model's classes, which are found by name.

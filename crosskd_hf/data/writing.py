@@ -54,6 +54,7 @@ def coco_content(data: DetectionData, names: Sequence[str]) -> dict[str, Any]:
     images, annotations = [], []
     for row, name in zip(rows, names, strict=True):
         images.append({"id": row["image_id"], "file_name": name, "width": row["width"], "height": row["height"]})
+        ignored = row["objects"].get("ignore") or [0] * len(row["objects"]["id"])
         annotations += [
             {
                 "id": number,
@@ -62,9 +63,10 @@ def coco_content(data: DetectionData, names: Sequence[str]) -> dict[str, Any]:
                 "bbox": box,
                 "area": area,
                 "iscrowd": crowd,
+                **({"ignore": 1} if ignore else {}),
             }
-            for number, label, box, area, crowd in zip(
-                *(row["objects"][key] for key in ("id", "category", "bbox", "area", "iscrowd")), strict=True
+            for number, label, box, area, crowd, ignore in zip(
+                *(row["objects"][key] for key in ("id", "category", "bbox", "area", "iscrowd")), ignored, strict=True
             )
         ]
     pairs = zip(data.categories.raw_ids, data.categories.names, strict=True)
@@ -93,6 +95,8 @@ def _write_images(data: DetectionData, folder: Path, split: str, how: str) -> It
 
 
 def _link(source: Path, target: Path, how: str) -> None:
+    if target.exists():  # an image that the data set has twice
+        return
     try:
         if how == "link":
             os.link(os.path.realpath(source), target)

@@ -175,7 +175,9 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         if settings["do_resize"]:
             image = self.resize(image, settings["size"], settings["resample"], settings["antialias"])
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        return self.rescale_and_normalize(image, *(settings[name] for name in names))
+        pixels = self.rescale_and_normalize(image, *(settings[name] for name in names))
+        # where pixels are left as they are, models take floats of 0 to 255: uint8 would wait for a `Normalizer`
+        return pixels if self.do_rescale or self.do_normalize else pixels.float()
 
     def _label(self, image: Tensor, annotation: Any, pixels: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
         """The label of one image: boxes in the frame of `pixels`, the resized and still unpadded image."""

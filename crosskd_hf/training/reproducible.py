@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from ..data.collators import DetectionCollator
 from ..data.transforms import Record
 
-_PRIMES = (1_000_003, 998_244_353)  # keep the seeds of neighbouring runs, epochs and images apart
+_PRIMES = (1_000_003, 998_244_353, 2_147_483_647)  # keep the seeds of neighbouring runs, epochs and images apart
 
 
 class RandomOrder(Sampler[int]):
@@ -39,7 +39,7 @@ class RandomOrder(Sampler[int]):
 
 
 class ReproducibleCollator(DetectionCollator):
-    """A `DetectionCollator` whose transform starts from a seed of its own for every image.
+    """A `DetectionCollator` whose transform starts from a seed of its own for every image, and every `copy` of it.
 
     Args:
         image_processor: As of `DetectionCollator`.
@@ -65,6 +65,7 @@ class ReproducibleCollator(DetectionCollator):
 
     def _record(self, example: Mapping[str, Any]) -> Record:
         seed = self.seed * _PRIMES[0] + int(self._epoch) * _PRIMES[1] + int(example["image_id"])
+        seed += int(example.get("copy", 0)) * _PRIMES[2]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed % 2**63)
             return super()._record(example)

@@ -18,6 +18,7 @@ import crosskd_hf
 from crosskd_hf.data import DataError, DetectionSplits, check_detection_dataset, load_detection_dataset
 from crosskd_hf.data.formats import FORMATS, Folder
 from crosskd_hf.data.formats.folder import split_of
+from crosskd_hf.data.writing import write_coco
 from crosskd_hf.inference.evaluation import detect_dataset
 from crosskd_hf.models import DetectionImageProcessor, GFLConfig
 from crosskd_hf.models.gfl import GFLForObjectDetection
@@ -368,6 +369,23 @@ class TestCoco:
         path = root / "annotations/instances_train2017.json"
         write(path, path.read_text()[:-40])
         assert faults(root)["json"] == ["annotations/instances_train2017.json"]
+
+
+class TestWriting:
+    def test_marks_and_images_that_come_twice(self, tmp_path):
+        """What was ignored stays so, and a list that has an image twice can be written, with links and copies."""
+        root = make_coco(tmp_path / "given")
+        path = root / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        content["annotations"][1]["ignore"] = 1
+        content["images"].append({**content["images"][0], "id": 77})
+        path.write_text(json.dumps(content))
+        data = load_detection_dataset(root)
+        for how in ("link", "copy"):
+            write_coco(data, tmp_path / how, how)
+            again = load_detection_dataset(tmp_path / how)
+            assert contents(again) == contents(data)
+            assert [row["ignore"] for row in again.train.dataset["objects"]] == [[0, 1], [0], [], []]
 
 
 class TestVoc:

@@ -15,6 +15,7 @@ from crosskd_hf.data.transforms import RandomCrop, Record, crop, resize
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.models import DetectionImageProcessor
 from crosskd_hf.models.image_processing import resized_size
+from crosskd_hf.training.reproducible import ReproducibleCollator
 
 
 @pytest.fixture
@@ -66,6 +67,18 @@ def test_images_for_training(data: DetectionData, drop_empty: bool, min_size: in
 def test_every_image_several_times_in_an_epoch(data: DetectionData) -> None:
     assert data.repeated(3).dataset["image_id"][:] == [1, 2, 3, 4] * 3
     assert data.repeated(1) is data
+
+
+def test_every_copy_of_an_image_has_an_augmentation_of_its_own(data: DetectionData) -> None:
+    """Copies that are flipped alike are the same image again."""
+    collator = ReproducibleCollator(DetectionImageProcessor(), TrainTransform(0.5), seed=0)
+    repeated = data.repeated(12).dataset
+    (first,) = {row for row in range(len(data.dataset)) if data.dataset["image_id"][row] == 1}
+    rows = [repeated[first + copy * len(data.dataset)] for copy in range(12)]
+    centres = [float(collator([row])["labels"][0]["boxes"][0, 0]) for row in rows]
+    assert len({round(centre, 4) for centre in centres}) == 2
+    assert centres[0] == float(collator([data.dataset[first]])["labels"][0]["boxes"][0, 0])
+    assert centres == [float(collator([row])["labels"][0]["boxes"][0, 0]) for row in rows]
 
 
 def test_marks_survive_another_order_of_the_classes(data: DetectionData) -> None:

@@ -15,7 +15,9 @@ from torchvision.transforms.v2 import functional as tvf
 from transformers import AutoImageProcessor, DeformableDetrImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.utils import ModelOutput
 
+from crosskd_hf.data import DetectionCollator
 from crosskd_hf.models.image_processing import Candidates, DetectionImageProcessor, _highest_pairs
+from crosskd_hf.models.normalization import Normalizer
 
 
 @dataclass
@@ -132,6 +134,19 @@ class TestPreprocess:
         resized = tvf.resize(tvf.pil_to_tensor(image), [64, 80], antialias=True)
         mean, std = torch.tensor(self.processor.image_mean), torch.tensor(self.processor.image_std)
         torch.testing.assert_close(pixels, (resized / 255 - mean[:, None, None]) / std[:, None, None])
+
+    def test_pixels_that_are_left_as_they_are_are_floats(self) -> None:
+        """A detector takes uint8 for pixels that still have to be normalised: `predict` refused such a processor."""
+        processor = DetectionImageProcessor(do_rescale=False, do_normalize=False, do_resize=False)
+        image = Image.new("RGB", (32, 32), (1, 128, 255))
+        pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
+        assert pixels.dtype == torch.float32
+        assert pixels[0, :, 0, 0].tolist() == [1, 128, 255]
+        objects: dict[str, Any] = {key: [] for key in ("id", "bbox", "category", "area", "iscrowd")}
+        example = {"image": image, "image_id": 1, "width": 32, "height": 32, "objects": objects}
+        batch = DetectionCollator(processor, compact=True)([example])
+        assert batch["pixel_values"].dtype == torch.uint8
+        assert torch.equal(Normalizer(processor)(batch)["pixel_values"], pixels)
 
     def test_fixed_size(self) -> None:
         processor = DetectionImageProcessor(size={"height": 64, "width": 80})
