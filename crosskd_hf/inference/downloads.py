@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,11 +18,20 @@ from transformers import AutoConfig, AutoModelForObjectDetection, BaseImageProce
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from ..models import DETECTORS
-from ..models.bounds import MAX_LABELS, MAX_WEIGHTS, check_edges, check_plain_name
+from ..models.bounds import (
+    IMPLEMENTATIONS,
+    MAX_LABELS,
+    MAX_WEIGHTS,
+    check_edges,
+    check_implementation,
+    check_kind,
+    check_pixels,
+    check_plain_name,
+)
+from ..sources import first_line
 
 _OWN = {config.model_type for config in DETECTORS}
 _LISTS = ("id2label", "label2id", "category_ids")  # of any class names and numbers
-_IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _OF_THE_FACTORY = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _MAX_LENGTH = 256  # of a list
 _MANY = re.compile(r"(layers|depths?|blocks|stages|points|levels|heads|convs)$")
@@ -44,7 +54,9 @@ def check_download(source: str | os.PathLike[str], revision: str = "main") -> No
     if adapter is not None:  # transformers then loads what the adapters belong to
         with open(adapter, encoding="utf-8") as file:
             source, revision = str(json.load(file).get("base_model_name_or_path")), "main"
-    content, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    with _reading("config.json", source):
+        content = _mapping(PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    check_kind(content)
     if content.get("model_type") not in _OWN:  # those judge names and values themselves
         check_content(content)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -57,10 +69,30 @@ def check_download(source: str | os.PathLike[str], revision: str = "main") -> No
 
 def _check_processor(source: str | os.PathLike[str], revision: str) -> None:
     try:
-        settings, _ = BaseImageProcessor.get_image_processor_dict(source, revision=revision)
+        with _reading("preprocessor_config.json", source):
+            settings = _mapping(BaseImageProcessor.get_image_processor_dict(source, revision=revision)[0])
     except OSError:  # there is none
         return
     check_edges(settings)
+    check_pixels(settings)
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise TypeError(type(content).__name__)
+    return dict(content)
+
+
+@contextmanager
+def _reading(file: str, source: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside of it a file of settings is read; one that holds something else is named."""
+    try:
+        yield
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} of {os.fspath(source)!r} can't be read as settings ({type(error).__name__}: {first_line(error)}): "
+            "needed is a JSON object, in UTF-8. Copy the file once more."
+        ) from error
 
 
 def check_content(content: Mapping[str, Any]) -> None:
@@ -68,11 +100,8 @@ def check_content(content: Mapping[str, Any]) -> None:
     for path, key, value in _leaves(content):
         if key == "backbone" and value is not None:
             check_plain_name(str(value))
-        elif key in _IMPLEMENTATIONS and not re.fullmatch(r"\w*", str(value or "")):
-            raise ValueError(
-                f"{path}={value!r} in a configuration file would fetch code. If you trust it, load the model in Python "
-                f"with from_pretrained(..., {key.removeprefix('_')}=...) and give the model."
-            )
+        elif key in IMPLEMENTATIONS:
+            check_implementation(path, value, key)
         elif key in _OF_THE_FACTORY and value not in (None, ""):
             raise ValueError(f"{path} in a configuration file would make timm read a file or contact a server.")
         elif isinstance(value, int | float) and not abs(value) <= _most(key):
@@ -91,7 +120,7 @@ def _leaves(value: Any, path: str = "config.json", key: str = "") -> Iterator[tu
         if key in _OF_THE_FACTORY and value:
             yield path, key, "a dict"
         for name, inner in value.items():
-            yield from _leaves(inner, f"{path}: {name}", key if key in _IMPLEMENTATIONS else str(name))
+            yield from _leaves(inner, f"{path}: {name}", key if key in IMPLEMENTATIONS else str(name))
     elif isinstance(value, list):
         for inner in value:
             yield from _leaves(inner, path, key)

@@ -13,6 +13,7 @@ from huggingface_hub import _CACHED_NO_EXIST
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, BaseImageProcessor, PreTrainedModel
 
+from ..models import DETECTORS
 from ..sources import check_source, first_line
 from .downloads import check_download
 from .head_width import check_width
@@ -106,6 +107,7 @@ def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
             f"network, hf download {source}, or give a folder."
         ) from error
     demand_complete(report, f"The model {source!r}", "a checkpoint of the whole detector")
+    _demand_no_more(model, report, source)
     floats = {name: value for name, value in model.state_dict().items() if value.dtype in _FLOATS}
     wrong = [name for name, value in floats.items() if not bool(value.isfinite().all())]
     if wrong:
@@ -114,6 +116,16 @@ def _load_whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
             "find nothing. Take an earlier checkpoint."
         )
     return model  # type: ignore[no-any-return]
+
+
+def _demand_no_more(model: PreTrainedModel, report: Mapping[str, Any], source: str) -> None:
+    """Refuse weights of one of our own detectors that its configuration builds no layer for."""
+    more = sorted(str(name) for name in report["unexpected_keys"])
+    if more and type(model.config) in DETECTORS:
+        raise ValueError(
+            f"The model {source!r} has {len(more)} weights that its config.json builds no layer for, such as "
+            f"{more[:3]}: it would be another detector than was trained. Take the config.json that was saved with them."
+        )
 
 
 def demand_complete(report: Mapping[str, Any], what: str, needed: str) -> None:

@@ -9,6 +9,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..models import DETECTORS, DetectionImageProcessor
+from ..models.bounds import check_pixels
 
 _ALSO_SOFTMAX = {"yolos", "table-transformer"}  # of transformers; can be trained here, not distilled
 
@@ -53,6 +54,7 @@ def check_processor(model: PreTrainedModel, processor: BaseImageProcessor, no_ob
             f"{name} has no post_process_object_detection: it can't make detections of the model's outputs. "
             f"Give an image processor of '{kind}'."
         )
+    check_pixels(processor.to_dict() if hasattr(processor, "to_dict") else {})
     expected, dense = has_no_object(model), type(model.config) in DETECTORS
     expected = no_object if expected is None else expected
     if expected is None or (dense and isinstance(processor, DetectionImageProcessor)):

@@ -50,6 +50,11 @@ NET_ARGUMENTS: dict[str, float] = {
     **dict.fromkeys(_FACTORS, 64),
     **dict.fromkeys((*_SWITCHES, *_WORDS), 1),
 }
+_CHANNELS = 3
+_FILTERS = 5  # the largest number of one in Pillow
+PIXELS: dict[str, Range] = {"image_mean": (-1e4, 1e4), "image_std": (1e-4, 1e4), "rescale_factor": (1e-6, 1e3)}
+_DTYPES = (None, "auto", "float16", "bfloat16", "float32", "float64")
+IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 _WORD = re.compile(r"\w{0,32}")
 
@@ -119,6 +124,35 @@ def check_plain_name(name: str) -> None:
         )
 
 
+def check_kind(content: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for what a `config.json` of any detector may not hold: type of weights, attention, name.
+
+    Args:
+        content: Of the file.
+    """
+    if not isinstance(content.get("model_type"), str | None):
+        raise ValueError(f"model_type={_short(content['model_type'])} in a configuration file must be text.")
+    for name in ("dtype", "torch_dtype"):
+        value = content.get(name)
+        plain = value.removeprefix("torch.") if isinstance(value, str) else value
+        if not isinstance(plain, Mapping) and plain not in _DTYPES:
+            raise ValueError(
+                f"{name}={_short(value)} in a configuration file must be one of {', '.join(filter(None, _DTYPES))}."
+            )
+    for name in IMPLEMENTATIONS:
+        check_implementation(name, content.get(name), name)
+
+
+def check_implementation(path: str, value: Any, name: str) -> None:
+    """Raise `ValueError` for code of a repository of kernels in the place of a plain word."""
+    values = value.values() if isinstance(value, Mapping) else [value]
+    if not all(re.fullmatch(r"\w*", str(item or "")) for item in values):
+        raise ValueError(
+            f"{path}={value!r} in a configuration file would fetch code. If you trust it, load the model in Python "
+            f"with from_pretrained(..., {name.removeprefix('_')}=...) and give the model."
+        )
+
+
 def check_edges(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` if an image processor of these settings would make images of absurd sizes.
 
@@ -128,8 +162,31 @@ def check_edges(settings: Mapping[str, Any]) -> None:
     for name in ("size", "pad_size", "crop_size", "size_divisor"):
         given = settings.get(name)
         for key, edge in dict(given).items() if isinstance(given, Mapping) else [("", given)]:
-            if edge is not None and not (isinstance(edge, int | float) and 1 <= edge <= MAX_EDGE):
-                raise ValueError(f"{name}{f'[{key!r}]' if key else ''}={_short(edge)} must lie in [1, {MAX_EDGE}] px.")
+            if edge is not None and not (_fits(edge, int) and 1 <= edge <= MAX_EDGE):
+                raise ValueError(
+                    f"{name}{f'[{key!r}]' if key else ''}={_short(edge)} must lie in [1, {MAX_EDGE}] px, and be whole."
+                )
+
+
+def check_pixels(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if an image processor of these settings would make pixels that no model can read.
+
+    Args:
+        settings: As `preprocessor_config.json` holds them. What is missing or None is the processor's own business.
+    """
+    for name, value in settings.items():
+        if name.startswith("do_") and not isinstance(value, bool | None):
+            raise ValueError(f"{name}={_short(value)} of the image processor must be true or false.")
+    for name, (low, high) in PIXELS.items():
+        value = settings.get(name)
+        values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        fits = all(_fits(item, float) and low <= item <= high for item in values)
+        if not fits or (isinstance(value, list | tuple) and len(value) != _CHANNELS):
+            each = f", one or {_CHANNELS} of them" if name != "rescale_factor" else ""
+            raise ValueError(f"{name}={_short(value)} of the image processor must lie in [{low:g}, {high:g}]{each}.")
+    resample = settings.get("resample")
+    if isinstance(resample, int) and not 0 <= resample <= _FILTERS:
+        raise ValueError(f"resample={_short(resample)} of the image processor must lie in [0, {_FILTERS}].")
 
 
 def _is_plain(value: Any, most: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from .bounds import MAX_LENGTH, Range, check_fields, check_labels, check_net_arguments, check_plain_name
+from .bounds import MAX_LENGTH, Range, check_fields, check_kind, check_labels, check_net_arguments, check_plain_name
 from .layers import FPNExtra
 
 
@@ -94,7 +94,8 @@ class PyramidDetectorConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As of `PreTrainedConfig`, which reads files by it: `backbone` of the dict must be a plain name."""
+        """As of `PreTrainedConfig`, which reads files by it: names of backbone and attention must be plain words."""
+        check_kind({key: value for key, value in config_dict.items() if key not in kwargs})
         read = super().from_dict(config_dict, **kwargs)
         if "backbone" not in kwargs:
             check_plain_name((read[0] if isinstance(read, tuple) else read).backbone)

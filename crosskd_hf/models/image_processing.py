@@ -21,7 +21,7 @@ from transformers.models.deformable_detr.image_processing_deformable_detr import
 )
 from transformers.utils import ModelOutput
 
-from .bounds import check_edges
+from .bounds import PIXELS, check_edges, check_pixels
 from .nms import nms_by_class
 from .pixels import FORMATS, array_to_8_bit, check_pixel_range, to_rgb
 
@@ -94,13 +94,14 @@ class DetectionImageProcessor(DeformableDetrImageProcessor):
         if self.channel_order not in ("rgb", "bgr"):
             raise ValueError(f'channel_order is {self.channel_order!r}; give "rgb" or "bgr"')
         for name in ("size_divisor", "candidates_per_level", "max_detections"):
-            if (value := getattr(self, name)) < 1:
+            if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f"{name} is {value}; give a whole number of at least 1")
         for name in ("score_threshold", "nms_threshold"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
+            if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; give a number in [0, 1]")
         check_pixel_range(self.pixel_range)
         check_edges({"size": dict(self.size or {}), "size_divisor": self.size_divisor})
+        check_pixels({name: getattr(self, name, None) for name in PIXELS})
 
     def open_image(self, path: str | Path) -> PIL.Image.Image:
         """An image file as the model was trained on it: upright 8-bit RGB.

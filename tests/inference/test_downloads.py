@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +17,9 @@ from transformers import DeformableDetrImageProcessor
 from crosskd_hf.experiments.cost import measure
 from crosskd_hf.inference.downloads import check_content, check_download
 from crosskd_hf.inference.loading import load_detector, load_teacher
+from crosskd_hf.inference.processors import check_processor
 from crosskd_hf.models import DetectionImageProcessor
-from crosskd_hf.models.bounds import MAX_EDGE, check_edges
+from crosskd_hf.models.bounds import MAX_EDGE, check_edges, check_pixels
 from tests.distillation import detr_zoo
 from tests.tiny_run import make_deformable_detr, make_detector, processor
 
@@ -199,8 +201,97 @@ def test_a_faulty_image_processor_is_not_a_missing_one(tmp_path: Path, caplog: p
         load_teacher(tmp_path)
 
 
+PIXELS: dict[str, dict[str, Any]] = {
+    "a deviation of 0": {"image_std": [0, 1, 1]},
+    "a negative deviation": {"image_std": [-1, 1, 1]},
+    "no number": {"image_std": [math.nan] * 3},
+    "two channels": {"image_mean": [0.5, 0.5]},
+    "words": {"image_mean": "half"},
+    "an absurd mean": {"image_mean": [1e30] * 3},
+    "a scale of 0": {"rescale_factor": 0},
+    "a scale in words": {"rescale_factor": "1/255"},
+    "a scale that is no number": {"rescale_factor": math.nan},
+    "no, in words": {"do_normalize": "no"},
+    "an unknown filter": {"resample": 99},
+    "half a pixel": {"size": {"height": 64.5, "width": 64}},
+}
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixels_that_no_model_reads(folder: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """Some were errors of torch; with others nothing was found, or "no" was taken for yes, without a word."""
+    own = tmp_path_factory.mktemp("own")
+    make_detector(1).save_pretrained(own)
+    processor().save_pretrained(own)
+    for place in (folder, own):
+        change(place, "preprocessor_config.json", **PIXELS[name])
+        with pytest.raises(ValueError, match=rf"{next(iter(PIXELS[name]))}.*must (lie in|be true)"):
+            load_detector(place)
+
+
+def test_pixels_of_a_processor_that_was_made_in_python() -> None:
+    detr = transformers.DeformableDetrImageProcessor(image_std=[0.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="image_std=.* of the image processor must lie in"):
+        check_processor(make_deformable_detr(1), detr)
+    with pytest.raises(ValueError, match="image_std=.* of the image processor must lie in"):
+        DetectionImageProcessor(image_std=[0.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="score_threshold is x; give a number"):
+        DetectionImageProcessor(score_threshold="x")
+
+
+BROKEN = {
+    "a list": b"[]",
+    "nothing": b"null",
+    "deep": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "a number of 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "another encoding": "{}".encode("utf-16"),
+    "noise": bytes(range(128, 192)),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_files_of_settings_that_hold_something_else(folder: Path, file: str, name: str) -> None:
+    (folder / file).write_bytes(BROKEN[name])
+    with pytest.raises((OSError, ValueError), match=r"can't be read|is not a valid JSON") as raised:
+        load_detector(folder)
+    assert type(raised.value) in (OSError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model_type": ["crosskd_gfl"]}, "model_type=.* in a configuration file must be text"),
+        ({"dtype": "float99"}, "dtype='float99' in a configuration file must be one of auto, float16, bfloat16"),
+        ({"dtype": "int8"}, "dtype='int8' in a configuration file"),
+        ({"attn_implementation": "attacker/kernels"}, "attacker/kernels.* in a configuration file would fetch code"),
+    ],
+)
+def test_kinds_that_no_detector_is_of(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    """Of our own detectors, also where transformers loads them by itself."""
+    make_detector(1).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    change(tmp_path, "config.json", **content)
+    with pytest.raises(ValueError, match=words):
+        load_detector(tmp_path)
+    if "model_type" not in content:
+        with pytest.raises(ValueError, match=words):
+            transformers.AutoModelForObjectDetection.from_pretrained(tmp_path)
+
+
+def test_weights_that_a_configuration_leaves_out(tmp_path: Path) -> None:
+    """The detector of a changed `config.json` was another one than was trained, without a word."""
+    make_detector(1).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    change(tmp_path, "config.json", num_convs=2)
+    with pytest.raises(ValueError, match=r"has \d+ weights that its config.json builds no layer for, such as \['head"):
+        load_detector(tmp_path)
+
+
 def test_usual_images_are_allowed() -> None:
     for kind in ("Detr", "DeformableDetr", "RTDetr", "Yolos"):
         check_edges(getattr(transformers, f"{kind}ImageProcessor")().to_dict())
+        check_pixels(getattr(transformers, f"{kind}ImageProcessor")().to_dict())
     check_edges(DetectionImageProcessor(size={"height": MAX_EDGE, "width": MAX_EDGE}).to_dict())
     assert torch.get_default_device() == torch.device("cpu")
