@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -118,6 +118,8 @@ def _looked_into(
     ranges: list[tuple[Place, ImageHeader]] = []
     for row, (name, header) in enumerate(zip(names, _probed(sources, decode), strict=True)):
         width, height = (int(value) for value in sizes[row])
+        if not _is_text(name):
+            places["name-encoding"].append(Place(name))
         if absurd[row]:
             places["image-size"].append(Place(name, detail=f"{width}x{height}"))
         if isinstance(header, str):
@@ -137,6 +139,15 @@ def _looked_into(
         for finding in found(severity, kind, message, fix, places[kind])
     ]
     return sizes, [*findings, *_check_ranges(ranges)]
+
+
+def _is_text(name: str) -> bool:
+    """False for a file's name of which the bytes are in another encoding than UTF-8: no table can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_ranges(ranges: Sequence[tuple[Place, ImageHeader]]) -> list[Finding]:
@@ -195,7 +206,19 @@ def _probe(source: ImageSource | None, decode: bool, most_bytes: int | None = No
     try:
         return None if source is None else probe_image(source, decode, most_bytes)
     except (OSError, PIL.Image.DecompressionBombError) as error:
-        return str(error.__cause__ or error)
+        return _instead_of_an_image(source) or str(error.__cause__ or error)
+
+
+def _instead_of_an_image(source: ImageSource | None) -> str:
+    """What often lies in an image's place; empty if it is something else."""
+    path = source.get("path") if isinstance(source, Mapping) else source
+    if not isinstance(path, str | Path) or not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        head = file.read(100).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "it is the pointer of a file that Git LFS holds: git lfs pull"
+    return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else ""
 
 
 _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
@@ -203,6 +226,11 @@ _FILE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "error",
         "the annotations say an impossible width x height",
         "write the image's own width and height into the annotations",
+    ),
+    "name-encoding": (
+        "error",
+        "the name of the file is not in UTF-8, as of an archive of another system: a data set can't hold it",
+        "rename the files, such as by convmv -r -f latin1 -t utf8 --notest FOLDER",
     ),
     "broken-image": (
         "error",

@@ -109,7 +109,8 @@ def fields_of_objects(objects: Any) -> dict[str, list[Any]]:
     """Objects as a dict of lists, whichever way they are stored; of an image without objects the lists are empty."""
     if isinstance(objects, dict):
         return {field: objects[key] or [] for field, key in canonical_fields(objects).items()}
-    keys = canonical_fields(objects[0]) if objects else {"bbox": "bbox", "category": "category"}
+    names = dict.fromkeys(name for entry in objects or () for name in entry)  # of a stream, entries may differ
+    keys = canonical_fields(names) if names else {"bbox": "bbox", "category": "category"}
     return {field: [entry.get(key) for entry in objects or ()] for field, key in keys.items()}
 
 

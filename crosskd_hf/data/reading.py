@@ -131,10 +131,17 @@ class Source:
 
 
 def roots_of(path: DataPath | Sequence[DataPath]) -> list[DataPath]:
-    """One path or several as a list. Raises ValueError if there is none."""
-    roots = [path] if isinstance(path, str | os.PathLike) else list(path)
+    """One path or several as a list. Raises ValueError if there is none, or what is given is no path."""
+    several = isinstance(path, Sequence) and not isinstance(path, str)
+    roots: list[DataPath] = [*path] if several else [path]  # type: ignore[list-item, misc]
     if not roots:
         raise ValueError("No path of a data set is given.")
+    for root in roots:
+        if not isinstance(root, str | os.PathLike):
+            raise ValueError(
+                f"A {type(root).__name__} is given as the path of a data set. Give a folder, a file or an id of the "
+                "Hub; a datasets.Dataset is read by load_objects."
+            )
     return roots
 
 

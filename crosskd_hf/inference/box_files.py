@@ -67,7 +67,7 @@ def write_yolo(records: Records, classes: CategoryMap, folder: Path) -> None:
 
 def write_csv(records: Records, classes: CategoryMap, folder: Path) -> None:
     """`boxes.csv`: a row for each object, corners in px."""
-    with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "boxes.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "width", "height", "class", "score", "xmin", "ymin", "xmax", "ymax"])
         for record in _read(records):

@@ -166,6 +166,19 @@ class TestImages:
         collator = DetectionCollator(DetectionImageProcessor(size={"height": 32, "width": 32}))
         assert len(collator(list(data.dataset))["labels"]) == len(kept)
 
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+            (b"\n<!DOCTYPE html><html>no such file</html>", "it is a web page"),
+            (b"something", "cannot identify image file"),
+        ],
+    )
+    def test_what_lies_in_the_place_of_an_image(self, folder, content, told):
+        folder.add("a.jpg", content=content)
+        (place,) = folder.findings()["broken-image"].places
+        assert told in place.detail
+
     def test_wrong_extension(self, folder):
         folder.add("really_png.jpg", noise(), format="PNG")
         finding = folder.findings()["wrong-extension"]

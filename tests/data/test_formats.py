@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,11 @@ class TestRecognising:
         write(tmp_path / "labels/a.xml", "<nothing/>")
         with pytest.raises(DataError, match="annotations but no images"):
             load_detection_dataset(tmp_path)
+
+    @pytest.mark.parametrize("given", [None, 3, {"train": "a"}, ["a", None]])
+    def test_what_is_no_path(self, given):
+        with pytest.raises(ValueError, match="A (NoneType|int|dict) is given as the path of a data set"):
+            load_detection_dataset(given)
 
     def test_a_mistyped_path_is_told_at_once(self, tmp_path, monkeypatch):
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
@@ -890,6 +896,24 @@ class TestEncodings:
     def test_that_are_marked(self, tmp_path, file, encoding):
         data = load_detection_dataset(self.make(tmp_path, file, encoding))
         assert data.categories.names == ("Käse", "Köse")
+
+    def test_of_a_coco_json(self, tmp_path):
+        """A training json in UTF-16 wasn't seen beside one in UTF-8: validation data was all there was."""
+        root = make_coco(tmp_path)
+        path = root / "annotations/instances_train2017.json"
+        path.write_text(path.read_text(), encoding="utf-16")
+        assert contents(load_detection_dataset(root)) == EXPECTED
+
+    @pytest.mark.parametrize("maker", [make_yolo, make_voc])
+    def test_of_the_names_of_files(self, tmp_path, maker):
+        """As unzip leaves those of an archive from Windows: the check passed, and reading ended with a traceback."""
+        root, name = maker(tmp_path), os.fsdecode(b"caf\xe9")
+        for path in [path for path in root.rglob("a.*") if path.is_file()]:
+            path.rename(path.with_name(name + path.suffix))
+        for path in (root / "ImageSets/Main").glob("*.txt"):
+            path.unlink()
+        assert not check_detection_dataset(root).ok
+        assert [place.rsplit("/", 1)[1] for place in faults(root)["name-encoding"]] == ["caf\\udce9.jpg"]
 
     @pytest.mark.parametrize("file", FILES)
     def test_that_would_lose_names(self, tmp_path, file):

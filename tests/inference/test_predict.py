@@ -201,6 +201,14 @@ class TestBoxFiles:
             boxes, wanted = torch.tensor([r[2:] for r in rows]), torch.tensor([r[2:] for r in expected])
             assert torch.allclose(boxes, wanted, atol=1e-3), name
 
+    def test_a_file_whose_name_is_in_no_encoding(self, tmp_path: Path, detector: tuple) -> None:
+        name = os.fsdecode(b"caf\xe9.jpg")
+        picture(tmp_path / "in" / name)
+        (record,) = predict_to_folder(*detector, tmp_path / "in", tmp_path / "out", 0.0, ["coco", "yolo", "csv"])
+        assert len(record["detections"]) > 0
+        assert b"caf\xe9.jpg," in (tmp_path / "out" / "boxes.csv").read_bytes()
+        assert (tmp_path / "out" / "labels" / os.fsdecode(b"caf\xe9.txt")).is_file()
+
     def test_a_file_of_an_image_without_objects(self, photos: Path, tmp_path: Path, detector: tuple) -> None:
         predict_to_folder(*detector, photos / "a.png", tmp_path / "out", 0.999, ["yolo", "coco"])
         assert (tmp_path / "out" / "labels" / "a.txt").read_text() == ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch.utils.data import IterableDataset
@@ -117,6 +118,14 @@ def test_a_stream_with_a_class_that_the_student_lacks_is_refused_at_once(folder:
         stream_objects(stream, NAMES[:3])
     rows = list(stream_objects(stream, NAMES))
     assert [row["objects"]["category"] for row in rows] == [row["objects"]["category"] for row in data]
+
+
+def test_fields_that_only_some_objects_of_a_stream_have() -> None:
+    """A stream of a generator has no features: its dicts may differ, and crowd marks of later ones were lost."""
+    objects = [{"bbox": [1.0, 1, 5, 5], "category": "ring"}, {"bbox": [2.0, 1, 5, 5], "category": "ring", "iscrowd": 1}]
+    rows = [{"image": PIL.Image.new("RGB", (40, 20)), "objects": given} for given in (objects, [], objects[::-1])]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    assert [row["objects"]["iscrowd"] for row in stream_objects(stream, ["ring"])] == [[0, 1], [], [1, 0]]
 
 
 @pytest.mark.parametrize("field", ["categories", "bbox"])

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from ..coco_json import parse_coco
 from ..report import DataError, Finding, Place
 from .faults import Faults
-from .folder import SPLITS, Claims, Folder, split_of
+from .folder import SPLITS, Claims, Folder, encoding_of, split_of
 from .raw import FileSplit, RawSplit, Reading, ReadOptions, as_place
 
 _HEAD = 1 << 16
@@ -59,6 +59,8 @@ def _looks_like_coco(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEAD)
         rest = file.read(1)
+    if encoding_of(path) == "utf-16":
+        head = head.decode("utf-16", "ignore").encode()
     keys = {key for key in _KEYS if re.search(rf'"{key}"\s*:'.encode(), head)}
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
         return False
