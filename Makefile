@@ -7,7 +7,7 @@ STAMP := $(VENV)/.crosskd_hf_dev
 LOWEST ?= .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.crosskd_hf_lowest
 
-.PHONY: demo test test-lowest lint types imports unit parity presets slow crucial format clean
+.PHONY: demo test test-lowest lint types imports unit parity presets slow format clean
 
 demo: $(STAMP)  ## train a teacher, a student and a distilled student on synthetic data, and compare them
 	$(BIN)/python examples/distill_coco.py
@@ -41,14 +41,8 @@ parity: $(STAMP)  ## every golden case and every file of the protocol: the autho
 presets: $(STAMP)  ## every published experiment in small: two updates and one evaluation, six minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets_dry.py
 
-slow: $(STAMP)  ## tests that take more than ten seconds each, about ten minutes together
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow
-
-# Those of the slow tests that runs of days depend on: kills, signals, a full disk, several processes.
-CRUCIAL := interruption termination distributed
-
-crucial: $(STAMP)  ## the slow tests of kills, signals and processes, and the notebook: about eight minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(CRUCIAL:%=tests/training/test_%.py) tests/test_notebook.py
+slow: $(STAMP)  ## long tests: trainings, kills, signals, several processes; about fifteen minutes together
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(AGAIN)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
