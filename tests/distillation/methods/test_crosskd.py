@@ -233,6 +233,14 @@ class TestRegion:
         total = found["P"]["crosskd/cls"] + found["N"]["crosskd/cls"]
         torch.testing.assert_close(total, found["P+N"]["crosskd/cls"])
 
+    def test_without_objects_all_rows_are_negatives(self) -> None:
+        student, teacher = make_detector("retinanet").train(), make_detector("retinanet", seed=1)
+        distillers = {r: Distiller(student, teacher, [CrossKD(region=r)]) for r in ("P", "N", "P+N")}
+        empty = make_batch(counts=(0, 0))
+        found = {r: distilled_losses(each, student, empty)["crosskd/cls"] for r, each in distillers.items()}
+        assert found["P"] == 0
+        assert found["N"] == found["P+N"] > 0
+
     def test_of_regions(self) -> None:
         student, teacher = detector_zoo.build("faster_rcnn").train(), detector_zoo.build("faster_rcnn", 1)
         found = []
