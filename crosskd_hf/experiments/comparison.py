@@ -160,7 +160,7 @@ def resumed_from(args: CrossKDConfig) -> str | bool | None:
         args: Of the run.
     """
     resume = args.resume_from_checkpoint
-    begins = resume in (True, "True") and last_checkpoint(args.output_dir) is None
+    begins = resume in (True, "True", "true") and last_checkpoint(args.output_dir) is None
     return False if begins else resume
 
 

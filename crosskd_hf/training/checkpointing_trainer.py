@@ -79,9 +79,11 @@ class CheckpointingTrainer(CocoTrainer):
             if args.should_save:
                 checkpoints.recover(run)
             self.accelerator.wait_for_everyone()
-            self._run = resumption.describe_run(args, self.train_dataset)
+            made = self.processing_class, self._train_transform
+            self._run = resumption.describe_run(args, self.train_dataset, *made)
             folder = saving.checkpoint_to_resume(run, resume_from_checkpoint)
             if folder is not None:
+                resumption.check_files(folder)
                 self._check_resume(folder)
             self._resumed, self._start, self._written = folder, None, ()
             if self.model is not None:  # it is None between the trials of a search for hyperparameters
@@ -96,6 +98,7 @@ class CheckpointingTrainer(CocoTrainer):
         resumption.check_state(folder, self.accelerator.scaler is not None)
         saving.check_average(folder, self.args.ema_decay)
         resumption.check_run(folder, self._run, self.args.ignore_data_skip)
+        resumption.warn_of_changes(folder, self._run, self.args)
         if not self.args.auto_find_batch_size:  # which goes on with the size that it found, and is checked then
             resumption.check_update(folder, self._update())
 
@@ -162,6 +165,7 @@ class CheckpointingTrainer(CocoTrainer):
         saving.load_if_there(self.model, self._resumed, TRAINING_WEIGHTS)
         if self._resumed is not None:
             saving.find_best(self.state, self._resumed.parent, self.args)
+            saving.tell_of_end(self._resumed, self.state)
         if self.args.save_strategy != "no":
             self._rehearse()
 

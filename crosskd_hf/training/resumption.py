@@ -18,7 +18,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError, safe_open
 
+from ..files import without_folders
+from . import provenance
 from .config import CrossKDConfig
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,12 @@ FILE = "run.json"
 WEIGHTS_ONLY = ("optimizer.pt", "scheduler.pt")
 """Files without which a checkpoint can't be gone on from."""
 
+_NEEDED = ("training_args.json", "trainer_state.json")
+# Settings that change what is learned, and are told by nothing else when they differ.
+_TOLD = (
+    "num_train_epochs", "max_steps", "schedule", "decay_epochs", "warmup_steps", "warmup_kind", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "fp16", "exact_accumulation", "nonfinite",
+)  # fmt: skip
 _IMAGE = ("image_id", "width", "height")
 _OBJECT = ("bbox", "category", "iscrowd")
 _KEPT_APART = ("params", "lr", "initial_lr")
@@ -35,15 +44,31 @@ _KEPT_APART = ("params", "lr", "initial_lr")
 # ---- Data ----
 
 
-def describe_run(args: CrossKDConfig, dataset: Any) -> dict[str, Any]:
-    """What a checkpoint of this run remembers of its training data and their order."""
+def describe_run(args: CrossKDConfig, dataset: Any, processor: Any = None, transform: Any = None) -> dict[str, Any]:
+    """What a checkpoint of this run remembers of its training data, their order and what becomes of the images.
+
+    Args:
+        args: Of the run.
+        dataset: Its training data.
+        processor, transform: The student's image processor and the augmentation, or None.
+    """
     order = {
         "seed": args.seed if args.data_seed is None else args.data_seed,
         "train_sampling_strategy": args.train_sampling_strategy,
         "group_by_aspect_ratio": args.group_by_aspect_ratio,
         "dataloader_drop_last": args.dataloader_drop_last,
     }
-    return {"order": order, "data": describe_data(dataset)}
+    images = {"image processor": _described(processor), "augmentation": _described(transform)}
+    return {"order": order, "data": describe_data(dataset), "images": images}
+
+
+def _described(part: Any) -> dict[str, Any] | None:
+    """Class and settings of what makes pixels; nothing that another process would tell otherwise."""
+    if part is None:
+        return None
+    settings = part.to_dict() if hasattr(part, "to_dict") else getattr(part, "__dict__", {})
+    plain = json.loads(json.dumps(settings, default=lambda value: type(value).__name__, skipkeys=True))
+    return {"class": getattr(part, "__name__", type(part).__name__)} | without_folders(plain)
 
 
 def describe_update(args: CrossKDConfig, micro_batch: int) -> dict[str, int]:
@@ -167,7 +192,26 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """What :func:`write` wrote; nothing of a checkpoint that is older than this file."""
     path = folder / FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return _object(path) if path.is_file() else {}
+
+
+def check_files(folder: Path) -> None:
+    """Look into the files of a checkpoint; `fault` of checkpoints judges only those that the manifest lists.
+
+    Raises:
+        ValueError: One that is needed is missing, or can't be read.
+    """
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name}: resume from an earlier checkpoint.")
+    for name in (*_NEEDED, FILE, provenance.FILE):
+        if (folder / name).is_file():
+            _object(folder / name)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            safe_open(path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} can't be read ({error}): resume from an earlier checkpoint.") from error
 
 
 def check_state(folder: Path, scales: bool) -> None:
@@ -220,6 +264,27 @@ def check_run(folder: Path, run: Mapping[str, Any], ignore_data_skip: bool) -> N
     )
 
 
+def warn_of_changes(folder: Path, run: Mapping[str, Any], args: CrossKDConfig) -> None:
+    """Tell of images and settings that are others than those of checkpoint `folder`; they don't keep it from going on.
+
+    Args:
+        folder: The checkpoint.
+        run: As of :func:`describe_run`, for the present run.
+        args: Of the present run.
+    """
+    told = []
+    for part, then in read(folder).get("images", {}).items():
+        now = _plain(run["images"][part])
+        names = sorted(
+            name for name in {*(then or {}), *(now or {})} if (then or {}).get(name) != (now or {}).get(name)
+        )
+        told += [f"{part}: {name} {(then or {}).get(name)} -> {(now or {}).get(name)}" for name in names]
+    saved, given = _object(folder / "training_args.json"), _plain(args.to_dict())
+    told += _differences(saved, {name: given[name] for name in _TOLD if name in given})
+    if told:
+        logger.warning("The run goes on with other settings than %s had: %s", folder, "; ".join(told))
+
+
 def check_update(folder: Path, update: Mapping[str, int]) -> None:
     """Raise `ValueError` if the updates of checkpoint `folder` were not like :func:`describe_update` of this run."""
     differing = _differences(read(folder), update)
@@ -248,6 +313,14 @@ def check_optimizer(folder: Path, optimizer: Mapping[str, Any]) -> None:
             "lr_scheduler_type, backbone_lr, bias_lr_factor, bias_weight_decay and frozen parameters as the run had "
             "them, or start a new run from the checkpoint's weights."
         )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint; raises ValueError, with its name, for anything else."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} can't be read ({error}): resume from an earlier checkpoint.") from error
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

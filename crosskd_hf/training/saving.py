@@ -156,6 +156,15 @@ def upload(folder: Path, repository: str, args: CrossKDConfig) -> None:
         )  # fmt: skip
 
 
+def tell_of_end(folder: Path, state: TrainerState) -> None:
+    """Warn of a run that has nothing left to do behind the checkpoint `folder`."""
+    if state.global_step >= state.max_steps:
+        logger.warning(
+            "%s is of update %d, and the run has %d: nothing is left to train. More num_train_epochs or max_steps go "
+            "on.", folder, state.global_step, state.max_steps,
+        )  # fmt: skip
+
+
 def load_if_there(model: nn.Module, folder: Path | None, name: str) -> None:
     """Load the float32 weights `name` of a checkpoint, if this is a resumed run and the checkpoint has such."""
     if folder is not None and (folder / name).is_file():
@@ -191,7 +200,7 @@ def checkpoint_to_resume(run: Path, resume: str | bool | None) -> Path | None:
     Raises:
         ValueError: In all processes: there is no such checkpoint, or its files are not those that were written.
     """
-    if not resume or resume == "False":
+    if not resume or resume in ("False", "false"):
         return None
     answer: list[Any] = [None, ""]
     if PartialState().is_main_process:
@@ -206,12 +215,19 @@ def checkpoint_to_resume(run: Path, resume: str | bool | None) -> Path | None:
 
 
 def _whole_checkpoint(run: Path, resume: str | bool) -> str:
-    if resume is True or resume == "True":
+    if resume is True or resume in ("True", "true"):
         last = checkpoints.last_checkpoint(run, contents=True)
         if last is None:
             raise ValueError(f"There is no complete checkpoint in {run}: call train() without resume_from_checkpoint.")
         return last
     found = checkpoints.fault(Path(str(resume)))
+    if not Path(str(resume)).is_dir():
+        found = "there is no such folder"
+    elif found is not None and (inside := checkpoints.checkpoints(Path(str(resume)))):
+        raise ValueError(
+            f"{resume} is no checkpoint, it holds {', '.join(path.name for path in inside)}: resume from one of them, "
+            f"such as {inside[-1]}."
+        )
     if found is not None:
         raise ValueError(
             f"{resume} is no complete checkpoint of CrossKDTrainer: {found}. Resume from an earlier one, or with "

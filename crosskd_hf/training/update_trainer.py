@@ -68,7 +68,12 @@ class UpdateTrainer(CheckpointingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        """The micro-batches of one update, without repeated images; learns their normalizers if there are several."""
+        """The micro-batches of one update, without repeated images; learns their normalizers if there are several.
+
+        None for a run that was at its end when it was resumed: `Trainer` would look for the end behind one update more.
+        """
+        if 0 < self.state.max_steps <= self.state.global_step:
+            return [], None
         batches = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.utils import find_executable_batch_size
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -20,7 +21,7 @@ from transformers.trainer_callback import ExportableState
 from crosskd_hf.training import checkpoints, resumption
 from crosskd_hf.training.guard import image_ids
 from crosskd_hf.training.trainer import CrossKDTrainer
-from tests.tiny_run import load_data, losses, make_trainer
+from tests.tiny_run import equal, load_data, losses, make_trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 1}
 
@@ -54,6 +55,79 @@ def run_in(folder: Path, output: Path, **changes: Any) -> CrossKDTrainer:
 
 def without_last(output: Path, number: int) -> None:
     shutil.rmtree(output / f"checkpoint-{number}")
+
+
+# ---- Files ----
+
+
+@pytest.fixture(scope="module")
+def two_updates(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with the checkpoints of two updates."""
+    output = tmp_path_factory.mktemp("run")
+    run_in(folder, output, max_steps=2).train()
+    return output
+
+
+FILES = ("run.json", "training_args.json", "distillation.json", "trainer_state.json", "distiller.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", bytes(range(128, 192))])
+def test_a_file_that_the_manifest_does_not_list_and_that_is_damaged(
+    two_updates: Path, folder: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    """Such as one that somebody edited: each was an error of its reader."""
+    shutil.copytree(two_updates, tmp_path, dirs_exist_ok=True)
+    checkpoint = tmp_path / "checkpoint-2"
+    manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
+    del manifest["files"][name]
+    (checkpoint / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} can't be read \(.*resume from an earlier checkpoint"):
+        run_in(folder, tmp_path).train(resume_from_checkpoint=True)
+    if name.startswith("train"):
+        (checkpoint / name).unlink()
+        with pytest.raises(ValueError, match=rf"checkpoint-2 lacks {name}: resume from an earlier checkpoint"):
+            run_in(folder, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_other_words_for_a_checkpoint(two_updates: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_updates, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"is no checkpoint, it holds checkpoint-1, checkpoint-2: .* such as .*-2\."):
+        run_in(folder, tmp_path).train(resume_from_checkpoint=str(tmp_path))
+    with pytest.raises(ValueError, match="no complete checkpoint of CrossKDTrainer: there is no such folder"):
+        run_in(folder, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    trainer = run_in(folder, tmp_path, max_steps=3)
+    trainer.train(resume_from_checkpoint="true")
+    assert trainer._resumed == tmp_path / "checkpoint-2"
+
+
+def test_what_else_is_changed_is_told(
+    two_updates: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Augmentation, size of images, precision and length of the run; the run goes on."""
+    shutil.copytree(two_updates, tmp_path, dirs_exist_ok=True)
+    trainer = run_in(folder, tmp_path, max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2  # `Trainer` made one update more
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert equal(trainer.model.state_dict(), load_file(tmp_path / "checkpoint-2/model.safetensors"))
+    assert "goes on with other settings" not in caplog.text
+    assert "checkpoint-2 is of update 2, and the run has 2: nothing is left to train" in caplog.text
+    caplog.clear()
+    changed = run_in(folder, tmp_path, max_steps=3, augment=True, max_grad_norm=1.0)
+    changed.processing_class.score_threshold = 0.1
+    changed.train(resume_from_checkpoint=True)
+    assert changed.state.global_step == 3
+    told = next(record.message for record in caplog.records if "goes on with other settings" in record.message)
+    for words in (
+        "image processor: score_threshold 0.0 -> 0.1",
+        "augmentation: class None -> TrainTransform",
+        "max_steps: 2 -> 3",
+        "max_grad_norm: 35.0 -> 1.0",
+    ):
+        assert words in told
+    assert str(tmp_path) not in (tmp_path / "checkpoint-3/run.json").read_text()
 
 
 # ---- Batches ----
