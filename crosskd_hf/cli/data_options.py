@@ -28,6 +28,18 @@ def add_format(parser: argparse.ArgumentParser) -> None:
         help="VOC: the first pixel has the number 1",
     )
     parser.add_argument(
+        "--difficult", choices=("ignore", "keep"), default="ignore",
+        help="VOC: difficult objects become crowd regions, or stay objects (default: ignore)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bbox-format", "--bbox_format", default="xywh",
+        help="csv with one column for the box, imagefolder, datasets: xywh or xyxy, in px (default: xywh)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drop", nargs="+", default=[], metavar="KIND",
+        help="datasets: leave out rows with these faults, such as size-mismatch or broken-image",
+    )  # fmt: skip
+    parser.add_argument(
         "--val-fraction", "--val_fraction", type=float, default=0.2,
         help="share of the images that is drawn for validation if there is no such split (default: 0.2)",
     )  # fmt: skip
@@ -46,8 +58,13 @@ def data_source(arguments: argparse.Namespace) -> list[str]:
         raise ValueError("Give a data set: its folder, data.yaml, csv, json or Hub id.")
     if arguments.images is None:
         return arguments.data or [arguments.path]
-    if arguments.data_format is not None or arguments.one_based is not None:
-        raise ValueError("--data-format and --one-based have no effect beside a COCO json and its image folder.")
+    given = how_to_read(arguments)
+    del given["val_fraction"]
+    if list(given.values()) != [None, None, "ignore", "xywh", []]:
+        raise ValueError(
+            "--data-format, --one-based, --difficult, --bbox-format and --drop have no effect beside a COCO json and "
+            "its image folder."
+        )
     return []
 
 
@@ -56,6 +73,9 @@ def how_to_read(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "format": arguments.data_format,
         "one_based": arguments.one_based,
+        "difficult": arguments.difficult,
+        "bbox_format": arguments.bbox_format,
+        "drop": arguments.drop,
         "val_fraction": arguments.val_fraction,
     }
 
@@ -63,4 +83,6 @@ def how_to_read(arguments: argparse.Namespace) -> dict[str, Any]:
 def chosen_split(splits: "DetectionSplits", name: str | None = None) -> tuple[str, "DetectionData"]:
     """The split `name` of a data set, by default "val", or the first one if there is no such split."""
     name = name or ("val" if "val" in splits else next(iter(splits)))
+    if name not in splits:
+        raise ValueError(f"{splits.source} has no split {name}, only {', '.join(splits)}.")
     return name, splits[name]

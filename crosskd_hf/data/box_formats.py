@@ -23,16 +23,17 @@ def to_xywh(boxes: Floats, bbox_format: str | enum.Enum) -> Floats:
     Raises:
         ValueError: any other name.
     """
-    if not _is_corners(bbox_format):
+    if plain_name(bbox_format) == "xywh":
         return boxes
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _is_corners(bbox_format: str | enum.Enum) -> bool:
+def plain_name(bbox_format: str | enum.Enum) -> str:
+    """ "xywh" or "xyxy", whichever of its names was given; arguments and errors as of `to_xywh`."""
     given = bbox_format.value if isinstance(bbox_format, enum.Enum) else bbox_format
     name = str(given).strip().lower().replace("-", "_").replace(" ", "_")
     if name in _CORNERS:
-        return _CORNERS[name]
+        return "xyxy" if _CORNERS[name] else "xywh"
     near = [] if name in _OTHERS else difflib.get_close_matches(name, _CORNERS, n=2)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(

@@ -22,7 +22,7 @@ from .check_images import check_files
 from .class_names import are_reordered, class_names, demand_same, match_names
 from .framed_image import FramedImage
 from .inspection import Inspection, inspect_coco, inspect_table
-from .objects_column import ROW_FIXES, for_rows, table_of_objects
+from .objects_column import demand_droppable, for_rows, table_of_objects
 from .report import DataReport
 from .schema import features_of
 
@@ -230,8 +230,7 @@ def load_objects(
     """
     if not {"image", "objects"} <= set(dataset.column_names or ()):
         raise ValueError(f"the data set needs columns image and objects, it has {dataset.column_names}; rename them")
-    if isinstance(drop, str) or not isinstance(drop, Collection) or set(drop) - set(ROW_FIXES):
-        raise ValueError(f"drop={drop!r}; give a list of kinds of findings, of {sorted(ROW_FIXES)}")
+    demand_droppable(drop)
     stored, inspection = inspect_objects(dataset, categories, bbox_format, drop)
     inspection.demand_ok()
     return data_of_objects(stored, inspection)
@@ -260,14 +259,14 @@ def inspect_objects(
     stored = _images_of(dataset)
     sources = ({"path": None, "bytes": b""} if image is None else image for image in stored["image"])
     sizes, findings = check_files(table.file_names, table.sizes, sources, True, _identity(stored))
-    findings = [for_rows(finding, drop) for finding in findings]
     dropped = {place.file for finding in findings if finding.kind in drop for place in finding.places}
     if dropped:
         kept = [row for row, name in enumerate(table.file_names) if name not in dropped]
         stored, sizes = stored.select(kept), sizes[kept]
         called = kept if rows is None else [rows[row] for row in kept]
         table = table_of_objects(dataset.select(kept), categories, bbox_format, called, names)
-    return stored, inspect_table(table, sizes, categories, findings)
+    inspection = inspect_table(table, sizes, categories, findings)
+    return stored, replace(inspection, findings=tuple(for_rows(finding, drop) for finding in inspection.findings))
 
 
 def _images_of(dataset: datasets.Dataset) -> datasets.Dataset:

@@ -67,6 +67,7 @@ def table_of_objects(
 
 
 _OWN_SIZE = "if the boxes fit the images, remove the columns width and height: then the sizes are read from the images"
+CORNERS_FIX = "if they are, read them so: bbox_format='xyxy' (--bbox_format xyxy); otherwise look at the boxes"
 ROW_FIXES = {  # of faults of an image, which `drop` can leave out
     "size-mismatch": _OWN_SIZE,
     "image-size": _OWN_SIZE,
@@ -76,11 +77,19 @@ ROW_FIXES = {  # of faults of an image, which `drop` can leave out
 }
 
 
+def demand_droppable(drop: Collection[str]) -> None:
+    """Raise a ValueError for kinds of findings that `drop` can't leave out."""
+    if isinstance(drop, str) or not isinstance(drop, Collection) or set(drop) - set(ROW_FIXES):
+        raise ValueError(f"drop={drop!r}; give a list of kinds of findings, of {sorted(ROW_FIXES)}")
+
+
 def for_rows(finding: Finding, drop: Collection[str]) -> Finding:
-    """A finding of an image file as one of a row of a data set, which has no json to correct.
+    """A finding of a data set that has no json to correct.
 
     `datasets.Image` always applies EXIF orientation: images whose annotations ignore it can't be read with it.
     """
+    if finding.kind == "corner-boxes":
+        return replace(finding, fix=CORNERS_FIX)
     if finding.kind not in ROW_FIXES:
         return finding
     if finding.kind == "exif-ignored":
@@ -88,7 +97,10 @@ def for_rows(finding: Finding, drop: Collection[str]) -> Finding:
         finding = replace(finding, severity="error", message=message)
     if finding.kind in drop:
         return replace(finding, severity="warning", message=f"{finding.message}; these rows are left out", fix="")
-    fix = f"{ROW_FIXES[finding.kind]}; or leave these rows out: load_objects(..., drop=[{finding.kind!r}])"
+    fix = (
+        f"{ROW_FIXES[finding.kind]}; or leave these rows out: load_objects(..., drop=[{finding.kind!r}]), "
+        f"--drop {finding.kind}"
+    )
     return replace(finding, fix=fix)
 
 

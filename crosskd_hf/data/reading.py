@@ -12,12 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from ..text import one_line
+from .box_formats import plain_name
 from .formats import ALIASES, FORMATS, Folder, Format, ReadOptions
 from .formats.folder import SPLITS
 from .formats.hub import demand_on_hub, looks_like_hub_id, read_hub
 from .formats.raw import RawSplit
 from .formats.unknown import describe_unknown
 from .kept import KeptFolder
+from .objects_column import demand_droppable
 from .report import DataError, Finding, Place, found
 from .splits import DetectionSplits
 
@@ -58,6 +60,8 @@ class Wanted:
             raise ValueError(f"val_fraction={fraction} must lie between 0 and 1.")
         if options.difficult not in ("ignore", "keep"):
             raise ValueError(f"difficult={options.difficult!r}; give 'ignore' or 'keep'.")
+        demand_droppable(options.drop)
+        options = replace(options, bbox_format=plain_name(options.bbox_format), drop=tuple(options.drop))
         return cls(_known(format), options, fraction, seed)
 
     @property

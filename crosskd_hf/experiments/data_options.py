@@ -6,6 +6,7 @@ from ..data.dataset import DetectionData, load_coco
 from ..data.loading import load_detection_dataset
 from ..training.config import CrossKDConfig, option
 
+_READING = ("one_based", "difficult", "bbox_format", "drop", "val_fraction")  # as of `load_detection_dataset`
 PATHS = ("train_images", "train_annotations", "val_images", "val_annotations")
 
 
@@ -27,6 +28,15 @@ class DataOptions:
     one_based: bool | None = option(
         None, "VOC: the first pixel has the number 1. Default: in files whose <database> is PASCAL VOC's."
     )
+    difficult: str | None = option(
+        None, "VOC: `ignore` makes crowd regions of difficult objects, `keep` objects. Default: ignore."
+    )
+    bbox_format: str | None = option(
+        None, "csv with one column for the box, imagefolder, datasets: xywh or xyxy, in px. Default: xywh."
+    )
+    drop: list[str] = option(
+        [], "datasets: leave out rows with these faults, such as size-mismatch or broken-image, instead of stopping."
+    )
     val_fraction: float | None = option(
         None, "Share of the images of --data that is drawn for validation if it has no such split. Default: 0.2."
     )
@@ -42,7 +52,7 @@ class DataOptions:
         given = [name for name in PATHS if getattr(self, name) is not None]
         if self.data and given:
             raise ValueError(f"Give --data or {', '.join('--' + name for name in given)}, not both.")
-        alone = [name for name in ("data_format", "one_based", "val_fraction") if getattr(self, name) is not None]
+        alone = [name for name in ("data_format", *_READING) if getattr(self, name) not in (None, [])]
         if alone and not self.data:
             raise ValueError(f"{', '.join('--' + name for name in alone)} has no effect without --data.")
         for split in ("train", "val"):
@@ -62,10 +72,8 @@ class DataOptions:
 
     def _read(self, decode: bool) -> tuple[DetectionData, DetectionData | None]:
         if self.data:
-            fraction = 0.2 if self.val_fraction is None else self.val_fraction
-            data = load_detection_dataset(
-                self.data, self.data_format, one_based=self.one_based, val_fraction=fraction, decode=decode
-            )
+            given = {name: getattr(self, name) for name in _READING if getattr(self, name) is not None}
+            data = load_detection_dataset(self.data, self.data_format, decode=decode, **given)
             if "train" not in data:
                 raise ValueError(f"{data.source} has no training split, only {', '.join(data)}.")
             return data.train, data.val

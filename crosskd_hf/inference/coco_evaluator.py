@@ -102,6 +102,31 @@ class CocoEvaluator:
             rows.setdefault(image_id, self._row(image_id, result))
         self.merge(rows)
 
+    def demand_sizes(self, image_ids: Sequence[int], sizes: Tensor) -> None:
+        """Compare the sizes that boxes are scaled to with those of the data set.
+
+        Args:
+            image_ids: B ids.
+            sizes: (B, 2) height and width of the original images in px.
+
+        Raises:
+            ValueError: an image has another size in the data set, such as width and height the other way round.
+        """
+        for image_id, (height, width) in zip(image_ids, sizes.tolist(), strict=True):
+            known = self._sizes.get(image_id)
+            if known is not None and known != (width, height):
+                raise ValueError(
+                    f"orig_size of image {image_id} is ({height}, {width}), which would be its height and width; in "
+                    f"the data set it is {known[0]} px wide and {known[1]} px high. Detections would lie elsewhere."
+                )
+
+    @cached_property
+    def _sizes(self) -> dict[int, tuple[int, int]]:
+        """Image id -> width and height in px."""
+        widths, heights = self._columns.sizes.T.tolist()
+        sides = zip(widths, heights, strict=True)
+        return dict(zip(self._columns.image_ids.tolist(), sides, strict=True))
+
     def merge(self, rows: Rows) -> None:
         """Take in the `rows` of another evaluator; images that are here already are left as they are."""
         unknown = sorted(set(rows) - self.image_ids)

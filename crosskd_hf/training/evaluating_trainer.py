@@ -137,8 +137,11 @@ class EvaluatingTrainer(Trainer):
             if self._kept is not None:
                 self._kept.add(outputs, its_labels, ignore_keys or self.model.config.keys_to_ignore_at_inference)
             sizes = torch.stack([label["orig_size"] for label in its_labels])
+            image_ids = [int(label["image_id"]) for label in its_labels]
+            if self._own_collator:
+                self._detections.demand_sizes(image_ids, sizes)
             results = detections(self.processing_class, outputs, sizes, self.args.eval_threshold)
-            self._detections.update([int(label["image_id"]) for label in its_labels], results)
+            self._detections.update(image_ids, results)
         return None, None, None
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:

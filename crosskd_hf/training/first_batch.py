@@ -70,7 +70,11 @@ def check_form(batch: Any, more: Set[str] = frozenset()) -> Sequence[dict[str, A
             "DetectionCollator calls it."
         )
     pixels = batch.get("pixel_values")
-    faults = [*_of_pixels(pixels, len(labels)), *(fault for label in labels for fault in _of_label(label))]
+    faults = [
+        *_of_pixels(pixels, len(labels)),
+        *_of_mask(batch.get("pixel_mask"), pixels),
+        *(fault for label in labels for fault in _of_label(label)),
+    ]
     if faults:
         raise ValueError(f"The collator makes {faults[0]}, {_WAY_OUT}.")
     return labels  # type: ignore[no-any-return]
@@ -86,6 +90,17 @@ def _of_pixels(values: Any, count: int) -> Iterator[str]:
         yield f"pixel_values of {values.dtype}; needed is float32, or uint8 that is not normalised"
     elif len(values) != count:
         yield f"{len(values)} images and {count} labels; needed is a label for each image"
+
+
+def _of_mask(mask: Any, values: Any) -> Iterator[str]:
+    """The mask's meaning is that of transformers; in the code of DETR it is the other way round."""
+    if mask is None or not isinstance(values, Tensor) or values.ndim != 4:
+        return
+    shape = (len(values), *values.shape[-2:])
+    if not isinstance(mask, Tensor) or mask.shape != shape:
+        yield f"a pixel_mask that is {_form(mask)}; needed is {shape}"
+    elif not bool(mask[:, 0, 0].all()):
+        yield "a pixel_mask of 0 in the top left, where images lie; needed is 1 for pixels of the image, 0 for padding"
 
 
 def _of_label(label: Mapping[str, Any]) -> Iterator[str]:

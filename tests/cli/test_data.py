@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import datasets
+from PIL import Image
+
 from crosskd_hf.data.shapes import ShapesPaths
 from tests.cli.running import Output, run
 
@@ -30,6 +33,31 @@ def test_check_data_of_a_folder(tmp_path: Path, folder_of_data: Path, capsys: Ou
         assert run("check-data", *words) == 1
     errors = capsys.readouterr().err
     assert all(text in errors for text in ("Give a data set", "not both", "--train has no effect"))
+
+
+def test_boxes_and_faulty_rows_of_data_sets_on_the_command_line(tmp_path: Path, capsys: Output) -> None:
+    """What only Python could read: corners, and rows whose width is wrong."""
+    corners = [[5.0 + n, 4.0, 30.0 + n, 30.0] for n in range(30)]
+    rows = {
+        "image": [Image.new("RGB", (80, 60))] * 30,
+        "width": [80] * 29 + [90],
+        "height": [60] * 30,
+        "objects": [{"bbox": [box], "category": ["cat"]} for box in corners],
+    }
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+    assert run("check-data", tmp_path / "saved") == 1
+    told = capsys.readouterr().out
+    assert "--bbox_format xyxy" in told
+    assert "--drop size-mismatch" in told
+    words = "--bbox_format", "pascal_voc", "--drop", "size-mismatch"
+    assert run("check-data", tmp_path / "saved", *words) == 0
+    assert run("convert-data", tmp_path / "saved", tmp_path / "coco", *words) == 0
+    contents = [json.loads(path.read_text()) for path in (tmp_path / "coco" / "annotations").glob("*.json")]
+    assert {entry["bbox"][2] for content in contents for entry in content["annotations"]} == {25}
+    assert sum(len(content["images"]) for content in contents) == 29
+    assert run("check-data", tmp_path / "saved", "--bbox_format", "yolo") == 1
+    assert run("check-data", tmp_path / "a.json", tmp_path, "--bbox_format", "xyxy") == 1
+    assert "have no effect beside a COCO json" in capsys.readouterr().err
 
 
 def test_train_evaluate_and_convert_a_folder(

@@ -72,6 +72,7 @@ def test_train_goes_on_with_a_student_whatever_the_order_of_the_data(
         ((), "Give the training data: --data PATH"),
         (("--data", "a", "--train_images", "b"), "Give --data or --train_images, not both"),
         (("--data_format", "voc"), "--data_format has no effect without --data"),
+        (("--drop", "size-mismatch", "--bbox_format", "xyxy"), "--bbox_format, --drop has no effect without --data"),
     ],
 )
 def test_data_of_a_training_is_said_in_one_way(

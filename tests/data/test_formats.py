@@ -869,6 +869,58 @@ class TestDatasets:
             load_detection_dataset(tmp_path / "saved")
 
 
+class TestWaysToWriteBoxes:
+    """The same names everywhere, of `load_objects` and of every format: the others stood for xywh without a word."""
+
+    def make(self, root: Path, format: str) -> Path:
+        if format == "datasets":
+            return make_saved(root)
+        for name in OBJECTS:
+            picture(root / f"{name}.jpg")
+        if format == "csv":
+            rows = [f'{n}.jpg,{k},"[{x}, {y}, {w}, {h}]"' for n, all_ in OBJECTS.items() for k, x, y, w, h in all_]
+            write(root / "boxes.csv", "\n".join(["filename,class,bbox", *rows]))
+        else:
+            rows = [
+                json.dumps({"file_name": f"{name}.jpg", "objects": [{"bbox": o[1:], "label": o[0]} for o in objects]})
+                for name, objects in OBJECTS.items()
+            ]
+            write(root / "metadata.jsonl", "\n".join(rows))
+        return root
+
+    @pytest.mark.parametrize("format", ["csv", "imagefolder", "datasets"])
+    def test_have_several_names(self, tmp_path, format):
+        root = self.make(tmp_path / "data", format)
+
+        def boxes(name: str) -> dict[str, Any]:
+            rows = [row for part in load_detection_dataset(root, bbox_format=name).values() for row in part.dataset]
+            return {str(box): None for row in rows for box in row["objects"]["bbox"]}
+
+        assert str([4.0, 2.0, 8.0, 6.0]) in boxes("COCO")
+        for name in ("xyxy", "XYXY", "pascal_voc"):
+            assert str([4.0, 2.0, 4.0, 4.0]) in boxes(name)
+        for name in ("yolo", "cxcywh", "xyxyn"):
+            with pytest.raises(ValueError, match=f"bbox_format='{name}' is not read"):
+                boxes(name)
+
+    @pytest.mark.parametrize("drop", [["corner-boxes"], "size-mismatch", 3])
+    def test_rows_to_drop_are_of_known_kinds(self, tmp_path, drop):
+        with pytest.raises(ValueError, match="drop=.*; give a list of kinds of findings"):
+            load_detection_dataset(make_saved(tmp_path / "saved"), drop=drop)
+
+    def test_corners_are_told_with_the_way_out(self, tmp_path):
+        for number in range(40):
+            picture(tmp_path / f"{number}.jpg", (90, 60))
+        boxes = [[n, n / 2, n + 30 + n % 7, n / 2 + 25] for n in range(40)]
+        objects = [{"bbox": [box], "category": ["cat"]} for box in boxes]
+        rows = [{"file_name": f"{n}.jpg", "objects": given} for n, given in enumerate(objects)]
+        write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match=r"corner-boxes[^$]*--bbox_format xyxy"):
+            load_detection_dataset(tmp_path)
+        data = load_detection_dataset(tmp_path, bbox_format="xyxy")
+        assert all(box[3] == 25 for part in data.values() for row in part.dataset for box in row["objects"]["bbox"])
+
+
 class TestEncodings:
     """Names are read as they were written, or not at all."""
 

@@ -283,6 +283,11 @@ BATCHES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
+MASKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "of DETR": (lambda batch: batch | {"pixel_mask": 1 - batch["pixel_mask"]}, "a pixel_mask of 0 in the top left"),
+    "transposed": (lambda batch: batch | {"pixel_mask": batch["pixel_mask"][:, :, :32]}, "a pixel_mask that is .* 32"),
+}
+BATCHES |= MASKS
 LATER = BATCHES | {
     "no numbers": (changed("boxes", lambda boxes: boxes * float("nan")), r"boxes of image_id \d+ that are not finite"),
     "turned corners": (
@@ -346,6 +351,21 @@ def test_types_of_labels_do_not_matter(folder: Path, tmp_path: Path) -> None:
         logged.append(losses(trainer))
     assert len(logged[0]) == 2
     assert logged[1:] == logged[:1] * 2
+
+
+def test_sizes_of_images_the_other_way_round(folder: Path, tmp_path: Path) -> None:
+    """Detections were scaled to width x height, and AP fell without a word."""
+    collator = DetectionCollator(processor())
+
+    def collate(examples: Any) -> Any:
+        batch = collator(examples)
+        for label in batch["labels"]:
+            label["orig_size"] = label["orig_size"].flip(0)
+        return batch
+
+    trainer = build(folder, tmp_path, data_collator=collate)
+    with pytest.raises(ValueError, match=r"orig_size of image \d+ is \(64, 48\).* in the data set it is 64 px wide"):
+        trainer.evaluate()
 
 
 def test_boxes_that_may_be_corners(caplog: pytest.LogCaptureFixture) -> None:

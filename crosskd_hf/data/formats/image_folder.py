@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..coco_json import flag, is_integer
+from ..objects_column import CORNERS_FIX
 from ..schema import canonical_fields
 from .folder import Claims, Folder, demand_text, encoding_of, split_of
 from .raw import Box, Reading, ReadOptions, SplitBuilder, as_place, build_named, builders_by_split, number, whole
@@ -41,7 +42,7 @@ class ImageFolder:
             for line, row in _rows(folder, name):
                 _read(folder, name, line, row, options, builders, claims)
         quiet = frozenset({"size-missing", "area-missing", "category-ids"})
-        splits = build_named(builders, quiet=quiet)
+        splits = build_named(builders, quiet=quiet, fixes={"corner-boxes": CORNERS_FIX})
         told = "splits by folder" if set(builders) - {"all"} else "no splits"
         return Reading(splits, [f"rows of {', '.join(_files(folder))}", told])
 
