@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -19,6 +20,9 @@ from transformers import PreTrainedModel, TrainingArguments
 from .config import CrossKDConfig
 from .loading import bare_model
 
+logger = logging.getLogger(__name__)
+
+NEEDS_PROCESSOR = "Evaluation needs processing_class: the image processor turns outputs into detections."
 TRUTH_COLUMNS = {"image_id", "width", "height", "objects"}
 
 Teacher: TypeAlias = PreTrainedModel | str | os.PathLike[str]
@@ -93,6 +97,21 @@ def check_teacher(teacher: object) -> Teacher:
     )
 
 
+def check_without_teacher(teacher: Teacher | None, processor: object, args: CrossKDConfig, training: object) -> None:
+    """Tell of what has no effect without a teacher; nothing if there is one.
+
+    Raises:
+        ValueError: `teacher_processing_class` was given.
+    """
+    if teacher is not None:
+        return
+    if processor is not None:
+        raise ValueError("teacher_processing_class would have no effect without teacher_model: is that missing?")
+    methods = [str(method) for method in args.methods]
+    if training is not None and (methods != ["crosskd"] or args.teacher_eval):
+        logger.warning("There is no teacher_model, so the student learns from labels alone: methods=%s rest.", methods)
+
+
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
     """Raise `ValueError` if freezing the teacher would freeze parameters that the student trains."""
     of_teacher = {id(parameter) for parameter in teacher.parameters()}
@@ -120,6 +139,17 @@ def move_teacher(teacher: PreTrainedModel, device: torch.device) -> None:
             f"The teacher lies on {tensors[0].device} and can't be moved to {device} ({error}). Load it there: "
             f"from_pretrained(..., device_map={{'': {str(device)!r}}})."
         ) from error
+
+
+def check_processing(processor: object, collator: object, evaluation: object) -> None:
+    """Raise `ValueError` where an image processor is needed, but not given."""
+    if processor is None and collator is None:
+        raise ValueError(
+            "processing_class is missing: give the student's image processor, such as "
+            "AutoImageProcessor.from_pretrained(...)."
+        )
+    if processor is None and evaluation is not None:
+        raise ValueError(NEEDS_PROCESSOR)
 
 
 def check_data(training: Any, evaluation: Any, args: CrossKDConfig) -> None:

@@ -371,11 +371,20 @@ class CheckpointingTrainer(CocoTrainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write `README.md` into `output_dir`; `license`, `tags`, `model_name` and `dataset` go into it."""
+        """Write `README.md` into `output_dir`, as of `Trainer`.
+
+        Raises:
+            ValueError: Another task than the detection of objects, or `dataset_args`, for which a card has no place.
+        """
+        if _listed(tasks) not in ([], ["object-detection"]) or dataset_args:
+            raise ValueError(
+                f"tasks={tasks!r} and dataset_args={dataset_args!r} have no place on the card of a detector: leave "
+                "them out; dataset='...' is the name of the data, dataset_tags='OWNER/NAME' their id on the Hub."
+            )
         if self.is_world_process_zero():
-            tags = [tags] if isinstance(tags, str) else (tags or [])
-            name = dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset)
-            card = self._card(license=license, tags=tags, model_name=model_name, dataset=name)
+            given: dict[str, Any] = {"license": license, "tags": _listed(tags), "model_name": model_name}
+            given |= {"language": language, "base": finetuned_from, "data_ids": _listed(dataset_tags)}
+            card = self._card(**given, dataset=", ".join(_listed(dataset)) or None)
             Path(self.args.output_dir, "README.md").write_text(str(card), encoding="utf-8")
 
     def _card(
@@ -384,6 +393,7 @@ class CheckpointingTrainer(CocoTrainer):
         tags: Sequence[str] = (),
         model_name: str | None = None,
         dataset: str | None = None,
+        **more: Any,
     ) -> Any:
         record = self._provenance()
         return model_card(
@@ -400,6 +410,7 @@ class CheckpointingTrainer(CocoTrainer):
                 own_code=not type(self.model).__module__.startswith("transformers."),
                 classes=class_names(bare_model(self.model).config),
                 training=self._settings_of_the_card(),
+                **more,
             )
         )
 
@@ -427,3 +438,7 @@ class CheckpointingTrainer(CocoTrainer):
             best = [entry for entry in evaluations if entry["step"] == self.state.best_global_step]
             evaluations = best or evaluations
         return evaluations[-1] if evaluations else {}
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())

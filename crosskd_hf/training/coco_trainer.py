@@ -75,11 +75,7 @@ class CocoTrainer(EvaluatingTrainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None,
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None,
     ) -> None:
-        if processing_class is None and data_collator is None:
-            raise ValueError(
-                "processing_class is missing: give the student's image processor, such as "
-                "AutoImageProcessor.from_pretrained(...)."
-            )
+        arguments.check_processing(processing_class, data_collator, eval_dataset)
         upstream.check()
         if data_collator is None:
             train_dataset = in_schema(train_dataset, bare_model(model).config, "training data")

@@ -127,7 +127,7 @@ class EvaluatingTrainer(Trainer):
         """Detections of one batch go straight to the evaluator; nothing else is kept."""
         assert self._detections is not None
         if self.processing_class is None:
-            raise ValueError("Evaluation needs processing_class: the image processor turns outputs into detections.")
+            raise ValueError(arguments.NEEDS_PROCESSOR)
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"] if self._kept is not None else inputs.pop("labels")
         if self._kept is not None:

@@ -67,6 +67,9 @@ class CardContent:
         tags: Beside "crosskd" and "object-detection".
         classes: What is detected, in the order of the labels.
         training: Name of a setting -> its value, as both are shown.
+        language: Code of the language of the class names.
+        base: Hub id of the model that the student was fine-tuned from.
+        data_ids: Hub ids of data sets, beside `dataset`.
         own_code: Whether the architecture is no part of transformers, and its code is saved beside the weights.
     """
 
@@ -82,6 +85,9 @@ class CardContent:
     classes: Sequence[str] = ()
     training: Mapping[str, str] = field(default_factory=dict)
     own_code: bool = False
+    language: str | None = None
+    base: str | None = None
+    data_ids: Sequence[str] = ()
 
 
 def model_card(content: CardContent) -> ModelCard:
@@ -90,8 +96,9 @@ def model_card(content: CardContent) -> ModelCard:
         library_name="transformers",
         pipeline_tag="object-detection",
         license=content.license,
-        base_model=content.teacher,
-        datasets=[content.dataset] if _HUB_ID.fullmatch(content.dataset) else None,
+        language=content.language,
+        base_model=_one_or_all([content.base, content.teacher]),
+        datasets=[name for name in (*content.data_ids, content.dataset) if _HUB_ID.fullmatch(name)] or None,
         tags=["object-detection", *(["crosskd"] if content.provenance else []), *content.tags],
         model_name=one_line(content.name),
         eval_results=_eval_results(content) or None,
@@ -107,6 +114,11 @@ def model_card(content: CardContent) -> ModelCard:
     )
     body = "\n\n".join(part.strip() for part in parts if part)
     return ModelCard.from_template(data, template_str=_TEMPLATE, body=body)
+
+
+def _one_or_all(names: Sequence[str | None]) -> Any:
+    given = [name for name in names if name]
+    return given if len(given) > 1 else next(iter(given), None)
 
 
 def _use(content: CardContent) -> str:

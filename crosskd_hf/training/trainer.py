@@ -94,6 +94,7 @@ class CrossKDTrainer(UpdateTrainer):
         student = arguments.check_student(self._first_model(model, model_init, args.seed))
         teacher = None if teacher_model is None else arguments.check_teacher(teacher_model)
         arguments.check_checkpointing(args, teacher is not None)
+        arguments.check_without_teacher(teacher, teacher_processing_class, args, train_dataset)
         if args.should_save:
             run_folder.make(Path(args.output_dir))
         self._loss_func = compute_loss_func  # `Trainer` would take what it returns for the loss of a whole update
@@ -280,6 +281,11 @@ class CrossKDTrainer(UpdateTrainer):
 def _transform(
     given: Callable[[Record], Record] | str | None, collator: Callable[..., Any] | None
 ) -> Callable[[Record], Record] | None:
+    if given is not None and collator is not None and given != "default":
+        raise ValueError(
+            "train_transform would have no effect beside a data_collator, which makes the batches: give it to the "
+            "collator, DetectionCollator(image_processor, transform), or leave out one of both."
+        )
     if not isinstance(given, str):
         return given
     if given != "default":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback,
 from transformers.utils import ModelOutput
 
 from crosskd_hf.data import DetectionCollator
+from crosskd_hf.data.transforms import TrainTransform
 from crosskd_hf.inference.coco_evaluator import CocoEvaluator
 from crosskd_hf.models import FasterRCNNConfig, GFLConfig
 from crosskd_hf.training import arguments, predictions
@@ -840,3 +841,41 @@ def test_rates_that_the_run_never_has(folder: Path, tmp_path: Path, caplog: pyte
     build(folder, tmp_path, args={"max_steps": 2, "decay_epochs": [0.5]}).train()
     assert "warm-up" not in caplog.text
     assert "fall at" not in caplog.text
+
+
+# ---- Arguments that need others ----
+
+
+def test_arguments_that_nothing_reads_are_refused(folder: Path, tmp_path: Path) -> None:
+    collator = DetectionCollator(processor())
+    with pytest.raises(ValueError, match="train_transform would have no effect beside a data_collator"):
+        build(folder, tmp_path, data_collator=collator, train_transform=TrainTransform())
+    with pytest.raises(ValueError, match="teacher_processing_class would have no effect without teacher_model"):
+        build(folder, tmp_path, teacher_processing_class=processor())
+    for transform in (None, "default"):
+        build(folder, tmp_path, data_collator=collator, train_transform=transform)
+
+
+def test_evaluation_without_an_image_processor_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    """It stopped the run at the first evaluation."""
+    given: dict[str, Any] = {"data_collator": DetectionCollator(processor()), "processing_class": None}
+    with pytest.raises(ValueError, match="Evaluation needs processing_class"):
+        build(folder, tmp_path, **given)
+    build(folder, tmp_path, eval_dataset=None, **given).train()
+
+
+def test_methods_without_a_teacher_are_told(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(folder, tmp_path)
+    assert "labels alone" not in caplog.text
+    build(folder, tmp_path, args={"methods": ["pkd"]})
+    assert "no teacher_model, so the student learns from labels alone: methods=['pkd'] rest" in caplog.text
+
+
+def test_arguments_of_the_card_are_on_the_card(folder: Path, tmp_path: Path) -> None:
+    trainer = build(folder, tmp_path, teacher_model=make_detector(1, 12))
+    trainer.create_model_card(language="de", finetuned_from="me/base", dataset_tags="me/data", tasks="object-detection")
+    data = ModelCard.load(tmp_path / "run/README.md").data
+    assert (data.language, data.base_model, data.datasets) == ("de", "me/base", ["me/data"])
+    for given in ({"tasks": "image-classification"}, {"dataset_args": "x"}):
+        with pytest.raises(ValueError, match="no place on the card of a detector"):
+            trainer.create_model_card(**given)
