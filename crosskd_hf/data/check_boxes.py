@@ -71,6 +71,7 @@ class JudgedBoxes:
         return [
             *self._dropped(),
             *self._wrong_as_a_whole(training),
+            *(self._nothing_to_learn() if training else ()),
             *self._rotated(),
             *self._repeated(),
             *self._more_than_are_counted(),
@@ -119,6 +120,21 @@ class JudgedBoxes:
             again = f"are they for images of another size, or written in another way? {fix}"
             return found("warning", "boxes-outside", message, again, places)
         return []
+
+    def _nothing_to_learn(self) -> list[Finding]:
+        """Boxes that are all left out of training: crowd regions, marked `ignore`, or without an area."""
+        rows = self.keep & (self.table.crowds | self._untrained)
+        if not self.keep.any() or not (rows | ~self.keep).all():
+            return []
+        message = "not a single box is trained on: all are crowd regions, marked `ignore`, or have no area above 0"
+        fix = "look at iscrowd, ignore and area; iscrowd is 0 for an object, also if its mask is run-length encoded"
+        return found("error", "no-objects", message, fix, self._places(rows))
+
+    @property
+    def _untrained(self) -> Bools:
+        """(G,) boxes that training leaves out, crowd regions aside."""
+        marked = np.isin(np.arange(len(self.keep)), list(self.table.ignored))
+        return np.asarray((self.areas <= 0) | (self.table.boxes[:, 2:] < 1).any(1) | marked)
 
     def _as_corners(self) -> Severity | None:
         """How sure it is that the boxes are [x1, y1, x2, y2]; None: they aren't, or nothing tells.
@@ -197,13 +213,14 @@ class JudgedBoxes:
         crowd = "crowd regions are left out of training labels; evaluation ignores detections in them"
         area = "no area; width x height is taken"
         small = "no area above 0, a side below 1 px or the mark `ignore`: not trained on, but a part of the evaluation"
-        marked = np.isin(np.arange(len(self.keep)), list(self.table.ignored))
-        untrained = (self.areas <= 0) | (self.table.boxes[:, 2:] < 1).any(1) | marked
+        crowds = self.table.crowds & self.keep
+        most = len(crowds) >= _MANY and 2 * crowds.sum() > self.keep.sum()
+        look = "look whether they are: iscrowd is 0 for an object, also if its mask is run-length encoded"
         return [
             *found("note", "box-partly-outside", outside, "", self._places(self.beyond)),
-            *found("note", "crowd", crowd, "", self._places(self.table.crowds & self.keep)),
+            *found("warning" if most else "note", "crowd", crowd, look if most else "", self._places(crowds)),
             *found("note", "area-missing", area, "", self._places(~self.given & self.keep)),
-            *found("note", "not-trained-on", small, "", self._places(untrained & self.keep)),
+            *found("note", "not-trained-on", small, "", self._places(self._untrained & self.keep)),
         ]
 
     def _places(self, which: Bools) -> list[Place]:

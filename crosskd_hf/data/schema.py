@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
+import torch
 
 from .categories import CategoryMap
 from .report import Place
@@ -78,7 +79,10 @@ def _wrong_objects(objects: Mapping[str, Sequence[Any]]) -> str:
     if len(set(counts.values())) > 1:
         return f"has lists of different lengths in objects: {counts}"
     odd = [box for box in objects["bbox"] if not _is_box(box)]
-    return f"has a box that isn't four finite numbers: {odd[0]!r}" if odd else ""
+    if odd:
+        return f"has a box that isn't four finite numbers: {odd[0]!r}"
+    named = [label for label in objects["category"] if not isinstance(label, int | np.integer | torch.Tensor)]
+    return f"has a class that isn't a whole number: {named[0]!r}" if named else ""
 
 
 def _is_box(box: Any) -> bool:

@@ -14,7 +14,7 @@ from ..data.categories import CategoryMap
 from ..data.class_names import are_placeholders, class_names
 from ..data.dataset import DetectionData, load_objects
 from ..data.framed_image import FramedImage
-from ..data.objects_column import judge_boxes
+from ..data.objects_column import category_values, judge_boxes
 from ..data.report import DataError
 from ..data.schema import COLUMNS, FIELDS, class_label, demand_areas, demand_example
 from ..data.splits import DetectionSplits
@@ -100,6 +100,13 @@ def _is_raw(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
 
 def _loaded(dataset: datasets.Dataset, config: PreTrainedConfig, training: bool) -> DetectionData:
     if class_label(dataset.features["objects"]) is None and not are_placeholders(class_names(config)):
-        return load_objects(dataset, CategoryMap.from_config(config))
+        categories = CategoryMap.from_config(config)
+        data = load_objects(dataset, categories)
+        numbers = {value for value in category_values(dataset) if isinstance(value, int)}
+        if numbers:
+            known = [number for number in (min(numbers), max(numbers)) if number in categories.raw_ids]
+            names = [f"{number} for {categories.names[categories.to_contiguous(number)]!r}" for number in known]
+            logger.warning("Classes of raw data are numbers without names: %s.", " to ".join(dict.fromkeys(names)))
+        return data
     data = load_objects(dataset)
     return data if are_placeholders(class_names(config)) else data.for_model(config, training)

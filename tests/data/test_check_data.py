@@ -576,6 +576,24 @@ class TestShares:
         crowds = np.ones(30 + twice, dtype=bool)
         assert not [x for x in self.findings(boxes + boxes[:twice], crowds=crowds) if x.kind == "duplicate-object"]
 
+    @pytest.mark.parametrize(
+        ("crowds", "kinds"), [(30, {"no-objects": "error", "crowd": "warning"}), (16, {"crowd": "warning"}), (15, {})]
+    )
+    def test_crowd_regions_of_most_or_all(self, crowds, kinds):
+        """As of exports that mark every mask in run-length encoding: nothing would be learnt, without a word."""
+        boxes = [[10.0 + i, 20, 30, 40 + i] for i in range(30)]
+        assert self.kinds(boxes, crowds=np.arange(30) < crowds) == kinds
+
+    def test_objects_that_are_all_left_out_of_training(self):
+        boxes = [[10.0 + i, 20, 0.5, 40] for i in range(5)]
+        assert self.kinds(boxes) == {"no-objects": "error"}
+        assert self.kinds([*boxes, [1, 2, 30, 40]]) == {}
+        areas = np.array([-1.0, -1, -1, -1, 20])
+        assert self.kinds([[10.0 + i, 20, 30, 40] for i in range(5)], areas=areas) == {}
+        assert self.kinds([[10.0 + i, 20, 30, 40] for i in range(5)], ignored=frozenset(range(5))) == {
+            "no-objects": "error"
+        }
+
     def test_fractions(self):
         assert self.kinds([[0.1, 0.2, 0.3, 0.4]] * 30 + [[10, 400, 30, 40]] * 60) == {"relative-boxes": "error"}
 

@@ -419,11 +419,11 @@ class TestLoadObjects:
         assert data.report.dropped == (("row 0", 2, "[5.0, 6.0, 0.0, 8.0] no positive width and height"),)
 
     def test_ids_and_crowds_are_kept(self):
-        objects = [{"bbox": [[1, 2, 3, 4]], "category": [4], "id": [77], "iscrowd": [1]}]
+        objects = [{"bbox": [[1, 2, 3, 4]] * 2, "category": [4, 4], "id": [77, 9], "iscrowd": [1, 0]}]
         data = load_objects(self.hub(objects, image_id=[12], width=[100], height=[80]))
         assert data.dataset[0]["image_id"] == 12
-        assert data.dataset[0]["objects"]["id"] == [77]
-        assert data.dataset[0]["objects"]["iscrowd"] == [1]
+        assert data.dataset[0]["objects"]["id"] == [77, 9]
+        assert data.dataset[0]["objects"]["iscrowd"] == [1, 0]
         assert data.categories == CategoryMap((4,), ("4",))
 
     @pytest.mark.parametrize("dtype", ["bool", "int8", "float32"])
@@ -720,6 +720,8 @@ class TestDetectionCollator:
             ({"bbox": ["5 5 8 8"]}, "four finite numbers"),
             ({"bbox": [None]}, "four finite numbers: None"),
             ({"category": [0, 1]}, "lists of different lengths in objects: {'id': 1, 'bbox': 1, 'category': 2"),
+            ({"category": ["cat"]}, "has a class that isn't a whole number: 'cat'"),
+            ({"category": [1.0]}, "a whole number: 1.0"),
         ],
     )
     def test_rows_of_others_that_are_wrong_are_named(self, change, message):

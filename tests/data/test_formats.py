@@ -823,10 +823,10 @@ class TestImageFolder:
     @pytest.mark.parametrize(("flag", "crowd"), [(True, 1), (False, 0), (None, 0), (1.0, 1), (0, 0)])
     def test_crowd_regions(self, tmp_path, flag, crowd):
         root = make_imagefolder(tmp_path)
-        objects = {"bbox": [[4, 2, 8, 6]], "category": ["cat"], "iscrowd": [flag]}
+        objects = {"bbox": [[4, 2, 8, 6]] * 2, "category": ["cat", "dog"], "iscrowd": [flag, 0]}
         write(root / "train/metadata.jsonl", json.dumps({"file_name": "a.jpg", "objects": objects}))
-        assert load_detection_dataset(root).train.dataset[0]["objects"]["iscrowd"] == [crowd]
-        objects["iscrowd"] = ["yes"]
+        assert load_detection_dataset(root).train.dataset[0]["objects"]["iscrowd"] == [crowd, 0]
+        objects["iscrowd"] = ["yes", 0]
         write(root / "train/metadata.jsonl", json.dumps({"file_name": "a.jpg", "objects": objects}))
         assert "iscrowd of an object is 'yes'" in faults(root)["metadata-row"][0]
 

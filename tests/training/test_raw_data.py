@@ -64,6 +64,16 @@ def test_raw_data_are_read(kind: str, folder: Path, tmp_path: Path) -> None:
             assert [row[key] for row in got["objects"]] == [row[key] for row in wanted["objects"]]
 
 
+def test_numbers_of_classes_are_told(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that begin at 1, of which the last one doesn't occur, would be other classes without a word."""
+    data = raw(load_data(folder)[0].dataset, KINDS["numbers"])
+    trainer(tmp_path, data)
+    assert "Classes of raw data are numbers without names: 0 for 'circle' to 2 for 'triangle'." in caplog.text
+    caplog.clear()
+    trainer(tmp_path, raw(load_data(folder)[0].dataset, KINDS["texts"]))
+    assert "numbers without names" not in caplog.text
+
+
 def test_data_that_were_loaded_are_taken(folder: Path, tmp_path: Path) -> None:
     train, val = load_data(folder)
     made = trainer(tmp_path, train, val)
