@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 
@@ -17,17 +18,23 @@ def demand_trainable(student: nn.Module) -> None:
         )
 
 
-def demand_optimized(student: nn.Module, adapters: Sequence[nn.Parameter], optimizer: Any) -> None:
+def demand_optimized(student: nn.Module, adapters: Sequence[nn.Parameter], optimizer: Any, scheduler: Any) -> None:
     """Judge an optimiser that a user or a subclass made.
 
     Args:
         student: Of which a part may be left out on purpose.
         adapters: The trainable parameters of the distillation.
-        optimizer: As the trainer has it.
+        optimizer, scheduler: As the trainer has them.
 
     Raises:
-        ValueError: It holds nothing of the student, or lacks adapters.
+        ValueError: It holds nothing of the student, or lacks adapters, or the schedule is that of another optimiser.
     """
+    scheduled = getattr(getattr(scheduler, "scheduler", scheduler), "optimizer", optimizer)
+    if _plain(scheduled) is not _plain(optimizer):
+        raise ValueError(
+            "The learning rate schedule in optimizers was made for another optimiser, so the rates of this one would "
+            "stay as they are: give both, optimizers=(optimizer, schedule), or lr_scheduler_type."
+        )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in student.parameters() if parameter.requires_grad):
         raise ValueError(
@@ -42,3 +49,7 @@ def demand_optimized(student: nn.Module, adapters: Sequence[nn.Parameter], optim
             "random: a create_optimizer of your own has to add them, optimizer.add_param_group({'params': [p for p in "
             "self.distiller.parameters() if p.requires_grad]}), or let CrossKDTrainer.create_optimizer do it."
         )
+
+
+def _plain(optimizer: Any) -> Any:
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

@@ -61,7 +61,7 @@ class UpdateTrainer(CheckpointingTrainer):
 
     def _begin_training(self) -> None:
         super()._begin_training()
-        demand_optimized(self.student, self._adapters(), self.optimizer)
+        demand_optimized(self.student, self._adapters(), self.optimizer, self.lr_scheduler)
 
     # ---- Micro-batches ----
 
@@ -80,6 +80,11 @@ class UpdateTrainer(CheckpointingTrainer):
             if batch is None:
                 break
             batches.append(self._without_repeats(batch))
+        if not batches and self.state.global_step == 0:
+            raise ValueError(
+                "The training data gave no batch: nothing would be learned. Is the stream empty, or read to its end "
+                "already, as an iterator is after its first pass?"
+            )
         self._guard.clear()
         self._gradient_norm = None
         if self.distiller is not None:

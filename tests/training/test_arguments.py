@@ -760,6 +760,32 @@ def test_an_optimiser_of_another_model_is_refused(folder: Path, tmp_path: Path) 
             trainer.train()
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_schedule_of_another_optimiser_is_refused(folder: Path, tmp_path: Path, both: bool) -> None:
+    """The rates stayed as they were, without a word."""
+    model = make_detector(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.5**update)
+    given: dict[str, Any] = {"model": model, "args": {"schedule": None}}
+    trainer = build(folder, tmp_path, optimizers=(optimizer if both else None, schedule), **given)
+    with nullcontext() if both else pytest.raises(ValueError, match="schedule in optimizers was made for another"):
+        trainer.train()
+    assert trainer.state.global_step == (2 if both else 0)
+
+
+class Nothing(IterableDataset):  # type: ignore[type-arg]
+    """A stream that is at its end."""
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def test_a_stream_without_an_image_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The run ended without an update, and the student was saved as it was."""
+    with pytest.raises(ValueError, match="The training data gave no batch: nothing would be learned"):
+        build(folder, tmp_path, train_dataset=Nothing()).train()
+
+
 class OwnOptimizer(CrossKDTrainer):
     """Makes its optimiser without asking `super()`."""
 
