@@ -22,7 +22,7 @@ from ..files import without_folders
 from ..inference.speed import Speed
 from . import ineffective, upstream
 from .moved import tell_of_moved_options
-from .ranges import check_numbers
+from .ranges import check_numbers, check_switches
 from .schedules import SCHEDULES, WARMUP_STARTS, Schedule, default_warmup, parse_factors
 
 logger = logging.getLogger(__name__)
@@ -272,6 +272,7 @@ class CrossKDConfig(TrainingArguments):
 
     def _check(self) -> None:
         check_numbers(self)
+        check_switches(self)
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}, or None for optim and "
@@ -312,7 +313,7 @@ class CrossKDConfig(TrainingArguments):
                 f"warmup_steps={self.warmup_steps} would have no effect with warmup_kind='none' of schedule="
                 f"{self.schedule!r}: leave it out, or set warmup_kind='linear'."
             )
-        if any(not epoch > 0 for epoch in self.decay_epochs or ()):
+        if any(not isinstance(epoch, int | float) or not epoch > 0 for epoch in self.decay_epochs or ()):
             raise ValueError(f"decay_epochs={self.decay_epochs}: give numbers of epochs above 0.")
         if "backbone" in parse_factors(self.lr_factors) and self.backbone_lr is not None:
             raise ValueError("backbone_lr and lr_factors both set the learning rate of the backbone: leave out one.")

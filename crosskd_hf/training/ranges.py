@@ -1,9 +1,10 @@
-"""Numbers among the options: judged before anything else, for a wrong one fails late, or never."""
+"""Numbers and switches among the options: judged before anything else, for a wrong one fails late, or never."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _INDEX = Kind("a whole number of at least 0", lambda value: value >= 0 and value
 _SEED = Kind("a whole number from 0 to 4294967295", lambda value: 0 <= value < 1 << 32 and value == int(value))
 _AT_LEAST_0 = Kind("a number of at least 0 that is finite", lambda value: value >= 0)
 _ABOVE_0 = Kind("a number above 0 that is finite", lambda value: value > 0)
+_NUMBER = Kind("a number", lambda value: True)
 _UPDATES = Kind("a whole number of at least 1, or -1 for num_train_epochs", lambda v: (v >= 1 or v < 0) and v == int(v))
 
 KINDS: Mapping[str, Kind] = {
@@ -44,6 +46,11 @@ KINDS: Mapping[str, Kind] = {
     "eval_delay": _AT_LEAST_0,
     "save_total_limit": _INDEX,
     "dataloader_num_workers": _INDEX,
+    "bias_lr_factor": _AT_LEAST_0,
+    "bias_weight_decay": _AT_LEAST_0,
+    "ema_decay": _NUMBER,  # the range of these is told by `CrossKDConfig`
+    "eval_threshold": _NUMBER,
+    "patience": _NUMBER,
     "seed": _SEED,
     "data_seed": _SEED,
 }
@@ -67,6 +74,18 @@ def check_numbers(args: Any) -> None:
             raise ValueError(f"{name}={value!r} is no number: give {kind.words}.{hint}")
         if not math.isfinite(value) or not kind.fits(value):
             raise ValueError(f"{name}={value!r} is out of range: give {kind.words}.")
+
+
+def check_switches(args: Any) -> None:
+    """Raise `ValueError` for the first option that is on or off and has another value: the word "false" counts as on.
+
+    Args:
+        args: A `CrossKDConfig`.
+    """
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if isinstance(field.default, bool) and value not in (None, True, False):
+            raise ValueError(f"{field.name}={value!r} is neither True nor False, which it takes alone.")
 
 
 def _is_unread(args: Any, name: str) -> bool:

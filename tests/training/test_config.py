@@ -78,6 +78,27 @@ def test_a_number_out_of_range_is_refused(tmp_path: Path, options: dict[str, Any
         config(tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fast": "false"}, "fast='false' is neither True nor False"),
+        ({"exact_accumulation": "no"}, "exact_accumulation='no' is neither True nor False"),
+        ({"bf16": 2}, "bf16=2 is neither True nor False"),
+        ({"ema_decay": "0.9"}, "ema_decay='0.9' is no number"),
+        ({"patience": "3"}, "patience='3' is no number"),
+        ({"eval_threshold": "0.1"}, "eval_threshold='0.1' is no number"),
+        ({"schedule": "1x", "decay_epochs": ["8"]}, "give numbers of epochs above 0"),
+        ({"schedule": "1x", "decay_epochs": "8"}, "give numbers of epochs above 0"),
+        ({"schedule": "1x", "bias_lr_factor": float("nan")}, "bias_lr_factor=nan is out of range"),
+        ({"schedule": "1x", "bias_weight_decay": -1.0}, "bias_weight_decay=-1.0 is out of range"),
+    ],
+)
+def test_words_for_switches_and_numbers_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    """The word "false" was taken for on, without a word."""
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)
+
+
 def test_numbers_that_nothing_reads_may_be_anything(tmp_path: Path) -> None:
     args = config(tmp_path, max_steps=2, num_train_epochs=0, save_strategy="no", save_steps=0, logging_strategy="epoch")
     assert (args.max_steps, args.save_total_limit) == (2, None)
