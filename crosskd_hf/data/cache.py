@@ -26,7 +26,7 @@ from .categories import CategoryMap
 from .report import DataReport, Finding, Place
 
 logger = logging.getLogger(__name__)
-VERSION = 2  # of what is checked, and of the entries' form
+VERSION = 3  # of what is checked, and of the entries' form
 PATIENCE = 3600.0  # seconds that a process waits for the one that checks
 
 
