@@ -640,6 +640,7 @@ class TestYolo:
             ("0.5 0.5 0.5 0.5 0.5", "yolo-line"),
             ("0 0.5 0.5 nan 0.5", "yolo-line"),
             ("-1 0.5 0.5 0.5 0.5", "yolo-line"),
+            (f"{10**40} 0.5 0.5 0.5 0.5", "yolo-line"),
             ("0 0.5 0.5 0.5 0.5 0.5 0.5 0.5", "yolo-line"),
             ("0 120 80 30 20", "yolo-pixels"),
             ("7 0.5 0.5 0.5 0.5", "unknown-category"),

@@ -427,7 +427,7 @@ def _read_labels(builder: SplitBuilder, row: int, label: Path, root: Path, setti
 def _shape_of(numbers: list[float], keypoints: int) -> str:
     """ "" for a box, "extra-column" for a box and a number more, "polygon", or "yolo-line": none of them."""
     class_number = numbers[0]
-    if not (all(map(math.isfinite, numbers)) and class_number >= 0 and class_number == int(class_number)):
+    if not (all(map(math.isfinite, numbers)) and 0 <= class_number < 2**31 and class_number == int(class_number)):
         return "yolo-line"
     if len(numbers) == 5 or (keypoints and len(numbers) == 5 + keypoints):
         return ""
