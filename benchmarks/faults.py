@@ -446,11 +446,7 @@ DISTILLATION = (
         "distillation.distiller:Distiller.forward",
         "method.config.weight * weight",
         "weight",
-        (
-            "distillation/methods/test_kd.py",
-            "distillation/detectors/test_faster_rcnn.py::test_weights_and_temperature",
-            "distillation/detectors/test_detr.py::TestLosses::test_weights",
-        ),
+        ("distillation/test_contract.py::test_the_weight_of_a_method_multiplies_its_terms",),
     ),
     Fault(
         "leaks go unnoticed",

@@ -201,6 +201,19 @@ def test_methods_are_named_once_and_some_are_named() -> None:
         Distiller(*pair, ["pkd:weight=0"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weight_of_a_method_multiplies_its_terms(name: str) -> None:
+    said, found = ACTING.get(name, name), []
+    for weight in (1, 3):
+        torch.manual_seed(0)  # of the adapters
+        distiller, student = distil("gfl", f"{said}{',' if ':' in said else ':'}weight={weight}")
+        found.append(distilled_parts(distiller, student, detector_zoo.batch("gfl")))
+    one, three = ({key: part.total for key, part in parts.items()} for parts in found)
+    assert any(total.any() for total in one.values())
+    for key in one:
+        torch.testing.assert_close(three[key], 3 * one[key], msg=key)
+
+
 class TestViews:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_features_have_the_strides_and_channels_that_the_view_says(self, family: str) -> None:
