@@ -419,6 +419,8 @@ def test_compute_loss_is_the_authors_loss(tmp_path: Path) -> None:
     trainer = CrossKDTrainer(model, arguments, processing_class=images, teacher_model=teacher)
     for one in (model, teacher):
         one.to(parity_detr.TRAINING)
+        assert one.config.tie_word_embeddings
+        assert one.class_embed[-1].bias is one.model.decoder.class_embed[-1].bias
     inputs["pixel_values"] = inputs["pixel_values"].to(parity_detr.TRAINING)
     inputs["labels"] = [label | {"boxes": label["boxes"].to(parity_detr.TRAINING)} for label in labels]
     loss = trainer.compute_loss(model.train(), inputs)
