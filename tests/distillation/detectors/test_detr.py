@@ -130,6 +130,24 @@ def test_student_queries_reach_the_students_decoder_but_not_its_heads(name: str)
     assert not [key for key in reached if "class" in key or "bbox" in key]
 
 
+def test_references_of_a_students_queries_carry_no_gradient() -> None:
+    """In the teacher's decoder; with one stage the student's references are a layer's output."""
+    student, teacher, inputs = build("deformable_detr").train(), build("deformable_detr", seed=1), batch()
+    distiller = Distiller(student, teacher, ["crosskd:queries=student"])
+    seen: list[bool] = []
+
+    def look(module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        memory = named.get("encoder_hidden_states")  # in the teacher's own pass a positional argument
+        if memory is not None and memory.requires_grad:
+            seen.append(named["reference_points"].requires_grad)
+
+    outputs = student(**inputs)
+    assert outputs.init_reference_points.requires_grad
+    teacher.model.decoder.layers[0].register_forward_pre_hook(look, with_kwargs=True)
+    distiller(outputs, inputs)
+    assert seen == [False]
+
+
 @pytest.mark.parametrize("name", ["rt_detr", "rt_detr_v2", "lw_detr", "rf_detr"])
 @torch.no_grad()
 def test_queries_that_exist_in_training_only_are_left_out(name: str) -> None:
