@@ -152,8 +152,6 @@ class DetrOptions(ComparisonOptions):
     dataset: str | None = option(None, "Hub data set with image and objects, instead of files.")
     train_split: str = option("train", "Split of the Hub data set to train on.")
     val_split: str = option("validation", "Split of the Hub data set to evaluate on.")
-    bbox_format: str = option("xywh", "Boxes of the Hub data set: xywh or xyxy, in px.")
-    drop: list[str] = option([], "Kinds of faults whose rows are left out, such as size-mismatch.")
     backbone_weights: str | None = option(None, "'timm': pretrained backbones (downloads).")
     d_model: int = option(256, "Width of new transformers.", "Deformable DETR (ICLR 2021)")
     feature_levels: int = option(4, "Levels of new models; those of the teacher.", "Deformable DETR (ICLR 2021)")
@@ -161,10 +159,16 @@ class DetrOptions(ComparisonOptions):
     decoder_layers: int = option(6, "Decoder layers of new models.", "Deformable DETR (ICLR 2021)")
     num_queries: int = option(300, "Queries of new models.", "Deformable DETR (ICLR 2021)")
 
+    @property
+    def unread(self) -> list[str]:
+        """As of :class:`DataOptions`; rows of `dataset` are read by two of the options."""
+        read = () if self.dataset is None else ("bbox_format", "drop")
+        return [name for name in super().unread if name not in read]
+
     def read_data(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData]:
         """Training and validation data: from the Hub, from a COCO folder, or synthetic."""
         if self.dataset is None:
             return super().read_data(config)
-        splits = load_dataset(self.dataset)
-        train = load_objects(splits[self.train_split], bbox_format=self.bbox_format, drop=self.drop)
-        return train, load_objects(splits[self.val_split], train.categories, self.bbox_format, self.drop)
+        splits, bbox_format = load_dataset(self.dataset), self.bbox_format or "xywh"
+        train = load_objects(splits[self.train_split], bbox_format=bbox_format, drop=self.drop)
+        return train, load_objects(splits[self.val_split], train.categories, bbox_format, self.drop)

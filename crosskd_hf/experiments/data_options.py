@@ -52,12 +52,17 @@ class DataOptions:
         given = [name for name in PATHS if getattr(self, name) is not None]
         if self.data and given:
             raise ValueError(f"Give --data or {', '.join('--' + name for name in given)}, not both.")
-        alone = [name for name in ("data_format", *_READING) if getattr(self, name) not in (None, [])]
-        if alone and not self.data:
-            raise ValueError(f"{', '.join('--' + name for name in alone)} has no effect without --data.")
+        if self.unread:
+            raise ValueError(f"{', '.join('--' + name for name in self.unread)} has no effect without --data.")
         for split in ("train", "val"):
             if (getattr(self, f"{split}_annotations") is None) != (getattr(self, f"{split}_images") is None):
                 raise ValueError(f"Give both of --{split}_annotations and --{split}_images, or neither.")
+
+    @property
+    def unread(self) -> list[str]:
+        """Given options that say how to read data which are not given."""
+        names = () if self.data else ("data_format", *_READING)
+        return [name for name in names if getattr(self, name) not in (None, [])]
 
     def read_files(self, config: CrossKDConfig) -> tuple[DetectionData, DetectionData | None]:
         """Training and validation data; None if there is none to validate.
