@@ -28,6 +28,15 @@ def test_names_part_update_and_images_and_saves_the_batch(tmp_path: Path) -> Non
     assert batch["losses"]["loss_box"] == 1
 
 
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_triggers(tmp_path: Path, norm: float) -> None:
+    guard = NonFiniteGuard(tmp_path, rank=0)
+    guard.watch({"loss": torch.tensor(1.0)}, {}, torch.tensor(0.0))
+    assert guard.triggered(torch.tensor(norm))
+    assert not guard.triggered(torch.tensor(3.0))
+    assert not guard.triggered(None)  # a gradient scaler judges
+
+
 @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("unexpected pos 64")])
 def test_a_full_disk_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object) -> None:

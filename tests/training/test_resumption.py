@@ -307,6 +307,10 @@ def test_a_new_learning_rate_is_taken_and_told(
     assert torch.allclose(torch.tensor(seen_again.rates), torch.tensor(seen.rates[2:]) / 2, rtol=1e-6)
     assert again.state.log_history[2]["learning_rate"] == pytest.approx(seen.rates[2][0] / 2)
     assert {group["weight_decay"] for group in again.optimizer.param_groups} <= {0.0, 0.25}
+    fresh = run_in(folder, tmp_path / "fresh", **changes | {"learning_rate": 0.01})
+    fresh.create_optimizer_and_scheduler(6)
+    initial = [[group["initial_lr"] for group in trainer.optimizer.param_groups] for trainer in (again, fresh)]
+    assert initial[0] == initial[1]
     assert "goes on with other settings" in caplog.text
     assert "weight_decay: " in caplog.text
 
