@@ -42,7 +42,7 @@ presets: $(STAMP)  ## every published experiment in small: two updates and one e
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets_dry.py
 
 slow: $(STAMP)  ## long tests: trainings, kills, signals, several processes; about fifteen minutes together
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(AGAIN)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow $(MORE)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

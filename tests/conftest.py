@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 _CACHE = tempfile.mkdtemp(prefix="crosskd_hf_tests_")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
@@ -33,7 +34,15 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a CUDA device where there is none."""
+    """Files of long tests first, by their limits of time, so that no worker waits for another one's at the end.
+
+    What needs a CUDA device is skipped where there is none.
+    """
+    limits: dict[Path, float] = {}
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limits[item.path] = max(limits.get(item.path, 0), marker.args[0] if marker else 0)
+    items.sort(key=lambda item: -limits[item.path])
     if torch.cuda.is_available():
         return
     for item in items:
