@@ -3,7 +3,7 @@
     python benchmarks/start_time.py [--before WORKTREE] [--images 118287] [--boxes 860001] [--decode] [--folder]
 
 Makes hard links of one photograph and a json in a temporary folder, and prints JSON: of each start, in a process of its
-own and without its imports. `--decode` decodes every image in the first one, about 1.4 ms of a core each. `--folder`
+own and without its imports. `--decode` decodes every image in the first one, 0.9 to 1.4 ms of a core each. `--folder`
 takes `load_detection_dataset`, which draws a validation split. `--before` adds a start of another checkout.
 """
 
